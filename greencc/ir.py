@@ -1,0 +1,145 @@
+"""Small helpers over Relax that every stage shares: source names, constants, counting.
+
+A *node* is an operator call (constants excluded, nested graphs counted); an *edge* is one use of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import tvm
+from tvm import ir, relax, sym, tirx
+
+INPUTS_ATTR = "greencc.inputs"
+OUTPUTS_ATTR = "greencc.outputs"
+SYMBOL_LOWER_ATTR = "tir_var_lower_bound"
+SYMBOL_UPPER_ATTR = "tir_var_upper_bound"
+
+
+def span_of(expr: relax.Expr) -> str | None:
+    """Name of the source model's node that `expr` stands for, or None when it has none."""
+    span = expr.span
+    return span.source_name.name if span is not None else None
+
+
+def make_span(node: str) -> relax.Span:
+    """A span that carries a source node's name. Line and column mean nothing here."""
+    return relax.Span(ir.SourceName(node), 0, 0, 0, 0)
+
+
+def with_span(expr: relax.Expr, node: str | None) -> relax.Expr:
+    """`expr` again, carrying `node` as its source name. Only calls carry names; others are returned as is."""
+    if node is None or not isinstance(expr, relax.Call):
+        return expr
+    return relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, make_span(node))
+
+
+def constant_array(expr: relax.Expr) -> np.ndarray | None:
+    """The values of a constant expression, or None when `expr` is not a constant. A view where TVM allows."""
+    if not isinstance(expr, ir.GenericConst):
+        return None
+    value = expr.value
+    if str(value.dtype) == "bfloat16":
+        return value.numpy()
+    return np.from_dlpack(value) if str(value.dtype) != "bool" else value.numpy()
+
+
+def scalar_value(expr: relax.Expr) -> float | int | bool | None:
+    """The value of a one-element constant of any rank, or None."""
+    array = constant_array(expr)
+    return array.reshape(()).item() if array is not None and array.size == 1 else None
+
+
+def static_shape(ty: relax.Type) -> tuple[int, ...] | None:
+    """Shape of a tensor type as integers, or None when it is unknown or symbolic."""
+    dims = shape_of(ty)
+    if dims is None or not all(isinstance(dim, tirx.IntImm) for dim in dims):
+        return None
+    return tuple(int(dim) for dim in dims)
+
+
+def shape_of(ty: relax.Type) -> list[tirx.Expr] | None:
+    """Dimensions of a tensor type as TIR expressions, or None when the shape is unknown."""
+    if not isinstance(ty, relax.TensorType) or not isinstance(ty.shape, relax.ShapeExpr):
+        return None
+    return list(ty.shape.values)
+
+
+def dtype_of(ty: relax.Type) -> str | None:
+    """Numpy name of a tensor type's element type, or None for other types."""
+    return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else None
+
+
+def same_type(a: relax.Type, b: relax.Type) -> bool:
+    """Whether two types are equal, symbolic dimensions compared as expressions."""
+    if isinstance(a, relax.TensorType) and isinstance(b, relax.TensorType):
+        shape_a, shape_b = shape_of(a), shape_of(b)
+        if str(a.dtype) != str(b.dtype) or (shape_a is None) != (shape_b is None):
+            return False
+        return shape_a is None or same_shape(shape_a, shape_b)
+    return bool(tvm.ir.structural_equal(a, b))
+
+
+def same_shape(a: list[tirx.Expr], b: list[tirx.Expr]) -> bool:
+    """Whether two shapes are provably equal."""
+    if len(a) != len(b):
+        return False
+    analyzer = sym.Analyzer()
+    return all(analyzer.can_prove_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def relax_functions(module: tvm.IRModule) -> Iterator[tuple[ir.GlobalVar, relax.Function]]:
+    """The module's Relax functions, `main` first, then by name: an order that does not vary between runs."""
+    pairs = [(gv, fn) for gv, fn in module.functions_items() if isinstance(fn, relax.Function)]
+    yield from sorted(pairs, key=lambda pair: (pair[0].name_hint != "main", pair[0].name_hint))
+
+
+def bindings_of(function: relax.Function) -> Iterator[relax.Binding]:
+    """Every binding of a function in execution order, those inside branches of an If included."""
+
+    def walk(seq: relax.SeqExpr) -> Iterator[relax.Binding]:
+        for block in seq.blocks:
+            for binding in block.bindings:
+                yield binding
+                value = binding.value
+                if isinstance(value, relax.If):
+                    yield from walk(value.true_branch)
+                    yield from walk(value.false_branch)
+
+    yield from walk(function.body)
+
+
+def operands(value: relax.Expr) -> Iterator[relax.Expr]:
+    """The values that an expression uses, tuples opened, in order."""
+    if isinstance(value, relax.Call):
+        children = list(value.args)
+    elif isinstance(value, relax.Tuple):
+        children = list(value.fields)
+    elif isinstance(value, relax.TupleGetItem):
+        children = [value.tuple_value]
+    elif isinstance(value, relax.If):
+        children = [value.cond]
+    else:
+        return
+    for child in children:
+        if isinstance(child, relax.Tuple):
+            yield from operands(child)
+        else:
+            yield child
+
+
+def count_graph(module: tvm.IRModule) -> tuple[int, int]:
+    """(|N|, |E|): operator calls, and uses of values by them and by the outputs."""
+    nodes = edges = 0
+    for _, function in relax_functions(module):
+        for binding in bindings_of(function):
+            value = binding.value
+            is_node = isinstance(value, (relax.If, relax.Call)) and not (
+                isinstance(value, relax.Call) and isinstance(value.op, ir.GlobalVar)
+            )
+            is_output = isinstance(value, relax.Tuple)
+            nodes += is_node
+            if is_node or is_output:
+                edges += sum(isinstance(use, relax.Var) for use in operands(value))
+    return nodes, edges

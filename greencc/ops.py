@@ -1,0 +1,96 @@
+"""The `greencc.*` operators: what Relax has no operator for, or none that lowers well.
+
+They are registered by one explicit call of `register_ops()`, with type inference and purity. They compile, run and
+round-trip JSON, but TVMScript can't parse them: tests build their expected modules with BlockBuilder.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import asdict, dataclass
+
+import tvm_ffi
+from tvm import ir, relax
+
+from greencc.errors import GreenccError
+from greencc.ir import dtype_of, shape_of
+
+ATTENTION = "greencc.attention"
+
+
+@dataclass(frozen=True)
+class AttentionAttrs:
+    """Attributes of `greencc.attention`.
+
+    Attributes:
+        heads: number of query heads H.
+        kv_heads: number of key and value heads; divides H (grouped-query attention).
+        head_dim: size D of a query and key head.
+        value_dim: size Dv of a value head.
+        q_offset, k_offset, v_offset: first column of each operand, so that one fused projection [B, S, C] can be
+            passed three times.
+        scale: factor on the scores before the mask is added.
+        causal: query i sees keys j <= i + (T - S) only.
+        nan_to_zero: a row whose keys are all masked with -inf gives 0, not NaN.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    q_offset: int = 0
+    k_offset: int = 0
+    v_offset: int = 0
+    scale: float = 1.0
+    causal: bool = False
+    nan_to_zero: bool = False
+
+    @staticmethod
+    def of(call: relax.Call) -> AttentionAttrs:
+        """The attributes of an attention call, as Python values."""
+        attrs = {field: call.attrs[field] for field in AttentionAttrs.__dataclass_fields__}
+        kinds = {"scale": float, "causal": bool, "nan_to_zero": bool}
+        return AttentionAttrs(**{name: kinds.get(name, int)(value) for name, value in attrs.items()})
+
+
+def attention(
+    q: relax.Expr, k: relax.Expr, v: relax.Expr, mask: relax.Expr | None, attrs: AttentionAttrs
+) -> relax.Call:
+    """softmax(scale * Q K^T + mask) V, heads side by side in the last axis.
+
+    Args:
+        q: [B, S, Cq] float32; head h occupies columns q_offset + h * head_dim and on.
+        k: [B, T, Ck], v: [B, T, Cv], like q with kv_heads heads.
+        mask: float32 added to the scores, broadcastable to [B, heads, S, T] (rank 4), or None.
+        attrs: see AttentionAttrs.
+
+    Returns a call of type [B, S, heads * value_dim]. No transposed copy of an operand is needed.
+    """
+    register_ops()
+    args = [q, k, v] if mask is None else [q, k, v, mask]
+    return relax.Call(ir.Op.get(ATTENTION), args, ir.make_node("ir.DictAttrs", **asdict(attrs)), [])
+
+
+def _infer_attention(call: relax.Call, _context: object) -> relax.TensorType:
+    attrs = AttentionAttrs.of(call)
+    q = shape_of(call.args[0].ty)
+    if q is None or len(q) != 3:
+        raise GreenccError(f"{ATTENTION}: the query must be [batch, sequence, columns], not {call.args[0].ty}")
+    if attrs.kv_heads < 1 or attrs.heads % attrs.kv_heads:
+        raise GreenccError(f"{ATTENTION}: {attrs.heads} heads are no multiple of {attrs.kv_heads} key heads")
+    if not math.isfinite(attrs.scale):
+        raise GreenccError(f"{ATTENTION}: the scale must be finite, not {attrs.scale}")
+    return relax.TensorType((q[0], q[1], attrs.heads * attrs.value_dim), dtype_of(call.args[0].ty))
+
+
+@functools.cache
+def register_ops() -> None:
+    """Register every `greencc.*` operator with TVM. Calling it again does nothing."""
+    known = set(ir.Op.list_op_names())
+    for name, infer in {ATTENTION: _infer_attention}.items():
+        if name in known:
+            continue
+        tvm_ffi.get_global_func("ir.RegisterOp")(name, f"greencc operator {name}")
+        ir.register_op_attr(name, "FInferType", infer)
+        ir.register_op_attr(name, "FPurity", True)

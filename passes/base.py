@@ -1,0 +1,138 @@
+"""What a pass is: its result, its numbered legality conditions, and the base of passes that rewrite operators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+import tvm
+from tvm import relax
+
+from greencc.errors import GreenccError
+from greencc.ir import relax_functions, span_of
+from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
+
+MatchT = TypeVar("MatchT")
+
+# A rewrite can expose another one; more rounds than this means two rewrites undo each other.
+MAX_ROUNDS = 64
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a match was left alone: the pass, the node it was found at, and the condition that failed."""
+
+    pass_name: str
+    node: str
+    condition: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may know besides the module.
+
+    Attributes:
+        outputs: names of the outputs to keep, or None for all of them.
+    """
+
+    outputs: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The module after a pass, how many rewrites it made, and what it declined to do.
+
+    `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}.
+    """
+
+    module: tvm.IRModule
+    rewrites: int
+    refusals: tuple[Refusal, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Condition(Generic[MatchT]):
+    """One numbered legality condition: `holds(match)` must be true, else the rewrite is refused with `reason`."""
+
+    number: int
+    reason: str
+    holds: Callable[[MatchT], bool]
+
+
+class Pass(ABC):
+    """A pure rewrite of a module. Subclasses are frozen dataclasses whose fields are the pass's options."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
+        """Return the rewritten module; `module` itself is left as it is."""
+
+
+class RewritePass(Pass, Generic[MatchT]):
+    """A pass that looks at every binding, matches, checks its numbered conditions, and replaces the value.
+
+    The match's root binding gets the new value; inner values of the match die when nothing else uses them.
+    """
+
+    conditions: ClassVar[tuple[Condition, ...]] = ()
+
+    @abstractmethod
+    def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> MatchT | None:
+        """The candidate rooted at `call` (bound to `var`), or None when the form is another one."""
+
+    @abstractmethod
+    def rewrite(self, builder: Builder, match: MatchT) -> relax.Expr:
+        """The value that replaces the root. It must have the root's type. Calls are emitted by `builder`."""
+
+    def kind_of(self, match: MatchT) -> str:
+        """Name under which `match` is counted in reports."""
+        return self.name
+
+    def refusal(self, match: MatchT) -> Condition | None:
+        """The first condition that `match` does not satisfy, or None when it is legal."""
+        return next((c for c in self.conditions if not c.holds(match)), None)
+
+    def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
+        """Rewrite to a fixpoint; the refusals are those of the last round."""
+        counts: dict[str, int] = {}
+        for _ in range(MAX_ROUNDS):
+            module, found, refusals = self._round(module)
+            for kind in found:
+                counts[kind] = counts.get(kind, 0) + 1
+            if not found:
+                return PassResult(module, sum(counts.values()), tuple(refusals), counts)
+        raise GreenccError(f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other")
+
+    def _round(self, module: tvm.IRModule) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
+        found: list[str] = []
+        refusals: list[Refusal] = []
+        for gv, function in relax_functions(module):
+            graph = Graph(module, function)
+            matches: dict[relax.Var, MatchT] = {}
+            for var, value in graph.definitions():
+                if not isinstance(value, relax.Call):
+                    continue
+                match = self.match(graph, var, value)
+                if match is None:
+                    continue
+                failed = self.refusal(match)
+                if failed is None:
+                    matches[var] = match
+                    found.append(self.kind_of(match))
+                else:
+                    node = span_of(value) or var.name_hint
+                    refusals.append(Refusal(self.name, node, failed.number, failed.reason))
+            if matches:
+                rewritten = rebuild(
+                    function,
+                    {var: (lambda b, m=m: self.rewrite(b, m)) for var, m in matches.items()},
+                    owner=self.name,
+                )
+                module = module.clone()
+                module.update_func(gv, eliminate_dead(rewritten))
+        return module, found, refusals

@@ -1,0 +1,75 @@
+"""The passes by name, the default pipeline, and the parsing of `--passes a,b{option=value}`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from greencc.errors import UserError
+from greencc.passes.base import Pass
+
+# name -> class, explicit: nothing registers itself by being imported.
+PASSES: dict[str, type[Pass]] = {}
+
+_ITEM = re.compile(r"\s*([a-z0-9-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+
+
+def default_pipeline() -> tuple[Pass, ...]:
+    """The passes that `compile` runs when the user names none, in order."""
+    return ()
+
+
+def parse_pipeline(text: str) -> tuple[Pass, ...]:
+    """Passes from `a,b{x=1,y=2}`. An unknown name or option is a UserError that lists the known ones."""
+    passes: list[Pass] = []
+    position = 0
+    while position < len(text):
+        item = _ITEM.match(text, position)
+        if item is None or item.end() == position:
+            raise UserError(f"--passes: can't read '{text[position:]}'; write a,b{{option=value}}")
+        passes.append(make_pass(item.group(1), _parse_options(item.group(1), item.group(2) or "")))
+        position = item.end()
+    return tuple(passes)
+
+
+def make_pass(name: str, options: dict[str, str]) -> Pass:
+    """The pass `name` with its options given as text."""
+    if name not in PASSES:
+        close = get_close_matches(name, PASSES, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        raise UserError(f"--passes: unknown pass '{name}'{hint}; known: {', '.join(sorted(PASSES))}")
+    cls = PASSES[name]
+    fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, object] = {}
+    for key, text in options.items():
+        if key not in fields:
+            raise UserError(f"--passes: pass '{name}' has no option '{key}'; it has: {', '.join(fields) or 'none'}")
+        values[fields[key].name] = _convert(name, key, fields[key].type, text)
+    return cls(**values)
+
+
+def names(passes: Sequence[Pass]) -> list[str]:
+    """Command-line names of a pipeline's passes."""
+    return [p.name for p in passes]
+
+
+def _parse_options(name: str, text: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not value.strip():
+            raise UserError(f"--passes: option '{part}' of pass '{name}' isn't written as option=value")
+        options[key.strip().replace("_", "-")] = value.strip()
+    return options
+
+
+def _convert(name: str, key: str, kind: object, text: str) -> object:
+    kind_name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    try:
+        if kind_name == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        return {"int": int, "float": float, "str": str}[kind_name](text)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"--passes: '{text}' is no {kind_name} for option '{key}' of pass '{name}'") from error
