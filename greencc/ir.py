@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import ir, relax, sym, tirx
 
 INPUTS_ATTR = "greencc.inputs"
@@ -78,7 +79,7 @@ def same_type(a: relax.Type, b: relax.Type) -> bool:
         if str(a.dtype) != str(b.dtype) or (shape_a is None) != (shape_b is None):
             return False
         return shape_a is None or same_shape(shape_a, shape_b)
-    return bool(tvm.ir.structural_equal(a, b))
+    return bool(tvm_ffi.structural_equal(a, b))
 
 
 def same_shape(a: list[tirx.Expr], b: list[tirx.Expr]) -> bool:

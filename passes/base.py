@@ -1,4 +1,4 @@
-"""What a pass is: its result, its numbered legality conditions, and the base of passes that rewrite operators."""
+"""What a pass is: its result, its numbered legality conditions, and the base of operator rewrites."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PassResult:
 
 @dataclass(frozen=True)
 class Condition(Generic[MatchT]):
-    """One numbered legality condition: `holds(match)` must be true, else the rewrite is refused with `reason`."""
+    """One numbered legality condition: where `holds(match)` is false, the rewrite is refused for `reason`."""
 
     number: int
     reason: str
@@ -106,7 +106,9 @@ class RewritePass(Pass, Generic[MatchT]):
                 counts[kind] = counts.get(kind, 0) + 1
             if not found:
                 return PassResult(module, sum(counts.values()), tuple(refusals), counts)
-        raise GreenccError(f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other")
+        raise GreenccError(
+            f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
+        )
 
     def _round(self, module: tvm.IRModule) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
         found: list[str] = []
@@ -125,7 +127,7 @@ class RewritePass(Pass, Generic[MatchT]):
                     matches[var] = match
                     found.append(self.kind_of(match))
                 else:
-                    node = span_of(value) or var.name_hint
+                    node = span_of(value) or var.name
                     refusals.append(Refusal(self.name, node, failed.number, failed.reason))
             if matches:
                 rewritten = rebuild(

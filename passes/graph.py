@@ -7,13 +7,23 @@ names and source spans of everything that is not replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tvm import ir, relax
+from tvm import ir, relax, tirx
 
 from greencc.errors import GreenccError
-from greencc.ir import bindings_of, constant_array, operands, same_type, scalar_value, span_of, with_span
+from greencc.ir import (
+    bindings_of,
+    constant_array,
+    operands,
+    same_type,
+    scalar_value,
+    shape_of,
+    span_of,
+    with_span,
+)
 
 Replacement = Callable[["Builder"], relax.Expr]
 
@@ -38,7 +48,7 @@ class Graph:
         yield from self._values.items()
 
     def value(self, expr: relax.Expr) -> relax.Expr:
-        """What `expr` stands for: the definition of a variable, looking through aliases; else `expr` itself."""
+        """What `expr` stands for: a variable's definition, looking through aliases; else `expr` itself."""
         while isinstance(expr, relax.Var) and expr in self._values:
             expr = self._values[expr]
         return expr
@@ -59,7 +69,7 @@ class Graph:
         return var in self._results
 
     def only_used_by(self, var: relax.Var, users: Iterable[relax.Var]) -> bool:
-        """Whether every use of `var` is in the definition of one of `users`; a returned value is used elsewhere."""
+        """Whether only the definitions of `users` use `var`; a value that is returned is used elsewhere."""
         allowed = set(users)
         return not self.is_result(var) and all(user in allowed for user in self.users(var))
 
@@ -73,7 +83,7 @@ class Graph:
 
 
 class Builder:
-    """Emits the calls of a replacement; each is normalised (typed) and carries the replaced node's source name."""
+    """Emits the calls of a replacement, typed and carrying the replaced node's source name."""
 
     def __init__(self, root: str | None) -> None:
         self._root = root
@@ -106,9 +116,9 @@ def result_vars(body: relax.SeqExpr) -> Iterator[relax.Var]:
     yield from (use for use in operands(body.body) if isinstance(use, relax.Var))
 
 
-def substitute(value: relax.Expr, env: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
+def substitute(value: relax.Expr, env: Mapping[relax.Expr, relax.Expr]) -> relax.Expr:
     """`value` with its operands replaced by `env`; the same object when nothing changes."""
-    if isinstance(value, relax.Var):
+    if isinstance(value, (relax.Var, ir.GenericConst)):
         return env.get(value, value)
     if isinstance(value, relax.Call):
         args = [substitute(arg, env) for arg in value.args]
@@ -128,14 +138,19 @@ def substitute(value: relax.Expr, env: Mapping[relax.Var, relax.Expr]) -> relax.
 
 
 def rebuild(
-    function: relax.Function, replacements: Mapping[relax.Var, Replacement], *, owner: str
+    function: relax.Function,
+    replacements: Mapping[relax.Var, Replacement],
+    *,
+    owner: str,
+    constants: Mapping[relax.Expr, relax.Expr] | None = None,
 ) -> relax.Function:
-    """`function` with the definitions of some variables replaced.
+    """`function` with the definitions of some variables, and some constants, replaced.
 
-    A replacement returns the new value: a call (bound to the same variable), or a variable or constant that
-    takes over all uses. The new value must have the old one's type; otherwise GreenccError names `owner`.
+    A replacement returns the new value: a call or tuple (bound to the same variable), or a variable or
+    constant that takes over all uses. Its type must be the old value's; otherwise GreenccError names `owner`.
+    A value may be used in another block than before: it then leaves its dataflow block as an output.
     """
-    env: dict[relax.Var, relax.Expr] = {}
+    env: dict[relax.Expr, relax.Expr] = dict(constants or {})
     normalizer = relax.BlockBuilder()
 
     def sequence(seq: relax.SeqExpr) -> relax.SeqExpr:
@@ -157,15 +172,18 @@ def rebuild(
             emitted = [relax.VarBinding(b.var, retype(substitute(b.value, env))) for b in builder.bindings]
             new = builder.normalize(substitute(new, env))
             if not same_type(new.ty, var.ty):
-                where = span_of(value) or var.name_hint
+                where = span_of(value) or var.name
                 raise GreenccError(f"pass {owner} changed the type of '{where}' from {var.ty} to {new.ty}")
-            if isinstance(new, relax.Call) or isinstance(var, relax.DataflowVar) is False:
+            if not isinstance(new, (relax.Var, ir.GenericConst)):
                 return [*emitted, relax.VarBinding(var, new)]
             env[var] = new
             return list(emitted)
         if isinstance(value, relax.If):
             branches = relax.If(
-                substitute(value.cond, env), sequence(value.true_branch), sequence(value.false_branch), value.span
+                substitute(value.cond, env),
+                sequence(value.true_branch),
+                sequence(value.false_branch),
+                value.span,
             )
             return [relax.VarBinding(var, retype(branches))]
         if isinstance(binding, relax.MatchCast):
@@ -176,22 +194,123 @@ def rebuild(
     def retype(value: relax.Expr) -> relax.Expr:
         return normalizer.normalize(value)
 
-    body = sequence(function.body)
+    body = _publish(sequence(function.body))
     return relax.Function(
         function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
     )
 
 
-def eliminate_dead(function: relax.Function) -> relax.Function:
-    """`function` without the bindings in dataflow blocks that nothing uses, and without empty blocks."""
+def _publish(body: relax.SeqExpr) -> relax.SeqExpr:
+    """`body` with every dataflow variable that is used outside its block made an ordinary one."""
+    home: dict[relax.Var, int] = {}
+    escaping: dict[relax.Expr, relax.Expr] = {}
+
+    def use(expr: relax.Expr, block: int) -> None:
+        for var in (expr, *operands(expr)):
+            if isinstance(var, relax.DataflowVar) and home.get(var, block) != block and var not in escaping:
+                escaping[var] = relax.Var(var.name, var.ty)
+
+    def scan(seq: relax.SeqExpr) -> None:
+        for block in seq.blocks:
+            number = len(numbers)
+            numbers.append(block)
+            for binding in block.bindings:
+                use(binding.value, number)
+                home[binding.var] = number
+                if isinstance(binding.value, relax.If):
+                    scan(binding.value.true_branch)
+                    scan(binding.value.false_branch)
+        use(seq.body, -1)
+
+    def rename(seq: relax.SeqExpr) -> relax.SeqExpr:
+        blocks = []
+        for block in seq.blocks:
+            bindings: list[relax.Binding] = []
+            for binding in block.bindings:
+                var = escaping.get(binding.var, binding.var)
+                value = substitute(binding.value, escaping)
+                if isinstance(value, relax.If):
+                    value = relax.If(
+                        substitute(value.cond, escaping),
+                        rename(value.true_branch),
+                        rename(value.false_branch),
+                        value.span,
+                    )
+                value = normalizer.normalize(value)
+                if isinstance(binding, relax.MatchCast):
+                    bindings.append(relax.MatchCast(var, value, binding.ty))
+                else:
+                    bindings.append(relax.VarBinding(var, value))
+            kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
+            blocks.append(kind(bindings))
+        return normalizer.normalize(relax.SeqExpr(blocks, substitute(seq.body, escaping)))
+
+    numbers: list[relax.BindingBlock] = []
+    normalizer = relax.BlockBuilder()
+    scan(body)
+    return rename(body) if escaping else body
+
+
+def is_pure(value: relax.Expr) -> bool:
+    """Whether computing `value` has no effect but its result."""
+    if not isinstance(value, relax.Call):
+        return True
+    if isinstance(value.op, ir.Op):
+        return bool(value.op.get_attr("FPurity"))
+    return bool(getattr(value.op.ty, "purity", False))
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A binding that nothing uses. `binds_symbol`: it is a match_cast whose dimensions are still used."""
+
+    var: relax.Var
+    value: relax.Expr
+    binds_symbol: bool
+
+
+def removable(unused: Unused) -> bool:
+    """Whether an unused binding may go: its value has no effect, and no dimension that is still used."""
+    return is_pure(unused.value) and not unused.binds_symbol
+
+
+def symbols_of(expr: relax.Expr | relax.Type) -> Iterator[tirx.Var]:
+    """Symbolic dimensions in a type, or in the shapes and numbers among the operands of an expression."""
+    if isinstance(expr, relax.TensorType):
+        yield from (s for dim in shape_of(expr) or () for s in symbols_of(dim))
+    elif isinstance(expr, relax.TupleType):
+        yield from (s for field in expr.fields for s in symbols_of(field))
+    elif isinstance(expr, relax.ShapeExpr):
+        yield from (s for dim in expr.values for s in symbols_of(dim))
+    elif isinstance(expr, (relax.Call, relax.Tuple)) and not isinstance(expr.ty, ir.PrimType):
+        yield from (s for use in operands(expr) for s in symbols_of(use))
+    elif isinstance(getattr(expr, "ty", None), ir.PrimType):
+        found: list[tirx.Var] = []
+        tirx.stmt_functor.post_order_visit(
+            expr, lambda n: found.append(n) if isinstance(n, tirx.Var) else None
+        )
+        yield from found
+
+
+def eliminate_dead(
+    function: relax.Function, may_remove: Callable[[Unused], bool] = removable
+) -> relax.Function:
+    """`function` without the unused bindings that `may_remove` allows, and without empty blocks."""
     live: set[relax.Var] = set()
+    symbols: set[tirx.Var] = set()
+    has_casts = any(isinstance(binding, relax.MatchCast) for binding in bindings_of(function))
 
     def mark(expr: relax.Expr) -> None:
-        if isinstance(expr, relax.Var):
-            live.add(expr)
-        for use in operands(expr):
-            if isinstance(use, relax.Var):
-                live.add(use)
+        live.update(use for use in (expr, *operands(expr)) if isinstance(use, relax.Var))
+        if has_casts:
+            symbols.update(symbols_of(expr))
+
+    def keeps(binding: relax.Binding) -> bool:
+        if binding.var in live:
+            return True
+        is_cast = isinstance(binding, relax.MatchCast)
+        binds = is_cast and any(symbol in symbols for symbol in symbols_of(binding.ty))
+        return not may_remove(Unused(binding.var, binding.value, binds))
 
     def sequence(seq: relax.SeqExpr) -> relax.SeqExpr:
         mark(seq.body)
@@ -199,23 +318,26 @@ def eliminate_dead(function: relax.Function) -> relax.Function:
         for block in reversed(seq.blocks):
             kept: list[relax.Binding] = []
             for binding in reversed(block.bindings):
-                if binding.var not in live and not isinstance(binding, relax.MatchCast):
+                if not keeps(binding):
                     continue
                 value = binding.value
+                if has_casts:
+                    symbols.update(symbols_of(binding.var.ty))
                 if isinstance(value, relax.If):
                     mark(value.cond)
                     value = relax.If(
                         value.cond, sequence(value.true_branch), sequence(value.false_branch), value.span
                     )
-                    binding = relax.VarBinding(binding.var, relax.BlockBuilder().normalize(value))
+                    binding = relax.VarBinding(binding.var, normalizer.normalize(value))
                 else:
                     mark(value)
                 kept.append(binding)
             if kept:
                 kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
                 blocks.append(kind(kept[::-1]))
-        return relax.BlockBuilder().normalize(relax.SeqExpr(blocks[::-1], seq.body))
+        return normalizer.normalize(relax.SeqExpr(blocks[::-1], seq.body))
 
+    normalizer = relax.BlockBuilder()
     body = sequence(function.body)
     return relax.Function(
         function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span

@@ -106,7 +106,9 @@ def any_(name: str = "") -> Pattern:
     return Any(name)
 
 
-def op(name: str, *args: Pattern, bind: str = "", attrs: Callable[[relax.Call], bool] = lambda _: True) -> Pattern:
+def op(
+    name: str, *args: Pattern, bind: str = "", attrs: Callable[[relax.Call], bool] = lambda _: True
+) -> Pattern:
     """A call of `name` (the "relax." prefix may be left out) with these operands."""
     full = name if "." in name and name.split(".")[0] in ("relax", "greencc") else f"relax.{name}"
     return Op(full, args, bind, attrs)
@@ -118,7 +120,7 @@ def constant(name: str = "", accepts: Callable[[np.ndarray], bool] = lambda _: T
 
 
 def scalar(value: float | None = None, name: str = "", rtol: float = 1e-6) -> Pattern:
-    """A one-element constant; with `value`, one equal to it within `rtol` (float32 spelling of a real number)."""
+    """A one-element constant; with `value`, one within `rtol` of it (how float32 spells a real number)."""
 
     def accepts(array: np.ndarray) -> bool:
         return array.size == 1 and (
