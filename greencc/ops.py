@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import tvm_ffi
-from tvm import ir, relax
+from tvm import ir, relax, tirx
 
 from greencc.errors import GreenccError
 from greencc.ir import dtype_of, shape_of
 
 ATTENTION = "greencc.attention"
+SHAPE_TO_TENSOR = "greencc.shape_to_tensor"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,19 @@ def attention(
     return relax.Call(ir.Op.get(ATTENTION), args, ir.make_node("ir.DictAttrs", **asdict(attrs)), [])
 
 
+def shape_to_tensor(dims: Sequence[tirx.Expr]) -> relax.Call:
+    """An int64 tensor [len(dims)] that holds symbolic sizes, for operators that compute with them as data.
+
+    TVM's own operator of this kind calls Python at run time; this one lowers to a kernel.
+    """
+    register_ops()
+    return relax.Call(ir.Op.get(SHAPE_TO_TENSOR), [relax.ShapeExpr(list(dims))], None, [])
+
+
+def _infer_shape_to_tensor(call: relax.Call, _context: object) -> relax.TensorType:
+    return relax.TensorType((len(call.args[0].ty.values),), "int64")
+
+
 def _infer_attention(call: relax.Call, _context: object) -> relax.TensorType:
     attrs = AttentionAttrs.of(call)
     q = shape_of(call.args[0].ty)
@@ -84,11 +99,14 @@ def _infer_attention(call: relax.Call, _context: object) -> relax.TensorType:
     return relax.TensorType((q[0], q[1], attrs.heads * attrs.value_dim), dtype_of(call.args[0].ty))
 
 
+_INFER_TYPE = {ATTENTION: _infer_attention, SHAPE_TO_TENSOR: _infer_shape_to_tensor}
+
+
 @functools.cache
 def register_ops() -> None:
     """Register every `greencc.*` operator with TVM. Calling it again does nothing."""
     known = set(ir.Op.list_op_names())
-    for name, infer in {ATTENTION: _infer_attention}.items():
+    for name, infer in _INFER_TYPE.items():
         if name in known:
             continue
         tvm_ffi.get_global_func("ir.RegisterOp")(name, f"greencc operator {name}")

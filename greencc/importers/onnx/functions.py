@@ -1,0 +1,36 @@
+"""Function bodies that the ONNX standard itself gives for operators (Gelu, GroupNormalization, CenterCropPad, ...)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.defs
+
+from greencc.importers.onnx.context import NodeContext
+
+
+def function_body(context: NodeContext) -> onnx.FunctionProto | None:
+    """The standard's definition of the node's operator in terms of others, or None when it has none."""
+    try:
+        schema = onnx.defs.get_schema(context.op, context.opset, context.domain)
+    except onnx.defs.SchemaError:
+        return None
+    if schema.has_function:
+        return schema.function_body
+    if not schema.has_context_dependent_function:
+        return None
+    types = [
+        b"" if value is None else _type_of(value.dtype, value.rank).SerializeToString() for value in context.inputs
+    ]
+    versions = schema.context_dependent_function_opset_versions
+    version = max((v for v in versions if v <= context.opset), default=min(versions))
+    data = schema.get_context_dependent_function_with_opset_version(
+        version, context.node.SerializeToString(), types
+    )
+    return onnx.FunctionProto.FromString(data) if data else None
+
+
+def _type_of(dtype: str, rank: int | None) -> onnx.TypeProto:
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    shape = None if rank is None else [None] * rank
+    return onnx.helper.make_tensor_type_proto(element, shape)

@@ -1,0 +1,108 @@
+"""Input parameters and their symbolic dimensions, as the model, `--shape` and `--dynamic` settle them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+from tvm import relax, tirx
+
+from greencc.errors import ModelError, UserError
+from greencc.importers.onnx.values import Dim
+
+# Names that exporters write where they have none; two of them don't mean the same size.
+_NAMELESS = frozenset({"", "?", "None"})
+
+
+class Symbols:
+    """Symbolic dimensions of a model's inputs. The same name means the same size."""
+
+    def __init__(
+        self, path: Path, shapes: dict[str, tuple[int, ...]], dynamic: dict[str, tuple[int, int]]
+    ) -> None:
+        self._path = path
+        self._shapes = shapes
+        self._dynamic = dynamic
+        self._vars: dict[str, tirx.Var] = {}
+        self._fixed: dict[str, int] = {}
+        for name, (low, high) in dynamic.items():
+            if low < 1 or high < low:
+                raise UserError(f"--dynamic {name}={low}..{high}: bounds must satisfy 1 <= low <= high")
+
+    def parameters(self, infos: list[onnx.ValueInfoProto]) -> list[relax.Var]:
+        """The Relax parameters for the graph inputs. Raises UserError when an option names nothing of them."""
+        for name in self._shapes:
+            if name not in {info.name for info in infos}:
+                known = ", ".join(info.name for info in infos)
+                raise UserError(f"--shape {name}: the model has no such input; it has: {known}")
+        for info in infos:
+            fixed = self._shapes.get(info.name)
+            if fixed is not None and info.type.tensor_type.HasField("shape"):
+                self._settle(info.name, list(info.type.tensor_type.shape.dim), fixed)
+        params = [self._parameter(info) for info in infos]
+        for name in self._dynamic:
+            if name not in self._vars:
+                known = ", ".join(sorted(self._vars)) or "none (every dimension is fixed)"
+                raise UserError(f"--dynamic {name}: the model has no such open dimension; it has: {known}")
+        return params
+
+    def _parameter(self, info: onnx.ValueInfoProto) -> relax.Var:
+        if not info.type.HasField("tensor_type"):
+            raise ModelError(f"{self._path}: input '{info.name}' is no tensor")
+        tensor_type = info.type.tensor_type
+        try:
+            dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{self._path}: input '{info.name}' has no known element type") from error
+        if dtype == "object":
+            raise ModelError(f"{self._path}: input '{info.name}' holds strings; greencc compiles numeric models")
+        fixed = self._shapes.get(info.name)
+        if not tensor_type.HasField("shape"):
+            if fixed is None:
+                raise UserError(f"{self._path}: input '{info.name}' has no shape; give --shape {info.name}=D,D,...")
+            return relax.Var(info.name, relax.TensorType(list(fixed), dtype))
+        dims: list[Dim] = []
+        for axis, dim in enumerate(tensor_type.shape.dim):
+            if fixed is not None:
+                dims.append(fixed[axis])
+            elif dim.dim_value > 0:
+                dims.append(int(dim.dim_value))
+            else:
+                # 0 and negative sizes are how some exporters spell an open dimension.
+                dims.append(self._symbol(dim.dim_param, info.name, axis))
+        return relax.Var(info.name, relax.TensorType(dims, dtype))
+
+    def bounds(self) -> tuple[dict[str, int], dict[str, int]]:
+        """(lower, upper) bounds by symbol name; a symbol without --dynamic has none."""
+        lower = {name: low for name, (low, _) in self._dynamic.items()}
+        upper = {name: high for name, (_, high) in self._dynamic.items()}
+        return lower, upper
+
+    def _symbol(self, name: str, owner: str, axis: int) -> Dim:
+        label = _identifier(f"{owner}_dim{axis}" if name in _NAMELESS else name)
+        if name not in _NAMELESS and label in self._fixed:
+            return self._fixed[label]
+        return self._vars.setdefault(label, tirx.Var(label, "int64"))
+
+    def _settle(self, name: str, declared: list[onnx.TensorShapeProto.Dimension], fixed: tuple[int, ...]) -> None:
+        text = ",".join(map(str, fixed))
+        if len(declared) != len(fixed):
+            raise UserError(f"--shape {name}={text}: the input has {len(declared)} dimensions")
+        for dim, size in zip(declared, fixed, strict=True):
+            if size < 1:
+                raise UserError(f"--shape {name}={text}: sizes must be at least 1")
+            if dim.dim_value > 0 and dim.dim_value != size:
+                raise UserError(f"--shape {name}={text}: the model fixes {dim.dim_value} where {size} is asked for")
+            if dim.dim_param and dim.dim_param not in _NAMELESS:
+                label = _identifier(dim.dim_param)
+                if self._fixed.setdefault(label, size) != size:
+                    raise UserError(
+                        f"--shape {name}={text}: dimension '{label}' is {self._fixed[label]} in another input"
+                    )
+
+
+def _identifier(name: str) -> str:
+    """A name that TVM's printer and our manifest accept: letters, digits and underscores."""
+    label = re.sub(r"\W", "_", name)
+    return f"d{label}" if label[:1].isdigit() else label

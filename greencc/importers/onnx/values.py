@@ -1,0 +1,97 @@
+"""What the walker knows of an ONNX value: a Relax expression, its constant contents, or symbolic integers.
+
+Shape arithmetic (Shape, Gather, Concat, ... before a Reshape) never becomes a tensor: such values are numpy
+arrays of Python integers and TIR expressions, and only turn into a tensor when some operator wants their data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from tvm import relax, sym, tirx
+
+from greencc.ir import dtype_of, shape_of
+
+Dim: TypeAlias = "int | tirx.Expr"
+
+
+@dataclass
+class Value:
+    """One value of the ONNX graph.
+
+    Attributes:
+        name: its ONNX name.
+        expr: its Relax expression; None for a known value that no operator has needed as a tensor yet.
+        known: its contents: a numeric array (a constant), or an object array of int and TIR expressions
+            (symbolic integers); None when it is only known at run time.
+        dtype: numpy element type name.
+        elements: for a sequence value, its parts (tensor values), else None.
+    """
+
+    name: str
+    expr: relax.Expr | None = None
+    known: np.ndarray | None = None
+    dtype: str = ""
+    elements: list[Value] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not self.dtype:
+            if self.known is not None and self.known.dtype != object:
+                self.dtype = str(self.known.dtype)
+            elif self.expr is not None:
+                self.dtype = dtype_of(self.expr.ty) or ""
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the contents are plain numbers, known at compile time."""
+        return self.known is not None and self.known.dtype != object
+
+    @property
+    def shape(self) -> list[Dim] | None:
+        """Dimensions: integers where static, TIR expressions where symbolic; None when unknown."""
+        if self.known is not None:
+            return list(self.known.shape)
+        dims = shape_of(self.expr.ty) if self.expr is not None else None
+        return None if dims is None else [as_dim(dim) for dim in dims]
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, or None when unknown."""
+        if self.known is not None:
+            return int(self.known.ndim)
+        if self.expr is not None and isinstance(self.expr.ty, relax.TensorType) and self.expr.ty.ndim >= 0:
+            return int(self.expr.ty.ndim)
+        return None
+
+
+def as_dim(dim: Dim) -> Dim:
+    """A Python integer where the dimension is static, else the TIR expression."""
+    return int(dim) if isinstance(dim, (int, np.integer, tirx.IntImm)) else dim
+
+
+def as_expr(dim: Dim) -> tirx.Expr:
+    """The dimension as an int64 TIR expression."""
+    return tirx.IntImm("int64", int(dim)) if isinstance(dim, (int, np.integer)) else dim
+
+
+def simplify(dim: Dim) -> Dim:
+    """The dimension in canonical form, as an integer when it is one."""
+    return as_dim(sym.Analyzer().simplify(dim)) if isinstance(dim, tirx.Expr) else as_dim(dim)
+
+
+def same_dim(a: Dim, b: Dim) -> bool:
+    """Whether two dimensions are provably equal."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return bool(sym.Analyzer().can_prove_equal(as_expr(a), as_expr(b)))
+
+
+def symbolic_array(dims: list[Dim]) -> np.ndarray:
+    """A one-dimensional object array of dimensions; numeric int64 when all are static."""
+    if all(isinstance(dim, (int, np.integer)) for dim in dims):
+        return np.array(dims, dtype=np.int64)
+    array = np.empty(len(dims), dtype=object)
+    array[:] = dims
+    return array
