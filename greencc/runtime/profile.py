@@ -1,0 +1,83 @@
+"""How long each kernel of a model takes, told in the names of the user's own nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from greencc.artifact.bundle import KernelCall
+from greencc.runtime.library import load_library
+from greencc.runtime.model import Model
+
+_NOT_KERNELS = ("vm.", "shape_func")
+"""Beginnings of the names of what the VM calls besides kernels: its own bookkeeping."""
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Time of one kernel launch.
+
+    Attributes:
+        kernel: the kernel's name.
+        nodes: the source model's nodes that this launch computes; empty where a branch left them unknown.
+        milliseconds: median over the profiled runs. The instrument itself adds some microseconds.
+    """
+
+    kernel: str
+    nodes: tuple[str, ...]
+    milliseconds: float
+
+
+def profile(model: Model, inputs: Mapping[str, object], runs: int = 5) -> tuple[KernelTime, ...]:
+    """Time every kernel launch of `model`, in launch order.
+
+    Args:
+        model: the loaded model.
+        inputs: arrays by input name.
+        runs: how many runs to take the median of; one more warms up.
+
+    Raises:
+        InputError: the arrays don't fit the model's inputs.
+        GreenccError: the machine code failed.
+    """
+    arrays = model.bind(inputs)
+    recorded: list[list[tuple[str, float]]] = []
+    for _ in range(runs + 1):
+        recorder = _Recorder([], [])
+        vm = model.new_vm()
+        vm["set_instrument"](load_library().ffi.convert(recorder))
+        model.run_bound(arrays, vm)
+        recorded.append(recorder.launches)
+    kernels = [name for name, _ in recorded[0]]
+    times = [median(run[i][1] for run in recorded[1:]) for i in range(len(kernels))]
+    nodes = _nodes_of(kernels, model.artifact.manifest.calls)
+    return tuple(KernelTime(*launch) for launch in zip(kernels, nodes, times, strict=True))
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """The VM calls this before and after everything it calls."""
+
+    launches: list[tuple[str, float]]
+    started: list[float]
+
+    def __call__(self, function: object, name: str, before: bool, result: object, *arguments: object) -> int:
+        if not name.startswith(_NOT_KERNELS):
+            if before:
+                self.started.append(time.perf_counter())
+            else:
+                self.launches.append((name, (time.perf_counter() - self.started.pop()) * 1e3))
+        return 0
+
+
+def _nodes_of(kernels: list[str], calls: tuple[KernelCall, ...]) -> list[tuple[str, ...]]:
+    """Nodes of each launch: the manifest's calls are in launch order, but a branch not taken is skipped."""
+    result: list[tuple[str, ...]] = []
+    position = 0
+    for kernel in kernels:
+        found = next((i for i in range(position, len(calls)) if calls[i].kernel == kernel), None)
+        result.append(calls[found].nodes if found is not None else ())
+        position = position if found is None else found + 1
+    return result
