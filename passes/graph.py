@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tvm
@@ -26,6 +27,7 @@ from greencc.ir import (
 )
 
 Replacement = Callable[["Builder"], relax.Expr]
+AnalysisT = TypeVar("AnalysisT")
 
 
 class Graph:
@@ -42,6 +44,7 @@ class Graph:
                 if isinstance(use, relax.Var):
                     self._users.setdefault(use, []).append(binding.var)
         self._results = {use for use in result_vars(function.body)}
+        self._analyses: dict[Any, Any] = {}
 
     def definitions(self) -> Iterator[tuple[relax.Var, relax.Expr]]:
         """(variable, value) of every binding, in execution order."""
@@ -72,6 +75,12 @@ class Graph:
         """Whether only the definitions of `users` use `var`; a value that is returned is used elsewhere."""
         allowed = set(users)
         return not self.is_result(var) and all(user in allowed for user in self.users(var))
+
+    def analysis(self, kind: Callable[[Graph], AnalysisT]) -> AnalysisT:
+        """`kind(self)`, made once per graph: facts that several matches on one graph share."""
+        if kind not in self._analyses:
+            self._analyses[kind] = kind(self)
+        return cast(AnalysisT, self._analyses[kind])
 
     def constant(self, expr: relax.Expr) -> np.ndarray | None:
         """Values of `expr` when it is a constant, else None."""
@@ -133,6 +142,8 @@ def substitute(value: relax.Expr, env: Mapping[relax.Expr, relax.Expr]) -> relax
         return relax.Tuple(fields, value.span)
     if isinstance(value, relax.TupleGetItem):
         source = substitute(value.tuple_value, env)
+        if isinstance(source, relax.Tuple):
+            return source.fields[value.index]
         return value if source is value.tuple_value else relax.TupleGetItem(source, value.index)
     return value
 
