@@ -1,15 +1,14 @@
 """Intervals of machine numbers: what a value may be, and sound arithmetic on them.
 
-A float operator returns some rounding of a real number, and a code generator may contract a product and a sum
-into one rounding. So bounds are computed exactly, as fractions, and rounded outwards into the value's dtype:
-every correctly rounded result, contracted or not, lies inside. Bounds that are representable stay exact, which
-is what makes 6 / 6 <= 1 provable.
+A float operator returns some rounding of a real number, and a code generator may contract a product and a
+sum into one rounding. So bounds are computed exactly, as fractions, and rounded outwards into the value's
+dtype: every correctly rounded result, contracted or not, lies inside. Bounds that are representable stay
+exact, which is what makes 6 / 6 <= 1 provable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -25,8 +24,8 @@ class Range:
     """The values that the elements of one tensor may take.
 
     Attributes:
-        lo, hi: bounds of the elements that are numbers, infinities included: [-inf, max] may be -inf but not +inf.
-            Integers and booleans (0, 1) have integer bounds.
+        lo, hi: bounds of the elements that are numbers: [-inf, max] may hold -inf but not +inf. Integers
+            and booleans (0, 1) have integer bounds.
         nan: some element may be NaN.
         negative_zero: some element may be -0.0.
         integral: every finite element is a whole number.
@@ -121,37 +120,44 @@ def round_up(value: Fraction | float, dtype: str) -> float:
     return -round_down(-value, dtype) + 0.0
 
 
-def widen(lo: float, hi: float, dtype: str, absolute: float = 0.0) -> tuple[float, float]:
-    """Bounds computed in double precision, made safe for an inexact lowering: SLACK relative, plus `absolute`.
+def slack(dtype: str) -> float:
+    """Relative error granted to an inexact function of `dtype`."""
+    return max(SLACK, 8 * float(np.finfo(dtype).eps))
 
-    The least subnormal is added too, unless a bound is 0: inexact functions here keep the sign of their result.
+
+def widen(lo: float, hi: float, dtype: str, absolute: float = 0.0) -> tuple[float, float]:
+    """Bounds computed in double precision, made safe for an inexact lowering that keeps the sign.
+
+    Relative slack, plus `absolute`. What is near the subnormals may also come out as 0.
     """
-    tiny = float(np.finfo(dtype).smallest_subnormal)
-    margin_lo = 0.0 if lo == 0 else abs(lo) * SLACK + tiny
-    margin_hi = 0.0 if hi == 0 else abs(hi) * SLACK + tiny
-    low, high = lo - margin_lo - absolute, hi + margin_hi + absolute
-    # A bound never crosses zero through slack alone.
-    low = max(low, 0.0) if lo >= 0 and not absolute else low
-    high = min(high, 0.0) if hi <= 0 and not absolute else high
+    least = 256 * float(np.finfo(dtype).tiny)
+    low = lo - abs(lo) * slack(dtype) - absolute
+    high = hi + abs(hi) * slack(dtype) + absolute
+    if abs(low) < least:
+        low = 0.0 if lo >= 0 else -least
+    if abs(high) < least:
+        high = 0.0 if hi <= 0 else least
+    low, high = (max(low, 0.0) if lo >= 0 else low), (min(high, 0.0) if hi <= 0 else high)
     return round_down(low, dtype), round_up(high, dtype)
 
 
 def add(a: Range, b: Range, dtype: str) -> Range:
-    """a + b. Code generators drop an addition of 0, so the result may be -0 as soon as one operand may."""
+    """Sum. Code generators drop an addition of 0, so the result may be -0 as soon as one operand may."""
     lo, hi = _sum(a.lo, b.lo, -math.inf), _sum(a.hi, b.hi, math.inf)
     nan = (a.hi == math.inf and b.lo == -math.inf) or (a.lo == -math.inf and b.hi == math.inf)
-    return _close(lo, hi, dtype, a.nan or b.nan or nan, a.negative_zero or b.negative_zero, a.integral and b.integral)
+    negative_zero = a.negative_zero or b.negative_zero
+    return _close(lo, hi, dtype, a.nan or b.nan or nan, negative_zero, a.integral and b.integral)
 
 
 def negate(a: Range, dtype: str) -> Range:
-    """-a."""
+    """Negation."""
     if dtype not in FLOATS:
         return _close(-_exact(a.hi), -_exact(a.lo), dtype, False, False, True)
     return Range(-a.hi + 0.0, -a.lo + 0.0, a.nan, a.has_zero, a.integral)
 
 
 def subtract(a: Range, b: Range, dtype: str) -> Range:
-    """a - b."""
+    """Difference."""
     if dtype in FLOATS:
         # a - (+0) is -0 only if a is, unless a code generator spells 0 - b as -b.
         zero = b.negative_zero or (a.value() == 0 and b.has_zero)
@@ -161,7 +167,7 @@ def subtract(a: Range, b: Range, dtype: str) -> Range:
 
 
 def multiply(a: Range, b: Range, dtype: str, *, same: bool = False) -> Range:
-    """a * b; `same` says that both operands are one value (a square)."""
+    """Product; `same` says that both operands are one value (a square)."""
     corners = [_product(x, y) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
     lo, hi = min(corners), max(corners)
     integral = a.integral and b.integral
@@ -174,7 +180,7 @@ def multiply(a: Range, b: Range, dtype: str, *, same: bool = False) -> Range:
 
 
 def divide(a: Range, b: Range, dtype: str) -> Range:
-    """a / b of floats. With a zero divisor only the sign is known."""
+    """Quotient of floats. With a zero divisor only the sign is known."""
     nan = a.nan or b.nan or (a.has_zero and b.has_zero) or (_unbounded(a) and _unbounded(b))
     signs = (a.non_negative and b.non_negative) or (a.hi < 0 and b.hi < 0)
     if b.has_zero:
@@ -184,7 +190,7 @@ def divide(a: Range, b: Range, dtype: str) -> Range:
 
 
 def maximum(a: Range, b: Range) -> Range:
-    """a > b ? a : b, as TVM lowers maximum: a NaN in `a` gives b, a NaN in `b` gives NaN, equal zeros give b."""
+    """Maximum, lowered by TVM as `a > b ? a : b`: a NaN in a gives b, one in b NaN; of equal zeros b."""
     return Range(
         b.lo if a.nan else max(a.lo, b.lo),
         max(a.hi, b.hi),
@@ -195,7 +201,7 @@ def maximum(a: Range, b: Range) -> Range:
 
 
 def minimum(a: Range, b: Range) -> Range:
-    """a < b ? a : b; see maximum."""
+    """Minimum, `a < b ? a : b`; see maximum."""
     return Range(
         min(a.lo, b.lo),
         b.hi if a.nan else min(a.hi, b.hi),
@@ -203,11 +209,6 @@ def minimum(a: Range, b: Range) -> Range:
         (a.negative_zero and b.hi > 0) or (b.negative_zero and (a.hi >= 0 or a.nan)),
         a.integral and b.integral,
     )
-
-
-def monotone(function: Callable[[float], float], a: Range, dtype: str, absolute: float = 0.0) -> tuple[float, float]:
-    """Bounds of an increasing, inexactly lowered function; `function` works in double precision."""
-    return widen(function(a.lo), function(a.hi), dtype, absolute)
 
 
 def _exact(x: float) -> Fraction | float:

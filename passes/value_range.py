@@ -1,9 +1,9 @@
 """Value-range analysis: for every value of a function an interval, and whether it may be NaN or -0.0.
 
-Abstract interpretation over the bindings in execution order; no joins are needed, since a Relax function has no
-loops and both branches of an If are analysed under the same (unknown) condition. Inputs, results of other
-functions and of unknown operators may be anything their dtype can hold. Sound for infinities, NaN, overflow and
-underflow; what it takes for granted of inexact functions is listed in range_rules.py.
+Abstract interpretation over the bindings in execution order; no joins are needed, since a Relax function has
+no loops and both branches of an If are analysed under the same (unknown) condition. Inputs, results of other
+functions and of unknown operators may be anything their dtype can hold. Sound for infinities, NaN, overflow
+and underflow; what it takes for granted of inexact functions is listed in range_rules.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from tvm import ir, relax
 from greencc.ir import constant_array, dtype_of
 from greencc.passes import ranges
 from greencc.passes.graph import Graph
-from greencc.passes.range_rules import RULES, Operands
+from greencc.passes.range_operands import Operands
+from greencc.passes.range_rules import RULES
 from greencc.passes.ranges import Range
 
 
