@@ -1,7 +1,7 @@
 """Files that tests and benchmarks fetch or make, kept outside the tree and shared by all checkouts.
 
-Each entry is a directory that is filled beside its place and renamed into it, so that it is there whole or not at
-all, whoever else makes the same one meanwhile.
+Each entry is a directory that is filled beside its place and renamed into it, so that it is there whole or
+not at all, whoever else makes the same one meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ def cache_root() -> Path:
 
 
 def entry(name: str, fill: Callable[[Path], None]) -> Path:
-    """Directory `name` of the cache; when it isn't there, `fill` makes its content in the directory it is given."""
+    """Directory `name` of the cache; when it isn't there, `fill` makes its content where it is told to.
+
+    What an earlier `fill` leaves unfinished is thrown away.
+    """
     place = cache_root() / name
     if place.is_dir():
         return place

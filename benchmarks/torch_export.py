@@ -1,6 +1,6 @@
-"""Writes a BERT encoder as ONNX with torch's exporters. Runs in a virtual environment of its own that has torch.
+"""Writes a BERT encoder as ONNX with torch's exporters, in a virtual environment of its own that has torch.
 
-python torch_export.py MODEL_DIRECTORY OUTPUT_DIRECTORY
+Usage: python torch_export.py MODEL_DIRECTORY OUTPUT_DIRECTORY
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A Hugging Face directory (config.json + model.safetensors) of a BERT-family encoder, straight into Relax.
 
-The graph is the one an exporter writes: plain matmuls, adds, normalisations and softmaxes with the paths of the
-modules as node names. The fusing passes find attention and the merged projections in it as they do in an ONNX file.
+The graph is the one an exporter writes: plain matmuls, adds, normalisations and softmaxes with the paths of
+the modules as node names. The fusing passes find attention and merged projections in it as they do in ONNX.
 
 Formulas: Devlin et al., "BERT" (2018); Sanh et al., "DistilBERT" (2019).
 """
@@ -125,8 +125,8 @@ def _settle(
 class _Encoder:
     """Emits one encoder, call by call.
 
-    A BlockBuilder's own scopes warn on stderr when a damaged file ends them early, so the bindings are collected
-    here. Values are float32 [batch, sequence, hidden] where nothing else is said.
+    A BlockBuilder's own scopes warn on stderr when a damaged file ends them early, so the bindings are
+    collected here. Values are float32 [batch, sequence, hidden] where nothing else is said.
     """
 
     def __init__(self, config: EncoderConfig, weights: Weights, dims: tuple[Dim, Dim]) -> None:
