@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
@@ -80,6 +80,8 @@ class RewritePass(Pass, Generic[MatchT]):
     """
 
     conditions: ClassVar[tuple[Condition, ...]] = ()
+    # Kinds of value that a match can be rooted at; only the kinds named here reach `match`.
+    roots: ClassVar[tuple[type, ...]] = (relax.Call,)
 
     @abstractmethod
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> MatchT | None:
@@ -92,6 +94,10 @@ class RewritePass(Pass, Generic[MatchT]):
     def kind_of(self, match: MatchT) -> str:
         """Name under which `match` is counted in reports."""
         return self.name
+
+    def inner(self, match: MatchT) -> Iterable[relax.Var]:
+        """Values that `match` covers besides its root: no smaller match is rooted at one of them."""
+        return ()
 
     def refusal(self, match: MatchT) -> Condition | None:
         """The first condition that `match` does not satisfy, or None when it is legal."""
@@ -116,8 +122,11 @@ class RewritePass(Pass, Generic[MatchT]):
         for gv, function in relax_functions(module):
             graph = Graph(module, function)
             matches: dict[relax.Var, MatchT] = {}
-            for var, value in graph.definitions():
-                if not isinstance(value, relax.Call):
+            covered: set[relax.Var] = set()
+            refused: list[Refusal] = []
+            # Roots last to first, so that of two nested matches the larger one is seen first.
+            for var, value in reversed(list(graph.definitions())):
+                if not isinstance(value, self.roots) or var in covered:
                     continue
                 match = self.match(graph, var, value)
                 if match is None:
@@ -125,10 +134,12 @@ class RewritePass(Pass, Generic[MatchT]):
                 failed = self.refusal(match)
                 if failed is None:
                     matches[var] = match
+                    covered.update(self.inner(match))
                     found.append(self.kind_of(match))
                 else:
                     node = span_of(value) or var.name
-                    refusals.append(Refusal(self.name, node, failed.number, failed.reason))
+                    refused.append(Refusal(self.name, node, failed.number, failed.reason))
+            refusals.extend(reversed(refused))
             if matches:
                 rewritten = rebuild(
                     function,

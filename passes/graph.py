@@ -39,8 +39,11 @@ class Graph:
         self._values: dict[relax.Var, relax.Expr] = {}
         self._users: dict[relax.Var, list[relax.Var]] = {}
         for binding in bindings_of(function):
-            self._values[binding.var] = binding.value
-            for use in operands(binding.value):
+            # A match_cast is opaque: it has other dimensions than what it is a cast of.
+            if not isinstance(binding, relax.MatchCast):
+                self._values[binding.var] = binding.value
+            uses = operands(binding.value) if not isinstance(binding.value, relax.Var) else (binding.value,)
+            for use in uses:
                 if isinstance(use, relax.Var):
                     self._users.setdefault(use, []).append(binding.var)
         self._results = {use for use in result_vars(function.body)}
@@ -75,6 +78,24 @@ class Graph:
         """Whether only the definitions of `users` use `var`; a value that is returned is used elsewhere."""
         allowed = set(users)
         return not self.is_result(var) and all(user in allowed for user in self.users(var))
+
+    def between(self, root: relax.Var, leaves: Iterable[relax.Expr]) -> tuple[relax.Var, ...]:
+        """Variables that `root` is computed from, without `root`, the `leaves` and what lies behind those."""
+        seen: set[relax.Expr] = {root, *leaves}
+        found: list[relax.Var] = []
+        pending = [root]
+        while pending:
+            for use in operands(self._values[pending.pop()]):
+                if isinstance(use, relax.Var) and use in self._values and use not in seen:
+                    seen.add(use)
+                    found.append(use)
+                    pending.append(use)
+        return tuple(found)
+
+    def is_closed(self, root: relax.Var, inner: Iterable[relax.Var]) -> bool:
+        """Whether nothing but `root` and each other uses the values `inner`, so that they die with `root`."""
+        users = {root, *inner}
+        return all(self.only_used_by(var, users) for var in users - {root})
 
     def analysis(self, kind: Callable[[Graph], AnalysisT]) -> AnalysisT:
         """`kind(self)`, made once per graph: facts that several matches on one graph share."""
@@ -205,13 +226,13 @@ def rebuild(
     def retype(value: relax.Expr) -> relax.Expr:
         return normalizer.normalize(value)
 
-    body = _publish(sequence(function.body))
+    body = publish(sequence(function.body))
     return relax.Function(
         function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
     )
 
 
-def _publish(body: relax.SeqExpr) -> relax.SeqExpr:
+def publish(body: relax.SeqExpr) -> relax.SeqExpr:
     """`body` with every dataflow variable that is used outside its block made an ordinary one."""
     home: dict[relax.Var, int] = {}
     escaping: dict[relax.Expr, relax.Expr] = {}
