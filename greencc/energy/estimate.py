@@ -1,4 +1,4 @@
-"""An estimate of energy where no counter can be read: CPU time of this process × watts per busy core."""
+"""An estimate of energy where no counter can be read: CPU time of this process times watts per busy core."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from greencc.energy.reading import Reading
 from greencc.errors import UserError
 
 DEFAULT_WATTS_PER_CORE = 5.0
-"""A middling figure: rated power over core count is 4 to 6 W on current servers, 3 to 4 W on laptops and up to
-10 W on desktops. State your machine's own for figures in earnest."""
+"""A middling figure: rated power over core count is 4 to 6 W on current servers, 3 to 4 W on laptops and up
+to 10 W on desktops. State your machine's own for figures in earnest."""
 
 
 @dataclass(frozen=True)
