@@ -1,7 +1,7 @@
 """Fixtures that tests share: real models, artifacts compiled once, and the switch that turns a condition off.
 
-Models and artifacts lie in the cache outside the tree (see benchmarks/cache.py), so a second run compiles only
-what has changed.
+Models and artifacts lie in the cache outside the tree (see benchmarks/cache.py), so a second run compiles
+only what has changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shows that the tests hold every numbered legality condition of every pass.
 
-For each pass and each of its conditions, the pass's own test file runs with that one condition taken away, and
-at least one of its tests must fail. The file must pass as it is, or its failures would prove nothing.
+For each pass and each of its conditions, the pass's own test file runs with that one condition taken away,
+and at least one of its tests must fail. The file must pass as it is, or its failures would prove nothing.
 
 Each run is a process forked from this one, in which TVM is already imported.
 
@@ -29,7 +29,7 @@ TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of a test file showed: the tests that failed (None: it did not end), and how many passed."""
+    """What one run showed: the tests that failed (None: it did not end) and how many passed."""
 
     failed: tuple[str, ...] | None
     passed: int
