@@ -1,0 +1,19 @@
+"""The CPU's schedule rules, in order: the first that applies to a kernel wins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from greencc.targets.base import Rule
+from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
+from greencc.targets.cpu.schedules.fallback import FallbackRule
+from greencc.targets.cpu.schedules.matmul import MatmulRule
+from greencc.targets.cpu.schedules.rowwise import RowwiseRule
+
+if TYPE_CHECKING:
+    from greencc.targets.cpu.target import CpuTarget
+
+
+def rules(target: CpuTarget) -> tuple[Rule, ...]:
+    """Matmuls first (they hold the time), then single passes over rows, then everything without a reduction."""
+    return (MatmulRule(target), RowwiseRule(target), ElementwiseRule(target), FallbackRule(target))

@@ -1,0 +1,75 @@
+"""What a target is: a frozen description, a lowering of operators, an ordered list of schedule rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+
+class Layout(Protocol):
+    """How a schedule wants a constant weight stored. Packing applies it with numpy, at compile time."""
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """The packed array; its shape is what the scheduled kernel declares."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A scheduled kernel.
+
+    Attributes:
+        func: the PrimFunc; a parameter with a layout has the packed shape.
+        rule: name of the rule that made it.
+        layouts: layout by parameter index, only for parameters that are constants at every call site.
+    """
+
+    func: tirx.PrimFunc
+    rule: str
+    layouts: Mapping[int, Layout] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Why a rule doesn't apply to a kernel."""
+
+    reason: str
+
+
+class Target(Protocol):
+    """A device to compile for. Frozen: passes and rules read its capabilities and change nothing."""
+
+    @property
+    def kind(self) -> str:
+        """Name in the registry: cpu, cuda, vulkan."""
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that a run uses."""
+
+    def describe(self) -> dict[str, object]:
+        """What the artifact's manifest records; the runtime compares it with its host."""
+
+    def legalize(self, module: tvm.IRModule) -> tvm.IRModule:
+        """Lower every operator to PrimFuncs."""
+
+    def rules(self) -> Sequence[Rule]:
+        """Schedule rules, in order; the first that applies wins."""
+
+    def build(self, module: tvm.IRModule) -> bytes:
+        """Machine code of a module of scheduled PrimFuncs and a lowered `main`, as a shared library."""
+
+
+class Rule(Protocol):
+    """Chooses a schedule for one kernel, or declines with a reason."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports and tuning records."""
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+        """Schedule `func`; `constants` are the indices of parameters that are compile-time constants."""

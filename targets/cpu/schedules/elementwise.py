@@ -1,0 +1,112 @@
+"""Everything without a reduction: one pass over memory, all blocks inlined into the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import ir, s_tir, tirx
+
+from greencc.targets.base import Declined, Scheduled
+from greencc.targets.cpu.schedules.kernel import blocks, is_reduction
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.tir import as_int, loads
+
+# Below this many elements threads cost more than they bring.
+MIN_PARALLEL_ELEMENTS = 1 << 13
+
+
+@dataclass(frozen=True)
+class ElementwiseRule:
+    """Parallel over the outer axes, vectors over the last one."""
+
+    target: CpuTarget
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "cpu-elementwise"
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+        """Schedule a kernel whose blocks are all spatial, or decline."""
+        schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
+        try:
+            found = blocks(schedule)
+        except s_tir.ScheduleError:
+            return Declined("it has no root block with plain blocks under it")
+        if any(is_reduction(schedule.get(block)) for block in found):
+            return Declined("it reduces")
+        if not all(isinstance(schedule.get(block).body, tirx.BufferStore) for block in found):
+            return Declined("a block is no plain store")
+        if _outputs(func, schedule, found) != 1:
+            return Declined("it has several outputs")
+        try:
+            for block in found[:-1]:
+                schedule.compute_inline(block)
+        except s_tir.ScheduleError:
+            return Declined("a block can't be inlined")
+        schedule_map(schedule, found[-1], self.target)
+        return Scheduled(schedule.mod["main"], self.name)
+
+
+def schedule_map(schedule: s_tir.Schedule, block: s_tir.SBlockRV, target: CpuTarget) -> None:
+    """Parallelise and vectorise a spatial block in place."""
+    loops = schedule.get_loops(block)
+    if not loops:
+        return
+    store = schedule.get(block).body
+    flat = _is_flat(store)
+    lanes = target.lanes()
+    if flat or len(loops) == 1:
+        inner = schedule.fuse(*loops)
+        outer = None
+    else:
+        outer, inner = schedule.fuse(*loops[:-1]), loops[-1]
+    extent = as_int(schedule.get(inner).extent)
+    total = extent if outer is None else _times(extent, as_int(schedule.get(outer).extent))
+    large = total is None or total >= MIN_PARALLEL_ELEMENTS
+    if extent is not None:
+        while extent % lanes:
+            lanes //= 2
+        if lanes > 1 and _vectorizes(store):
+            rest, vector = schedule.split(inner, [None, lanes])
+            schedule.vectorize(vector)
+            outer = rest if outer is None else outer
+    elif outer is None:
+        # A long symbolic axis: chunks for the threads, the inside is left to LLVM's vectoriser.
+        outer, _ = schedule.split(inner, [None, 1024])
+    if large:
+        schedule.parallel(outer if outer is not None else inner)
+
+
+def _outputs(func: tirx.PrimFunc, schedule: s_tir.Schedule, found: list[s_tir.SBlockRV]) -> int:
+    written = [schedule.get(block).body.buffer for block in found]
+    return sum(any(param.same_as(buffer) for buffer in written) for param in func.params)
+
+
+def _is_flat(store: tirx.BufferStore) -> bool:
+    """Whether every read is at the position of the write, in a buffer of the same shape, or of one element."""
+    for load in loads(store.value):
+        if all(isinstance(index, tirx.IntImm) for index in load.indices):
+            continue
+        if len(load.indices) != len(store.indices):
+            return False
+        if not all(a.same_as(b) for a, b in zip(load.indices, store.indices, strict=True)):
+            return False
+    return True
+
+
+def _vectorizes(store: tirx.BufferStore) -> bool:
+    """TVM can't vectorise mixed bool and integer logic, nor gathers through another load."""
+    if str(store.buffer.ty.dtype) == "bool":
+        return False
+    for load in loads(store.value):
+        if str(load.source.ty.dtype) == "bool":
+            return False
+        if any(isinstance(inner, ir.TensorLoad) for index in load.indices for inner in loads(index)):
+            return False
+    return True
+
+
+def _times(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a * b

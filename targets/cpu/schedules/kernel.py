@@ -1,0 +1,91 @@
+"""Reading a fused PrimFunc: its blocks, and what is left when its elementwise tail is inlined into one block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import ir, s_tir, tirx
+
+DATA_PARALLEL = 0
+REDUCE = 2
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A producer block followed by one elementwise block that holds everything fused behind it.
+
+    Attributes:
+        schedule: the schedule in which the tail has been inlined.
+        producer: the block in front (a reduction).
+        value: what the last block stores, an expression over `axes` that may read the producer's buffer.
+        axes: the last block's iteration variables, one per dimension of `output`.
+        output: the buffer that is written.
+        intermediate: the producer's buffer; the same as `output` when there is no tail.
+    """
+
+    producer: s_tir.SBlock
+    value: tirx.Expr
+    axes: tuple[tirx.Var, ...]
+    output: tirx.Var
+    intermediate: tirx.Var
+
+
+def blocks(schedule: s_tir.Schedule) -> list[s_tir.SBlockRV]:
+    """The blocks directly under the root, in order."""
+    return list(schedule.get_child_blocks(schedule.get_sblock("root")))
+
+
+def is_reduction(block: s_tir.SBlock) -> bool:
+    """Whether a block reduces over some axis."""
+    return any(int(axis.iter_type) == REDUCE for axis in block.iter_vars)
+
+
+def inline_tail(func: tirx.PrimFunc) -> Tail | str:
+    """Inline everything behind the first block into the last one, or say why that isn't possible."""
+    schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
+    all_blocks = blocks(schedule)
+    if any(is_reduction(schedule.get(rv)) for rv in all_blocks[1:]):
+        return "a second reduction follows"
+    try:
+        for rv in all_blocks[1:-1]:
+            schedule.compute_inline(rv)
+    except s_tir.ScheduleError:
+        return "what follows the product can't be inlined"
+    producer = schedule.get(all_blocks[0])
+    intermediate = producer.body.buffer
+    if len(all_blocks) == 1:
+        axes = tuple(axis.var for axis in producer.iter_vars if int(axis.iter_type) == DATA_PARALLEL)
+        return Tail(producer, tirx.BufferLoad(intermediate, list(axes)), axes, intermediate, intermediate)
+    last = schedule.get(all_blocks[-1])
+    if not isinstance(last.body, tirx.BufferStore):
+        return "the last block is no plain store"
+    axes = tuple(axis.var for axis in last.iter_vars)
+    if len(axes) != len(last.body.indices) or not all(
+        index.same_as(axis) for index, axis in zip(last.body.indices, axes, strict=True)
+    ):
+        return "the output isn't written in the order of its axes"
+    return Tail(producer, last.body.value, axes, last.body.buffer, intermediate)
+
+
+def shape(buffer: tirx.Var) -> list[tirx.Expr]:
+    """Dimensions of a buffer."""
+    return list(buffer.ty.shape)
+
+
+def dtype(buffer: tirx.Var) -> str:
+    """Element type of a buffer."""
+    return str(buffer.ty.dtype)
+
+
+def parameter_index(func: tirx.PrimFunc, buffer: tirx.Var) -> int | None:
+    """Position of a buffer among the parameters, or None for an intermediate."""
+    return next((i for i, param in enumerate(func.params) if param.same_as(buffer)), None)
+
+
+def is_const_zero(expr: tirx.Expr) -> bool:
+    """Whether an expression is the constant 0."""
+    return isinstance(expr, (tirx.IntImm, tirx.FloatImm)) and float(expr.value) == 0.0
+
+
+__all__ = ["Tail", "blocks", "inline_tail", "ir", "is_const_zero", "is_reduction", "parameter_index", "shape"]

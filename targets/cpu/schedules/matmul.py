@@ -1,0 +1,377 @@
+"""Matrix products with everything elementwise behind them in one kernel.
+
+    C[..., i, j] = f(sum_k A[..., i, k] * B[k, j], ...)
+
+A register tile of `rows` x `columns` accumulators stays in vector registers over the whole k loop. Constant B is
+packed into column panels as wide as the tile, so that the inner loop reads it with unit stride; other B is read
+in place. Tasks are blocks of rows times column panels. Rows left over at the end of A get a tile of their own
+(static sizes) or a full tile whose surplus rows repeat the last row and are not stored (symbolic sizes), so that
+there is no slow path for tails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import ir, sym, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from greencc.targets.base import Declined, Scheduled
+from greencc.targets.cpu.schedules.kernel import (
+    Tail,
+    inline_tail,
+    is_const_zero,
+    is_reduction,
+    parameter_index,
+)
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.packing import ColumnPanels
+from greencc.targets.tir import as_int, loads, rewrite
+
+# Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
+TASK_ROWS = 128
+# A task should take tens of microseconds: below this many multiply-adds threads cost more than they bring.
+MIN_PARALLEL_WORK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Product:
+    """A recognised product. `lead` are the axes before i; `batched` when B has them too."""
+
+    a: tirx.Var
+    b: tirx.Var
+    k: tirx.Var
+    depth: int
+    columns: int
+    batched: bool
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Register tile: `rows` x `columns` accumulators in vectors of `lanes`."""
+
+    rows: int
+    columns: int
+    lanes: int
+
+    @property
+    def vectors(self) -> int:
+        """Vectors per row of the tile."""
+        return self.columns // self.lanes
+
+
+@dataclass(frozen=True)
+class MatmulRule:
+    """Schedules float32 products; see the module's docstring."""
+
+    target: CpuTarget
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "cpu-matmul"
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+        """Schedule a product with its tail, or decline."""
+        tail = inline_tail(func)
+        if isinstance(tail, str):
+            return Declined(tail)
+        product = match_product(tail)
+        if isinstance(product, str):
+            return Declined(product)
+        reason = check_tail(tail)
+        if reason is not None:
+            return Declined(reason)
+        index = parameter_index(func, product.b)
+        packed = index is not None and index in constants and not product.batched
+        tile = choose_tile(self.target, product, tail, packed)
+        if tile is None:
+            return Declined(f"{product.columns} columns that are not packed don't fill vectors")
+        layout = ColumnPanels(tile.columns)
+        emitted = emit(func, tail, product, tile, layout if packed else None, self.target.threads)
+        return Scheduled(emitted, self.name, {index: layout} if packed and index is not None else {})
+
+
+def match_product(tail: Tail) -> Product | str:
+    """The product that the producer block computes, or why it is none."""
+    block = tail.producer
+    if not is_reduction(block):
+        return "no reduction"
+    spatial = [axis.var for axis in block.iter_vars if int(axis.iter_type) == 0]
+    reduced = [axis for axis in block.iter_vars if int(axis.iter_type) != 0]
+    store = block.body
+    if len(reduced) != 1 or len(spatial) < 2 or not isinstance(store, tirx.BufferStore):
+        return "not a product over one axis"
+    if not all(index.same_as(var) for index, var in zip(store.indices, spatial, strict=True)):
+        return "the product isn't written in the order of its axes"
+    factors = _factors(store)
+    if factors is None or not is_const_zero(block.init.value):
+        return "not a sum of products"
+    k, (i, j), lead = reduced[0].var, spatial[-2:], spatial[:-2]
+    a, b = factors
+    if not (b.indices[-1].same_as(j) and len(b.indices) >= 2 and b.indices[-2].same_as(k)):
+        return "the second factor isn't [k, j]"
+    if not _indexed_by(a, [*lead, i, k]):
+        return "the first factor isn't [..., i, k]"
+    batched = len(b.indices) > 2
+    if batched and not _indexed_by(b, [*lead, k, j]):
+        return "the batch axes of the factors differ"
+    depth, columns = as_int(reduced[0].dom.extent), as_int(tail.output.ty.shape[-1])
+    if depth is None or columns is None:
+        return "depth or columns are symbolic"
+    if any(str(load.ty.dtype) != "float32" for load in factors) or str(tail.intermediate.ty.dtype) != "float32":
+        return "not float32"
+    return Product(a.source, b.source, k, depth, columns, batched)
+
+
+def check_tail(tail: Tail) -> str | None:
+    """Why the tail can't be computed tile by tile, or None: it must read the product at its own position."""
+    if len(tail.intermediate.ty.shape) != len(tail.output.ty.shape):
+        return "the tail changes the rank"
+    analyzer = sym.Analyzer()
+    for a, b in zip(tail.intermediate.ty.shape, tail.output.ty.shape, strict=True):
+        if not analyzer.can_prove_equal(a, b):
+            return "the tail changes the shape"
+    for load in loads(tail.value):
+        if load.source.same_as(tail.intermediate) and not _indexed_by(load, list(tail.axes), allow_zero=True):
+            return "the tail reads the product elsewhere"
+    return None
+
+
+def choose_tile(target: CpuTarget, product: Product, tail: Tail, packed: bool) -> Tile | None:
+    """The register tile: accumulators fill the registers but for what loads need; wide tiles when N allows."""
+    lanes = target.lanes()
+    while not packed and product.columns % lanes:
+        lanes //= 2
+        if lanes < 4:
+            return None
+    shapes = ((4, 4), (8, 2), (12, 1)) if target.vector_registers >= 32 else ((4, 3), (6, 2), (8, 1))
+    limit = -(-product.columns // lanes)
+    fitting = [(rows, vectors) for rows, vectors in shapes if vectors <= limit and (packed or limit % vectors == 0)]
+    fitting = fitting or [shapes[-1]]
+    # Columns that pad the last panel are wasted work; between equals the first shape is the fastest.
+    rows, vectors = min(fitting, key=lambda s: (-(-limit // s[1]) * s[1], fitting.index(s)))
+    count = _row_count(tail)
+    if count is not None and count < rows:
+        rows = count
+    return Tile(rows, vectors * lanes, lanes)
+
+
+def emit(
+    func: tirx.PrimFunc, tail: Tail, product: Product, tile: Tile, layout: ColumnPanels | None, threads: int
+) -> tirx.PrimFunc:
+    """The scheduled PrimFunc. B's parameter has the packed shape when there is a layout."""
+    shape = list(tail.output.ty.shape)
+    lead = shape[:-2] if product.batched else []
+    row_dims = shape[len(lead) : -1]
+    rows = _product(row_dims)
+    panels = -(-product.columns // tile.columns)
+    count = as_int(rows)
+    with IRBuilder() as ib:
+        with T.prim_func(s_tir=True):
+            buffers: dict[tirx.Var, tirx.Var] = {}
+            for param in func.params:
+                declared = param
+                if layout is not None and param.same_as(product.b):
+                    packed = tuple(map(_i64, layout.shape(product.depth, product.columns)))
+                    declared = T.buffer(packed, "float32")
+                buffers[param] = T.arg(param.name, declared)
+            T.func_attr({"tirx.noalias": True})
+            row_tasks = 1 if count is not None and count <= TASK_ROWS else tirx.ceildiv(rows, _i64(TASK_ROWS))
+            task_rows = rows if isinstance(row_tasks, int) else _i64(TASK_ROWS)
+            # The panel runs fastest, so that neighbouring tasks share rows of A.
+            extents = [*lead, _expr(row_tasks), _i64(panels)]
+            total = _product(extents)
+            work = (as_int(total) or 2) * product.depth * tile.columns * (count or TASK_ROWS)
+            loop = T.parallel if work >= MIN_PARALLEL_WORK and as_int(total) != 1 else T.serial
+            with loop(_i64(0), total) as task:
+                *batch, block, panel = _unravel(task, extents)
+                emitter = _Tiles(tail, product, tile, layout is not None, buffers, batch, row_dims, rows, panel, panels)
+                first = block * _i64(TASK_ROWS)
+                if count is not None and not isinstance(row_tasks, int) and count % TASK_ROWS == 0:
+                    emitter.block(first, TASK_ROWS)
+                elif count is not None and isinstance(row_tasks, int):
+                    emitter.block(_i64(0), count)
+                elif count is not None:
+                    with T.If(block < _i64(count // TASK_ROWS)):
+                        with T.Then():
+                            emitter.block(first, TASK_ROWS)
+                        with T.Else():
+                            emitter.block(first, count % TASK_ROWS)
+                else:
+                    remaining = tirx.min(task_rows, rows - first)
+                    emitter.symbolic_block(first, remaining)
+    result = ib.get()
+    return result.with_attr("greencc.rule", "cpu-matmul")
+
+
+class _Tiles:
+    """Emits the tiles of one task."""
+
+    def __init__(
+        self,
+        tail: Tail,
+        product: Product,
+        tile: Tile,
+        packed: bool,
+        buffers: dict[tirx.Var, tirx.Var],
+        batch: list[tirx.Expr],
+        row_dims: list[tirx.Expr],
+        rows: tirx.Expr,
+        panel: tirx.Expr,
+        panels: int,
+    ) -> None:
+        self.tail, self.product, self.tile, self.packed = tail, product, tile, packed
+        self.buffers, self.batch, self.row_dims, self.rows = buffers, batch, row_dims, rows
+        self.panel, self.panels = panel, panels
+
+    def block(self, first: tirx.Expr, count: int) -> None:
+        """A block with a static number of rows: full tiles, then one tile of what is left."""
+        full, rest = divmod(count, self.tile.rows)
+        if full == 1:
+            self.tile_at(first, self.tile.rows, None)
+        elif full:
+            with T.serial(_i64(0), _i64(full)) as step:
+                self.tile_at(first + step * _i64(self.tile.rows), self.tile.rows, None)
+        if rest:
+            self.tile_at(first + _i64(full * self.tile.rows), rest, None)
+
+    def symbolic_block(self, first: tirx.Expr, count: tirx.Expr) -> None:
+        """A block with a symbolic number of rows: full tiles, then one whose surplus rows aren't stored."""
+        full = tirx.floordiv(count, _i64(self.tile.rows))
+        with T.serial(_i64(0), full) as step:
+            self.tile_at(first + step * _i64(self.tile.rows), self.tile.rows, None)
+        with T.If(full * _i64(self.tile.rows) < count):
+            with T.Then():
+                self.tile_at(first + full * _i64(self.tile.rows), self.tile.rows, self.rows)
+
+    def tile_at(self, first: tirx.Expr, rows: int, limit: tirx.Expr | None) -> None:
+        """One register tile. With `limit`, rows at or beyond it repeat the last row and aren't stored."""
+        tile, lanes = self.tile, self.tile.lanes
+        spread = tirx.Ramp(_i64(0), _i64(1), lanes)
+        zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
+        acc = [[T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(tile.vectors)] for _ in range(rows)]
+        for row in acc:
+            for register in row:
+                T.buffer_store(register, zero, [spread])
+        positions = [first + _i64(r) for r in range(rows)]
+        sources = positions if limit is None else [tirx.min(p, limit - _i64(1)) for p in positions]
+        with T.serial(_i64(0), _i64(self.product.depth)) as k:
+            columns = [self._b(k, v) for v in range(tile.vectors)]
+            for r in range(rows):
+                value = tirx.Broadcast(self._a(sources[r], k), lanes)
+                for v in range(tile.vectors):
+                    T.buffer_store(acc[r][v], acc[r][v][spread] + value * columns[v], [spread])
+        for r in range(rows):
+            if limit is None:
+                self._store_row(acc[r], positions[r])
+            else:
+                with T.If(positions[r] < limit), T.Then():
+                    self._store_row(acc[r], positions[r])
+
+    def _a(self, row: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
+        return tirx.BufferLoad(self.buffers[self.product.a], [*self.batch, *_unravel(row, self.row_dims), k])
+
+    def _b(self, k: tirx.Expr, vector: int) -> tirx.Expr:
+        lanes = self.tile.lanes
+        start = _i64(vector * lanes)
+        if self.packed:
+            indices = [self.panel, k, tirx.Ramp(start, _i64(1), lanes)]
+        else:
+            start = self.panel * _i64(self.tile.columns) + start
+            indices = [*self.batch, k, tirx.Ramp(start, _i64(1), lanes)]
+        return tirx.BufferLoad(self.buffers[self.product.b], indices)
+
+    def _store_row(self, registers: list[tirx.Var], row: tirx.Expr) -> None:
+        """Apply the tail to one row of the tile and store it; the last panel may be narrower than the tile."""
+        surplus = self.panels * self.tile.columns - self.product.columns
+        if surplus == 0:
+            self._store_vectors(registers, row, self.tile.columns)
+        elif self.panels == 1:
+            self._store_vectors(registers, row, self.tile.columns - surplus)
+        else:
+            with T.If(self.panel < _i64(self.panels - 1)):
+                with T.Then():
+                    self._store_vectors(registers, row, self.tile.columns)
+                with T.Else():
+                    self._store_vectors(registers, row, self.tile.columns - surplus)
+
+    def _store_vectors(self, registers: list[tirx.Var], row: tirx.Expr, columns: int) -> None:
+        base = self.panel * _i64(self.tile.columns)
+        for v, register in enumerate(registers):
+            lanes = min(self.tile.lanes, columns - v * self.tile.lanes)
+            if lanes <= 0:
+                return
+            loop: Callable[..., object] = T.vectorized if lanes == self.tile.lanes else T.serial
+            with loop(_i64(0), _i64(lanes)) as lane:  # type: ignore[attr-defined]
+                column = base + _i64(v * self.tile.lanes) + lane
+                position = [*self.batch, *_unravel(row, self.row_dims), column]
+                T.buffer_store(self.buffers[self.tail.output], self._tail_value(register, lane, position), position)
+
+    def _tail_value(self, register: tirx.Var, lane: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
+        """The tail's expression at one output position; the product is read from its register."""
+        where = dict(zip(self.tail.axes, position, strict=True))
+
+        def replace(node: tirx.Expr) -> tirx.Expr | None:
+            if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
+                return tirx.BufferLoad(register, [lane])
+            if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
+                indices = [rewrite(index, replace) for index in node.indices]
+                return tirx.BufferLoad(self.buffers[node.source], indices)
+            return where.get(node) if isinstance(node, tirx.Var) else None
+
+        return rewrite(self.tail.value, replace)
+
+
+def _factors(store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad] | None:
+    """The two loads of `C[x] = C[x] + A[y] * B[z]`."""
+    value = store.value
+    if not isinstance(value, tirx.Add) or not isinstance(value.b, tirx.Mul):
+        return None
+    if not isinstance(value.a, ir.TensorLoad) or not value.a.source.same_as(store.buffer):
+        return None
+    left, right = value.b.a, value.b.b
+    if isinstance(left, ir.TensorLoad) and isinstance(right, ir.TensorLoad):
+        return left, right
+    return None
+
+
+def _indexed_by(load: ir.TensorLoad, axes: list[tirx.Var], *, allow_zero: bool = False) -> bool:
+    """Whether a load's indices are exactly `axes`; with `allow_zero`, 0 may stand for an axis of extent 1."""
+    if len(load.indices) != len(axes):
+        return False
+    for index, axis, extent in zip(load.indices, axes, load.source.ty.shape, strict=True):
+        if index.same_as(axis) or (allow_zero and is_const_zero(index) and as_int(extent) == 1):
+            continue
+        return False
+    return True
+
+
+def _row_count(tail: Tail) -> int | None:
+    return as_int(_product(list(tail.output.ty.shape[:-1])))
+
+
+def _unravel(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:
+    """Coordinates of a linear index in a row-major space."""
+    coordinates: list[tirx.Expr] = []
+    for extent in reversed(extents[1:]):
+        coordinates.append(tirx.floormod(index, extent) if as_int(extent) != 1 else _i64(0))
+        index = tirx.floordiv(index, extent) if as_int(extent) != 1 else index
+    return [index if as_int(extents[0]) != 1 else _i64(0), *reversed(coordinates)] if extents else []
+
+
+def _product(extents: list[tirx.Expr]) -> tirx.Expr:
+    total: tirx.Expr = _i64(1)
+    for extent in extents:
+        total = total * extent
+    return sym.Analyzer().simplify(total)
+
+
+def _expr(value: tirx.Expr | int) -> tirx.Expr:
+    return _i64(value) if isinstance(value, int) else value
+
+
+def _i64(value: int) -> tirx.Expr:
+    return tirx.IntImm("int64", value)

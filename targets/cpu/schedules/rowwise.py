@@ -1,0 +1,143 @@
+"""Reductions over the last axes and what hangs on them (softmax, layer norm, means): one pass over each row.
+
+All blocks are computed inside one loop over rows, which runs in parallel. Each sum or maximum is first taken
+over vector lanes (a reassociation, like every vectorised sum) and then over the lanes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import s_tir, tirx
+
+from greencc.targets.base import Declined, Scheduled
+from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
+from greencc.targets.cpu.schedules.kernel import blocks, is_reduction
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.tir import as_int, loads
+
+
+@dataclass(frozen=True)
+class RowwiseRule:
+    """See the module's docstring."""
+
+    target: CpuTarget
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "cpu-rowwise"
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+        """Schedule a kernel whose reductions all run over the last axes, or decline."""
+        schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
+        found = blocks(schedule)
+        reductions = [block for block in found if is_reduction(schedule.get(block))]
+        if not reductions:
+            return Declined("no reduction")
+        if is_reduction(schedule.get(found[-1])) and len(found) > 1:
+            return Declined("the last block is a reduction behind others")
+        rows = min(_spatial_count(schedule, block) for block in reductions)
+        for block in reductions:
+            reason = _check(schedule, block, rows)
+            if reason is not None:
+                return Declined(reason)
+        last_spatial = _spatial_count(schedule, found[-1])
+        if last_spatial < rows:
+            return Declined("the output has fewer axes than rows")
+        try:
+            self._schedule(schedule, found, reductions, rows)
+        except s_tir.ScheduleError as error:
+            return Declined(f"its blocks don't go into one row loop ({str(error).splitlines()[0][:80]})")
+        return Scheduled(schedule.mod["main"], self.name)
+
+    def _schedule(
+        self,
+        schedule: s_tir.Schedule,
+        found: list[s_tir.SBlockRV],
+        reductions: list[s_tir.SBlockRV],
+        rows: int,
+    ) -> None:
+        ordered: list[s_tir.SBlockRV] = []
+        for block in found:
+            if block in reductions:
+                lanes_block = self._over_lanes(schedule, block, rows)
+                if lanes_block is not None:
+                    ordered.append(lanes_block)
+            ordered.append(block)
+        last = ordered[-1]
+        loops = schedule.get_loops(last)
+        if rows == 0:
+            return
+        row = schedule.fuse(*loops[:rows])
+        for block in reversed(ordered[:-1]):
+            schedule.compute_at(block, row, preserve_unit_loops=True)
+        for block in ordered:
+            self._vectorize_inner(schedule, block)
+        count = as_int(schedule.get(row).extent)
+        width = as_int(schedule.get(schedule.get_loops(ordered[0])[-1]).extent)
+        if count is None or width is None or count * width * len(ordered) >= MIN_PARALLEL_ELEMENTS:
+            schedule.parallel(row)
+
+    def _over_lanes(self, schedule: s_tir.Schedule, block: s_tir.SBlockRV, rows: int) -> s_tir.SBlockRV | None:
+        """Split a reduction over vector lanes; the block that reduces per lane, or None when it doesn't divide."""
+        loops = schedule.get_loops(block)
+        inner = loops[-1]
+        extent, lanes = as_int(schedule.get(inner).extent), self.target.lanes()
+        if extent is None or extent % lanes or extent <= lanes or not _is_float32(schedule.get(block)):
+            return None
+        _, lane = schedule.split(inner, [None, lanes])
+        partial = schedule.rfactor(lane, factor_axis=len(schedule.get(block).writes[0].region))
+        return partial
+
+    def _vectorize_inner(self, schedule: s_tir.Schedule, block: s_tir.SBlockRV) -> None:
+        node = schedule.get(block)
+        loops = schedule.get_loops(block)
+        if len(loops) < 2:
+            return
+        inner = schedule.get(loops[-1])
+        extent, lanes = as_int(inner.extent), self.target.lanes()
+        if extent is None or extent < 2:
+            return
+        axis = node.iter_vars[-1]
+        if is_reduction(node):
+            # The lane loop of a partial reduction is spatial and has to be innermost for vectors.
+            if int(axis.iter_type) == 0 or extent != lanes or len(node.iter_vars) < 2:
+                spatial = [i for i, a in enumerate(node.iter_vars) if int(a.iter_type) == 0]
+                if not spatial or as_int(node.iter_vars[spatial[-1]].dom.extent) != lanes:
+                    return
+            return
+        if not isinstance(node.body, tirx.BufferStore) or str(node.body.buffer.ty.dtype) != "float32":
+            return
+        while extent % lanes:
+            lanes //= 2
+        if lanes > 1:
+            _, vector = schedule.split(loops[-1], [None, lanes])
+            schedule.vectorize(vector)
+
+
+def _spatial_count(schedule: s_tir.Schedule, block: s_tir.SBlockRV) -> int:
+    return sum(int(axis.iter_type) == 0 for axis in schedule.get(block).iter_vars)
+
+
+def _is_float32(block: s_tir.SBlock) -> bool:
+    return isinstance(block.body, tirx.BufferStore) and str(block.body.buffer.ty.dtype) == "float32"
+
+
+def _check(schedule: s_tir.Schedule, block: s_tir.SBlockRV, rows: int) -> str | None:
+    """Why a reduction isn't one over whole rows, or None."""
+    node = schedule.get(block)
+    kinds = [int(axis.iter_type) for axis in node.iter_vars]
+    if kinds != sorted(kinds):
+        return "a reduced axis comes before a kept one"
+    if len([k for k in kinds if k == 0]) != rows:
+        return "the reductions run over different axes"
+    if isinstance(node.body, tirx.BufferStore):
+        spatial = [axis.var for axis in node.iter_vars if int(axis.iter_type) == 0]
+        for load in loads(node.body.value):
+            if len(load.indices) > len(spatial) and not all(
+                index.same_as(var) for index, var in zip(load.indices, spatial, strict=False)
+            ):
+                return "a reduction reads across rows"
+    return None

@@ -1,0 +1,166 @@
+"""The CPU as a target: which instructions it has, how wide its vectors are, how many threads a run gets."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+from tvm.target import codegen
+
+from greencc.errors import UserError
+from greencc.targets.base import Rule
+
+# Feature -> (what it needs, in LLVM's names). What isn't listed is of no interest to a schedule.
+X86_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avxvnni")
+ARM_FEATURES = ("neon", "dotprod", "i8mm", "fullfp16", "sve")
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """A CPU to compile for.
+
+    Attributes:
+        triple: LLVM target triple.
+        cpu: LLVM processor name.
+        features: instruction-set extensions that generated code may use, sorted, in LLVM's names.
+        threads: threads of a run.
+    """
+
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    threads: int
+
+    @property
+    def kind(self) -> str:
+        """Name in the registry."""
+        return "cpu"
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether this is an x86-64 processor."""
+        return self.triple.split("-")[0] in ("x86_64", "amd64")
+
+    @property
+    def vector_bits(self) -> int:
+        """Width of a vector register."""
+        if "avx512f" in self.features:
+            return 512
+        return 256 if "avx" in self.features else 128
+
+    @property
+    def vector_registers(self) -> int:
+        """Number of vector registers."""
+        return 32 if not self.is_x86 or "avx512vl" in self.features else 16
+
+    def lanes(self, dtype: str = "float32") -> int:
+        """Elements of `dtype` in a vector register."""
+        return self.vector_bits // tvm.DataType(dtype).bits
+
+    def tvm(self) -> tvm.target.Target:
+        """The same target for TVM."""
+        return tvm.target.Target(
+            {
+                "kind": "llvm",
+                "mtriple": self.triple,
+                "mcpu": self.cpu,
+                "mattr": [f"+{feature}" for feature in self.features],
+                "num-cores": self.threads,
+            }
+        )
+
+    def describe(self) -> dict[str, object]:
+        """What the manifest records; the runtime compares it with its host."""
+        return {
+            "kind": self.kind,
+            "triple": self.triple,
+            "mcpu": self.cpu,
+            "features": list(self.features),
+            "threads": self.threads,
+        }
+
+    def legalize(self, module: tvm.IRModule) -> tvm.IRModule:
+        """Lower every operator to PrimFuncs."""
+        from greencc.targets.cpu.legalize import legalize
+
+        return legalize(module)
+
+    def rules(self) -> Sequence[Rule]:
+        """Schedule rules, in order; the first that applies wins."""
+        from greencc.targets.cpu.schedules import rules
+
+        return rules(self)
+
+    def build(self, module: tvm.IRModule) -> bytes:
+        """Machine code as a shared library."""
+        from greencc.targets.cpu.build import build
+
+        return build(module, self)
+
+
+def host_target(threads: int | None = None) -> CpuTarget:
+    """The processor that this process runs on, with one thread per physical core unless `threads` says otherwise."""
+    cpu = codegen.llvm_get_system_cpu()
+    available = {str(name) for name, on in codegen.llvm_get_system_x86_features().items() if on} if hasattr(
+        codegen, "llvm_get_system_x86_features"
+    ) else set()
+    machine = os.uname().machine
+    known = X86_FEATURES if machine in ("x86_64", "amd64") else ARM_FEATURES
+    if not available:
+        available = _proc_features()
+    features = tuple(sorted(feature for feature in known if feature in available))
+    triple = f"{'aarch64' if machine == 'arm64' else machine}-linux-gnu"
+    return CpuTarget(triple, cpu, features, threads or physical_cores())
+
+
+def load_target(path: Path, threads: int | None = None) -> CpuTarget:
+    """A target from a JSON file: {"kind": "cpu", "triple": ..., "cpu": ..., "features": [...], "threads": N}."""
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--target {path}: not a readable JSON file ({error})") from error
+    if not isinstance(fields, dict) or fields.get("kind", "cpu") != "cpu":
+        raise UserError(f"--target {path}: expected an object with \"kind\": \"cpu\"")
+    missing = [name for name in ("triple", "cpu") if not isinstance(fields.get(name), str)]
+    if missing:
+        raise UserError(f"--target {path}: missing text field(s) {', '.join(missing)}")
+    features = fields.get("features", [])
+    known = {*X86_FEATURES, *ARM_FEATURES}
+    unknown = [str(f) for f in features if f not in known]
+    if unknown:
+        raise UserError(f"--target {path}: unknown feature(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    count = threads or fields.get("threads", 1)
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"--target {path}: threads must be a positive integer, not {count}")
+    return CpuTarget(fields["triple"], fields["cpu"], tuple(sorted(features)), count)
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use; logical ones where the system doesn't tell them apart."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(len(cores), 1)
+
+
+def _proc_features() -> set[str]:
+    """Instruction-set extensions from /proc/cpuinfo, renamed to LLVM's spelling."""
+    renames = {"sse4_2": "sse4.2", "avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni", "asimd": "neon",
+               "asimddp": "dotprod", "asimdhp": "fullfp16"}  # fmt: skip
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return {renames.get(name, name) for name in line.split(":", 1)[1].split()}
+    return set()

@@ -1,0 +1,104 @@
+"""Reading and rewriting TIR expressions. TVM has no Python functors for them, so nodes are dispatched by type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from tvm import ir, tirx
+
+from greencc.errors import GreenccError
+
+_BINARY = (
+    tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max,
+    tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or,
+)  # fmt: skip
+_LEAVES = (tirx.IntImm, tirx.FloatImm, ir.StringImm) if hasattr(ir, "StringImm") else (tirx.IntImm, tirx.FloatImm)
+
+
+def children(expr: tirx.Expr) -> list[tirx.Expr]:
+    """Direct operands of an expression."""
+    if isinstance(expr, _BINARY):
+        return [expr.a, expr.b]
+    if isinstance(expr, (tirx.Not,)):
+        return [expr.a]
+    if isinstance(expr, tirx.Cast):
+        return [expr.value]
+    if isinstance(expr, tirx.Select):
+        return [expr.condition, expr.true_value, expr.false_value]
+    if isinstance(expr, ir.TensorLoad):
+        return list(expr.indices)
+    if isinstance(expr, tirx.Let):
+        return [expr.value, expr.body]
+    if isinstance(expr, tirx.Broadcast):
+        return [expr.value]
+    if isinstance(expr, tirx.Ramp):
+        return [expr.base, expr.stride]
+    if isinstance(expr, ir.Call):
+        return [arg for arg in expr.args if isinstance(arg, tirx.Expr)]
+    return []
+
+
+def walk(expr: tirx.Expr) -> Iterator[tirx.Expr]:
+    """The expression and everything below it, parents first."""
+    stack = [expr]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(children(node))
+
+
+def loads(expr: tirx.Expr) -> Iterator[ir.TensorLoad]:
+    """Every buffer read in an expression."""
+    return (node for node in walk(expr) if isinstance(node, ir.TensorLoad))
+
+
+def uses_var(expr: tirx.Expr, var: tirx.Var) -> bool:
+    """Whether `var` occurs in an expression."""
+    return any(node.same_as(var) for node in walk(expr))
+
+
+def rewrite(expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None]) -> tirx.Expr:
+    """`expr` with every node that `replace` maps to something replaced, parents first.
+
+    Raises GreenccError for a node type that it doesn't know: silently keeping it would be wrong code.
+    """
+    new = replace(expr)
+    if new is not None:
+        return new
+    if isinstance(expr, (*_LEAVES, tirx.Var)):
+        return expr
+    old = children(expr)
+    parts = [rewrite(child, replace) for child in old]
+    if isinstance(expr, ir.Call):
+        if all(a is b for a, b in zip(old, parts, strict=True)):
+            return expr
+        rewritten = iter(parts)
+        args = [next(rewritten) if isinstance(arg, tirx.Expr) else arg for arg in expr.args]
+        return ir.Call(expr.op, args, expr.attrs, expr.ty_args, expr.span, ret_ty=expr.ty)
+    if isinstance(expr, _BINARY):
+        return type(expr)(*parts)
+    if isinstance(expr, tirx.Not):
+        return tirx.Not(parts[0])
+    if isinstance(expr, tirx.Cast):
+        return tirx.Cast(expr.ty.dtype, parts[0])
+    if isinstance(expr, tirx.Select):
+        return tirx.Select(*parts)
+    if isinstance(expr, ir.TensorLoad):
+        return tirx.BufferLoad(expr.source, parts)
+    if isinstance(expr, tirx.Let):
+        return tirx.Let(expr.var, *parts)
+    if isinstance(expr, tirx.Broadcast):
+        return tirx.Broadcast(parts[0], expr.lanes)
+    if isinstance(expr, tirx.Ramp):
+        return tirx.Ramp(parts[0], parts[1], expr.lanes)
+    raise GreenccError(f"schedule: no rule for the TIR node {type(expr).__name__}")
+
+
+def substitute(expr: tirx.Expr, values: Mapping[tirx.Var, tirx.Expr]) -> tirx.Expr:
+    """`expr` with variables replaced."""
+    return rewrite(expr, lambda node: values.get(node) if isinstance(node, tirx.Var) else None)
+
+
+def as_int(expr: tirx.Expr | int) -> int | None:
+    """The value of a constant integer expression, or None."""
+    return int(expr) if isinstance(expr, (int, tirx.IntImm)) else None
