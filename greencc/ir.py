@@ -16,6 +16,8 @@ INPUTS_ATTR = "greencc.inputs"
 OUTPUTS_ATTR = "greencc.outputs"
 SYMBOL_LOWER_ATTR = "tir_var_lower_bound"
 SYMBOL_UPPER_ATTR = "tir_var_upper_bound"
+# numpy can't look at these without a copy (bool: before numpy 2.1).
+_NOT_IN_DLPACK = frozenset(("bfloat16", "bool"))
 
 
 def span_of(expr: relax.Expr) -> str | None:
@@ -41,9 +43,8 @@ def constant_array(expr: relax.Expr) -> np.ndarray | None:
     if not isinstance(expr, ir.GenericConst):
         return None
     value = expr.value
-    if str(value.dtype) == "bfloat16":
-        return value.numpy()
-    return np.from_dlpack(value) if str(value.dtype) != "bool" else value.numpy()
+    known_to_dlpack = str(value.dtype) not in _NOT_IN_DLPACK and not str(value.dtype).startswith("float8")
+    return np.from_dlpack(value) if known_to_dlpack else value.numpy()
 
 
 def scalar_value(expr: relax.Expr) -> float | int | bool | None:

@@ -21,7 +21,6 @@ from greencc.ir import (
     operands,
     same_type,
     scalar_value,
-    shape_of,
     span_of,
     with_span,
 )
@@ -308,20 +307,14 @@ def removable(unused: Unused) -> bool:
 
 def symbols_of(expr: relax.Expr | relax.Type) -> Iterator[tirx.Var]:
     """Symbolic dimensions in a type, or in the shapes and numbers among the operands of an expression."""
-    if isinstance(expr, relax.TensorType):
-        yield from (s for dim in shape_of(expr) or () for s in symbols_of(dim))
-    elif isinstance(expr, relax.TupleType):
-        yield from (s for field in expr.fields for s in symbols_of(field))
+    if isinstance(expr, ir.Type):
+        yield from relax.analysis.tir_vars_in_type(expr)
     elif isinstance(expr, relax.ShapeExpr):
-        yield from (s for dim in expr.values for s in symbols_of(dim))
-    elif isinstance(expr, (relax.Call, relax.Tuple)) and not isinstance(expr.ty, ir.PrimType):
+        yield from symbols_of(relax.ShapeType(list(expr.values)))
+    elif isinstance(expr.ty, ir.PrimType):
+        yield from symbols_of(relax.ShapeType([expr]))
+    elif isinstance(expr, (relax.Call, relax.Tuple)):
         yield from (s for use in operands(expr) for s in symbols_of(use))
-    elif isinstance(getattr(expr, "ty", None), ir.PrimType):
-        found: list[tirx.Var] = []
-        tirx.stmt_functor.post_order_visit(
-            expr, lambda n: found.append(n) if isinstance(n, tirx.Var) else None
-        )
-        yield from found
 
 
 def eliminate_dead(
