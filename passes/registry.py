@@ -9,16 +9,33 @@ from difflib import get_close_matches
 
 from greencc.errors import UserError
 from greencc.passes.base import Pass
+from greencc.passes.elide_activations import ElideActivations
+from greencc.passes.fold_constants import FoldConstants
+from greencc.passes.prune_dead_nodes import PruneDeadNodes
 
 # name -> class, explicit: nothing registers itself by being imported.
-PASSES: dict[str, type[Pass]] = {}
+PASSES: dict[str, type[Pass]] = {
+    PruneDeadNodes.name: PruneDeadNodes,
+    FoldConstants.name: FoldConstants,
+    ElideActivations.name: ElideActivations,
+}
 
 _ITEM = re.compile(r"\s*([a-z0-9-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 
 def default_pipeline() -> tuple[Pass, ...]:
     """The passes that `compile` runs when the user names none, in order."""
-    return ()
+    return (
+        # Phase 1, tidy: patterns see each value once, and no layout operator that does nothing.
+        PruneDeadNodes(),
+        FoldConstants(),
+        # Phase 2, fuse operators into larger ones. Each line says what it must come after.
+        # Phase 3, elide: after fusion, so that an activation inside a fused form is not taken apart.
+        ElideActivations(),
+        # Phase 4, sweep: what fusing and eliding left without users, or made equal to something else.
+        FoldConstants(),
+        PruneDeadNodes(),
+    )
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
