@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import ir, relax
+from tvm import relax, tirx
 
 from greencc.passes import ranges
 from greencc.passes.ranges import FLOATS, Range
@@ -41,10 +41,13 @@ class Operands:
 
     def number(self, index: int) -> float | int | None:
         """A scalar operand that is part of the call (the bounds of clip), rounded to the result's dtype."""
-        arg = self.call.args[index]
-        if not isinstance(arg, (ir.prim.FloatImm, ir.prim.IntImm)):
-            return None
-        return number_in(arg.value, self.dtype)
+        value = prim_value(self.call.args[index])
+        return None if value is None else number_in(value, self.dtype)
+
+
+def prim_value(expr: relax.Expr) -> float | int | None:
+    """The number that is itself an operand of a call, like the bounds of clip, or None."""
+    return expr.value if isinstance(expr, (tirx.FloatImm, tirx.IntImm)) else None
 
 
 def number_in(value: float, dtype: str) -> float | int | None:
