@@ -5,7 +5,7 @@ A *node* is an operator call (constants excluded, nested graphs counted); an *ed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tvm
@@ -145,3 +145,37 @@ def count_graph(module: tvm.IRModule) -> tuple[int, int]:
             if is_node or is_output:
                 edges += sum(isinstance(use, relax.Var) for use in operands(value))
     return nodes, edges
+
+
+def rebuild_function(
+    function: relax.Function,
+    value_of: Callable[[relax.Expr], relax.Expr],
+    var_of: Callable[[relax.Var], relax.Var] = lambda var: var,
+) -> relax.Function:
+    """`function` with `value_of` applied to every bound value, branch condition and result.
+
+    `var_of` names the variable that a binding gets; `value_of` has to replace its uses. The branches of an If are
+    rebuilt in the same way. Parameters stay as they are.
+    """
+    normalizer = relax.BlockBuilder()
+
+    def rebind(binding: relax.Binding) -> relax.Binding:
+        value = binding.value
+        if isinstance(binding, relax.MatchCast):
+            return relax.MatchCast(var_of(binding.var), value_of(value), binding.ty)
+        if isinstance(value, relax.If):
+            branches = sequence(value.true_branch), sequence(value.false_branch)
+            value = relax.If(value_of(value.cond), *branches, value.span)
+        else:
+            value = value_of(value)
+        return relax.VarBinding(var_of(binding.var), normalizer.normalize(value))
+
+    def sequence(seq: relax.SeqExpr) -> relax.SeqExpr:
+        blocks = []
+        for block in seq.blocks:
+            kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
+            blocks.append(kind([rebind(binding) for binding in block.bindings]))
+        return normalizer.normalize(relax.SeqExpr(blocks, value_of(seq.body)))
+
+    body = sequence(function.body)
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)

@@ -87,7 +87,7 @@ class CpuTarget:
         """Lower every operator to PrimFuncs."""
         from greencc.targets.cpu.legalize import legalize
 
-        return legalize(module)
+        return legalize(module, self)
 
     def rules(self) -> Sequence[Rule]:
         """Schedule rules, in order; the first that applies wins."""

@@ -1,0 +1,112 @@
+"""Operators -> PrimFuncs: the only place where that happens. Relax's own lowering serves where nothing is said here.
+
+The lowering of an operator says *what* is computed, in the form that the schedule rules recognise; how it is
+computed (vectors, threads, layouts) is their business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import tvm
+from tvm import relax, te, tirx, topi
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from greencc.ir import dtype_of
+from greencc.ops import ATTENTION, SHAPE_TO_TENSOR, AttentionAttrs
+from greencc.targets.cpu.schedules.attention import attention_kernel
+from greencc.targets.cpu.target import CpuTarget, host_target
+
+Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+
+
+def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRModule:
+    """Lower every operator of `module` to calls of PrimFuncs."""
+    chosen = target if target is not None else host_target()
+    table: dict[str, Lowering] = {
+        "relax.nn.gelu": _gelu,
+        "relax.nn.silu": _silu,
+        "relax.nn.softmax": _softmax,
+        "relax.sigmoid": _sigmoid,
+        SHAPE_TO_TENSOR: _shape_to_tensor,
+        ATTENTION: lambda builder, call: _attention(builder, call, chosen),
+    }
+    return relax.transform.LegalizeOps(table)(module)
+
+
+def _attention(builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget) -> relax.Expr:
+    args = list(call.args)
+    kernel = attention_kernel(AttentionAttrs.of(call), [arg.ty for arg in args], call.ty, target)
+    gv = builder.add_func(kernel.without_attr("global_symbol"), "attention")
+    return relax.call_tir(gv, args, call.ty)
+
+
+def _shape_to_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """A kernel without inputs; the symbolic sizes reach it as scalar arguments."""
+    dims = list(call.args[0].ty.values)
+    symbols: list[tirx.Var] = []
+    for dim in dims:
+        for var in tirx.analysis.undefined_vars(tirx.Evaluate(dim)):
+            if not any(var.same_as(seen) for seen in symbols):
+                symbols.append(var)
+    with IRBuilder() as ib:
+        with T.prim_func(s_tir=True):
+            result = T.arg("out", T.buffer((len(dims),), "int64"))
+            for symbol in symbols:
+                T.arg(symbol.name, symbol)
+            T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-shape"})
+            for index, dim in enumerate(dims):
+                T.buffer_store(result, dim, [tirx.IntImm("int64", index)])
+    gv = builder.add_func(ib.get().without_attr("global_symbol"), "shape_to_tensor")
+    return relax.call_tir(gv, [], call.ty, tir_vars=relax.ShapeExpr(symbols) if symbols else None)
+
+
+def _gelu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """0.5 x (1 + erf(x / sqrt 2)) in one block, so that it stays one expression behind a matmul."""
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        dtype = str(x.dtype)
+
+        def at(*index: tirx.Var) -> tirx.Expr:
+            value = x(*index)
+            inner = tirx.erf(value * tirx.const(0.7071067811865476, dtype))
+            return value * (tirx.const(0.5, dtype) + tirx.const(0.5, dtype) * inner)
+
+        return te.compute(x.shape, at, name="gelu")
+
+    return builder.call_te(compute, call.args[0], primfunc_name_hint="gelu")
+
+
+def _sigmoid(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    def compute(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *index: tirx.sigmoid(x(*index)), name="sigmoid")
+
+    return builder.call_te(compute, call.args[0], primfunc_name_hint="sigmoid")
+
+
+def _silu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    def compute(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *index: x(*index) * tirx.sigmoid(x(*index)), name="silu")
+
+    return builder.call_te(compute, call.args[0], primfunc_name_hint="silu")
+
+
+def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Softmax over the last axis as maximum, exponentials, sum, quotient; other axes keep TVM's lowering."""
+    axis = int(call.attrs.axis)
+    rank = int(call.args[0].ty.ndim)
+    if axis % rank != rank - 1 or dtype_of(call.args[0].ty) != "float32":
+        return builder.call_te(topi.nn.softmax, call.args[0], axis, primfunc_name_hint="softmax")
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        lead, width = list(x.shape[:-1]), x.shape[-1]
+        j = te.reduce_axis((0, width), name="j")
+        peak = te.compute(lead, lambda *i: te.max(x(*i, j), axis=j), name="softmax_max")
+        power = te.compute(x.shape, lambda *i: tirx.exp(x(*i) - peak(*i[:-1])), name="softmax_exp")
+        k = te.reduce_axis((0, width), name="k")
+        total = te.compute(lead, lambda *i: te.sum(power(*i, k), axis=k), name="softmax_sum")
+        return te.compute(x.shape, lambda *i: power(*i) / total(*i[:-1]), name="softmax_norm")
+
+    return builder.call_te(compute, call.args[0], primfunc_name_hint="softmax")

@@ -1,0 +1,210 @@
+"""From a Relax module of operators to scheduled kernels with packed weights: the target-independent steps.
+
+    legalize -> fuse -> schedule each kernel -> lift constants into parameters -> pack weights
+
+Constants stay in the module until every kernel has its schedule, because only then their layouts are known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import ir, relax, tirx
+
+from greencc.artifact.bundle import KernelCall
+from greencc.errors import GreenccError
+from greencc.ir import bindings_of, constant_array, rebuild_function, relax_functions
+from greencc.targets.base import Declined, Layout, Scheduled, Target
+from greencc.targets.origins import label_values, restore_labels, take_origins
+
+RULE_ATTR = "greencc.rule"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A module ready for code generation.
+
+    Attributes:
+        module: scheduled PrimFuncs and Relax functions; `main` takes the inputs, then the weights.
+        weights: the weights by name, in the order of main's trailing parameters, packed.
+        calls: kernels in launch order with the source nodes that they stand for.
+        rules: schedule rule by kernel name.
+    """
+
+    module: tvm.IRModule
+    weights: dict[str, np.ndarray]
+    calls: tuple[KernelCall, ...]
+    rules: dict[str, str]
+
+
+def lower(module: tvm.IRModule, target: Target) -> Lowered:
+    """Lower `module` for `target`."""
+    module, labels = label_values(module)
+    module = restore_labels(target.legalize(module), labels)
+    module, origins = fuse(module)
+    scheduled = schedule(module, target)
+    calls = tuple(
+        KernelCall(call.args[0].name_hint, nodes)
+        for call, nodes in zip(kernel_calls(module), origins, strict=True)
+    )
+    module, weights = lift_constants(module, scheduled)
+    return Lowered(module, weights, calls, {name: item.rule for name, item in scheduled.items()})
+
+
+def fuse(module: tvm.IRModule) -> tuple[tvm.IRModule, list[tuple[str, ...]]]:
+    """Fuse elementwise operators into their producers and consumers, one PrimFunc per group.
+
+    Also returns the source nodes of every kernel call, in the order of `kernel_calls`.
+    """
+    grouping = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()]
+    module = tvm.transform.Sequential(grouping)(module)
+    origins = take_origins(module)
+    return relax.transform.FuseTIR()(module), origins
+
+
+def schedule(module: tvm.IRModule, target: Target) -> dict[str, Scheduled]:
+    """A schedule for every PrimFunc of the module, by name: the first rule that applies."""
+    constants = constant_parameters(module)
+    used = {call.args[0].name_hint for call in kernel_calls(module)}
+    rules = target.rules()
+    result: dict[str, Scheduled] = {}
+    for gv, func in module.functions_items():
+        name = gv.name_hint
+        if not isinstance(func, tirx.PrimFunc) or name not in used:
+            continue
+        if func.attrs and RULE_ATTR in func.attrs:
+            result[name] = Scheduled(func, str(func.attrs[RULE_ATTR]))
+            continue
+        reasons = []
+        for rule in rules:
+            outcome = rule.apply(func, constants.get(name, frozenset()))
+            if isinstance(outcome, Scheduled):
+                result[name] = outcome
+                break
+            reasons.append(f"{rule.name}: {outcome.reason}" if isinstance(outcome, Declined) else rule.name)
+        else:
+            raise GreenccError(f"no schedule for kernel '{name}': {'; '.join(reasons)}")
+    return result
+
+
+def constant_parameters(module: tvm.IRModule) -> dict[str, frozenset[int]]:
+    """For each kernel, the parameters that get a constant at every call."""
+    found: dict[str, frozenset[int]] = {}
+    for call in kernel_calls(module):
+        here = frozenset(i for i, arg in enumerate(_arguments(call)) if isinstance(arg, ir.GenericConst))
+        name = call.args[0].name_hint
+        found[name] = found[name] & here if name in found else here
+    return found
+
+
+def lift_constants(
+    module: tvm.IRModule, scheduled: dict[str, Scheduled]
+) -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
+    """Make every constant a trailing parameter of `main`, packed as its kernel wants it.
+
+    A private function (a branch of an If) gets its constants as parameters too, and every call of it passes them.
+    """
+    lifter = _Lifter(module, scheduled)
+    return lifter.module(), lifter.main_weights()
+
+
+class _Lifter:
+    """Lifts the constants of all functions of a module, callees before callers."""
+
+    def __init__(self, module: tvm.IRModule, scheduled: dict[str, Scheduled]) -> None:
+        self._functions = {gv.name_hint: function for gv, function in relax_functions(module)}
+        self._scheduled = scheduled
+        self._weights: dict[str, np.ndarray] = {}
+        self._names: dict[tuple[int, Layout | None], tuple[str, object]] = {}
+        self._needs: dict[str, dict[str, relax.Var]] = {}
+        self._builder = relax.BlockBuilder()
+        # A kernel whose weight is packed has another type than before, and a call is checked against the type of
+        # the variable that names the kernel: so every kernel gets a new variable.
+        self._variables = {
+            name: self._builder.add_func(item.func.with_attr(RULE_ATTR, item.rule), name)
+            for name, item in scheduled.items()
+        }
+        for name in self._functions:
+            self._lift(name)
+
+    def module(self) -> tvm.IRModule:
+        """The module without constants."""
+        return self._builder.get()
+
+    def main_weights(self) -> dict[str, np.ndarray]:
+        """Packed weights in the order of main's trailing parameters."""
+        return {name: self._weights[name] for name in self._needs["main"]}
+
+    def _lift(self, name: str) -> None:
+        if name in self._needs:
+            return
+        function, used = self._functions[name], self._needs.setdefault(name, {})
+        body = rebuild_function(function, lambda value: self._value(value, used)).body
+        lifted = relax.Function(
+            [*function.params, *used.values()], body, function.ret_ty, function.is_pure, function.attrs
+        )
+        self._variables[name] = self._builder.add_func(lifted, name)
+
+    def _value(self, value: relax.Expr, used: dict[str, relax.Var], layout: Layout | None = None) -> relax.Expr:
+        if isinstance(value, ir.GenericConst):
+            return self._parameter(self._name(value, layout), used)
+        if isinstance(value, relax.Tuple):
+            return relax.Tuple([self._value(field, used) for field in value.fields])
+        if not isinstance(value, relax.Call):
+            return value
+        if isinstance(value.op, ir.GlobalVar):
+            callee = value.op.name_hint
+            self._lift(callee)
+            extra = [self._parameter(name, used) for name in self._needs[callee]]
+            args = [self._value(arg, used) for arg in value.args]
+            return relax.Call(self._variables[callee], [*args, *extra])
+        if not _is_kernel_call(value):
+            args = [self._value(arg, used) for arg in value.args]
+            return relax.Call(value.op, args, value.attrs, value.ty_args)
+        kernel = value.args[0].name_hint
+        layouts = self._scheduled[kernel].layouts
+        operands = [self._value(arg, used, layouts.get(i)) for i, arg in enumerate(_arguments(value))]
+        args = [self._variables[kernel], relax.Tuple(operands), *value.args[2:]]
+        return relax.Call(value.op, args, value.attrs, value.ty_args)
+
+    def _name(self, constant: ir.GenericConst, layout: Layout | None) -> str:
+        array = constant_array(constant)
+        if array is None:
+            raise GreenccError("a constant holds no array")
+        key = (array.__array_interface__["data"][0], layout)
+        if key not in self._names or array.nbytes == 0:
+            name = f"w{len(self._weights):04d}"
+            self._weights[name] = array if layout is None else layout.pack(array)
+            self._names[key] = (name, constant)  # keeps the constant alive, so that its address stays its own
+        return self._names[key][0]
+
+    def _parameter(self, name: str, used: dict[str, relax.Var]) -> relax.Var:
+        array = self._weights[name]
+        if name not in used:
+            used[name] = relax.Var(name, relax.TensorType(array.shape, str(array.dtype)))
+        return used[name]
+
+
+def kernel_calls(module: tvm.IRModule) -> list[relax.Call]:
+    """Calls of kernels in launch order; those of private functions follow main's."""
+    return [
+        binding.value
+        for _, function in relax_functions(module)
+        for binding in bindings_of(function)
+        if _is_kernel_call(binding.value)
+    ]
+
+
+def _is_kernel_call(value: relax.Expr) -> bool:
+    return (
+        isinstance(value, relax.Call)
+        and isinstance(value.op, ir.Op)
+        and value.op.name in ("relax.call_tir", "relax.call_tir_inplace")
+    )
+
+
+def _arguments(call: relax.Call) -> list[relax.Expr]:
+    args = call.args[1]
+    return list(args.fields) if isinstance(args, relax.Tuple) else [args]
