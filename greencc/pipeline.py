@@ -1,0 +1,223 @@
+"""Source model -> compiled model: the one visible list of stages that `greencc compile` runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import relax, tirx
+
+from greencc.artifact.bundle import Compiled, TensorSpec
+from greencc.errors import UserError
+from greencc.golden import golden_inputs
+from greencc.importers import import_model
+from greencc.ir import (
+    INPUTS_ATTR,
+    OUTPUTS_ATTR,
+    SYMBOL_LOWER_ATTR,
+    SYMBOL_UPPER_ATTR,
+    bindings_of,
+    constant_array,
+    count_graph,
+    dtype_of,
+    operands,
+    relax_functions,
+    shape_of,
+)
+from greencc.passes.base import PassContext
+from greencc.passes.pipeline import run_pipeline
+from greencc.passes.registry import default_pipeline, parse_pipeline
+from greencc.targets.lower import lower
+
+if TYPE_CHECKING:
+    import tvm
+
+    from greencc.targets.base import Target
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """The result of compile_model.
+
+    Attributes:
+        compiled: what the artifact holds.
+        golden_inputs: a small input that fits the model, for the artifact's golden pair.
+        source: (file name, sha256) of the source model.
+        report: what was done, timings included (the artifact holds the part that does not vary between runs).
+        max_abs_error: largest deviation from the reference, with `verify`; else None.
+    """
+
+    compiled: Compiled
+    golden_inputs: Mapping[str, np.ndarray]
+    source: tuple[str, str]
+    report: dict[str, Any]
+    max_abs_error: float | None
+
+
+def compile_model(
+    model: Path,
+    *,
+    target: Target,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dynamic: Mapping[str, tuple[int, int]] | None = None,
+    outputs: tuple[str, ...] | None = None,
+    passes: str | None = None,
+    verify: bool = False,
+    progress: Progress = lambda _: None,
+) -> Compilation:
+    """Import, optimise, lower and build `model` for `target`.
+
+    Args:
+        model: an .onnx file or a Hugging Face directory.
+        target: what to compile for.
+        shapes: fixed shapes by input name.
+        dynamic: inclusive bounds by dimension name.
+        outputs: names of the outputs to keep; None keeps all.
+        passes: a pipeline as text; None runs the default pipeline.
+        verify: compare with the reference after every pass that changed something.
+        progress: told what stage begins.
+
+    Raises:
+        UserError: the request doesn't fit the model, or the model can't be read.
+        GreenccError: a fault of greencc; with `verify`, it names the pass that changed the outputs.
+    """
+    from greencc.verification import Verifier
+
+    pipeline = default_pipeline() if passes is None else parse_pipeline(passes)
+    progress("importing")
+    imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {})
+    _warn_unbounded(imported.module)
+    inputs = golden_inputs(imported.module)
+    verifier = Verifier(model, imported.module, target, inputs, outputs) if verify else None
+    progress("optimizing")
+    result = run_pipeline(
+        imported.module,
+        pipeline,
+        PassContext(outputs=outputs),
+        observer=verifier.after_pass if verifier else None,
+    )
+    progress("scheduling")
+    lowered = lower(result.module, target)
+    progress("generating code")
+    library = target.build(lowered.module)
+    nodes_after, edges_after = count_graph(result.module)
+    facts: dict[str, Any] = {
+        "nodes_before": imported.nodes,
+        "nodes_after": nodes_after,
+        "edges_before": imported.edges,
+        "edges_after": edges_after,
+        "kernels": len(lowered.calls),
+        "bytes_before": constant_bytes(imported.module),
+        "bytes_after": sum(array.nbytes for array in lowered.weights.values()),
+        "rules": dict(sorted(lowered.rules.items())),
+    }
+    main = result.module["main"]
+    compiled = Compiled(
+        library=library,
+        weights=lowered.weights,
+        inputs=_specs(main.params, _names(main, INPUTS_ATTR)),
+        outputs=_output_specs(main),
+        symbols=symbol_bounds(main),
+        target=target.describe(),
+        calls=lowered.calls,
+        report={**facts, "passes": [report.as_json(timing=False) for report in result.reports]},
+    )
+    report = {**facts, "passes": [report.as_json() for report in result.reports]}
+    error = verifier.after_build(compiled) if verifier else None
+    return Compilation(compiled, inputs, (imported.source_name, imported.source_sha256), report, error)
+
+
+def symbol_bounds(main: relax.Function) -> dict[str, tuple[int, int | None]]:
+    """Inclusive bounds of every symbolic dimension of main's parameters; at least 1, unbounded above unless set."""
+    lower, upper = _bounds(main, SYMBOL_LOWER_ATTR), _bounds(main, SYMBOL_UPPER_ATTR)
+    found: dict[str, tuple[int, int | None]] = {}
+    for param in main.params:
+        for dim in shape_of(param.ty) or []:
+            if isinstance(dim, tirx.Var):
+                found[dim.name] = (lower.get(dim.name, 1), upper.get(dim.name))
+    return found
+
+
+def constant_bytes(module: tvm.IRModule) -> int:
+    """Bytes of the distinct constants of a module."""
+    sizes: dict[int, int] = {}
+    for _, function in relax_functions(module):
+        for binding in bindings_of(function):
+            for use in operands(binding.value):
+                array = constant_array(use)
+                if array is not None:
+                    sizes[array.__array_interface__["data"][0]] = array.nbytes
+    return sum(sizes.values())
+
+
+def _bounds(main: relax.Function, attribute: str) -> dict[str, int]:
+    if main.attrs is None or attribute not in main.attrs:
+        return {}
+    return {str(name): int(value) for name, value in main.attrs[attribute].items()}
+
+
+def _names(main: relax.Function, attribute: str) -> list[str]:
+    return [str(name) for name in main.attrs[attribute]]
+
+
+def _dims(ty: relax.TensorType) -> tuple[int | str, ...]:
+    return tuple(int(dim) if isinstance(dim, tirx.IntImm) else _text(dim) for dim in shape_of(ty) or [])
+
+
+def _text(dim: tirx.Expr) -> str:
+    """A symbolic dimension as text: a name, or an expression in names that Python reads."""
+    return dim.name if isinstance(dim, tirx.Var) else dim_text(dim)
+
+
+def dim_text(dim: tirx.Expr) -> str:
+    """An integer expression in Python's spelling."""
+    binary = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.FloorMod: "%"}
+    if isinstance(dim, tirx.IntImm):
+        return str(int(dim))
+    if isinstance(dim, tirx.Var):
+        return str(dim.name)
+    for kind, sign in binary.items():
+        if isinstance(dim, kind):
+            return f"({dim_text(dim.a)} {sign} {dim_text(dim.b)})"
+    if isinstance(dim, (tirx.Min, tirx.Max)):
+        name = "min" if isinstance(dim, tirx.Min) else "max"
+        return f"{name}({dim_text(dim.a)}, {dim_text(dim.b)})"
+    return "?"
+
+
+def _specs(params: list[relax.Var], names: list[str]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name, str(dtype_of(param.ty)), _dims(param.ty)) for param, name in zip(params, names, strict=True)
+    )
+
+
+def _output_specs(main: relax.Function) -> tuple[TensorSpec, ...]:
+    fields = list(main.ret_ty.fields)
+    return tuple(
+        TensorSpec(name, str(dtype_of(ty)), _dims(ty))
+        for name, ty in zip(_names(main, OUTPUTS_ATTR), fields, strict=True)
+    )
+
+
+def _warn_unbounded(module: tvm.IRModule) -> None:
+    open_ended = [name for name, (_, high) in symbol_bounds(module["main"]).items() if high is None]
+    if open_ended:
+        warnings.warn(
+            f"dimension(s) {', '.join(open_ended)} stay symbolic and unbounded: memory is allocated anew for every "
+            "size and kernels carry checks for any size; fix them with --shape or bound them with --dynamic",
+            UnboundedWarning,
+            stacklevel=3,
+        )
+
+
+class UnboundedWarning(UserWarning):
+    """A dimension is neither fixed nor bounded."""
+
+
+__all__ = ["Compilation", "UnboundedWarning", "UserError", "compile_model", "dim_text", "symbol_bounds"]

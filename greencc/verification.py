@@ -1,0 +1,123 @@
+"""`--verify`: the outputs are compared with the reference after every pass, so that a wrong pass is named.
+
+The reference of an ONNX model is ONNX Runtime on the original file; of other sources, the module as imported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from greencc.errors import GreenccError, UserError
+from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR
+from greencc.targets.lower import lower
+
+if TYPE_CHECKING:
+    import tvm
+
+    from greencc.artifact.bundle import Compiled
+    from greencc.targets.base import Target
+
+# Largest deviation that is still rounding: relative to the largest magnitude of the output, at least to 1.
+TOLERANCE = 1e-3
+
+
+class Verifier:
+    """Compares modules on one input against the reference."""
+
+    def __init__(
+        self,
+        model: Path,
+        module: tvm.IRModule,
+        target: Target,
+        inputs: Mapping[str, np.ndarray],
+        outputs: tuple[str, ...] | None,
+    ) -> None:
+        self._target = target
+        self._inputs = inputs
+        self._kept = outputs
+        self._history: list[str] = []
+        if model.suffix == ".onnx":
+            self._reference = _onnxruntime(model, inputs)
+        else:
+            self._reference = run_module(module, target, inputs)
+        self._compare("the importer", run_module(module, target, inputs))
+
+    def after_pass(self, name: str, module: tvm.IRModule) -> None:
+        """Observer of the pass pipeline. Raises GreenccError when the outputs moved."""
+        self._compare(f"pass {name}", run_module(module, self._target, self._inputs))
+        self._history.append(name)
+
+    def after_build(self, compiled: Compiled) -> float:
+        """Largest absolute deviation of the final code."""
+        arrays = run_library(compiled.library, compiled.weights, [self._inputs[s.name] for s in compiled.inputs])
+        return self._compare("code generation", dict(zip((s.name for s in compiled.outputs), arrays, strict=True)))
+
+    def _compare(self, culprit: str, outputs: Mapping[str, np.ndarray]) -> float:
+        worst = 0.0
+        for name, wanted in self._reference.items():
+            if name not in outputs:
+                if self._kept is not None and name not in self._kept:
+                    continue
+                raise GreenccError(f"{culprit} lost the output '{name}'")
+            got = outputs[name]
+            if got.shape != wanted.shape:
+                raise GreenccError(f"{culprit} gives '{name}' the shape {got.shape} instead of {wanted.shape}")
+            error = deviation(got, wanted)
+            scale = max(1.0, float(np.max(np.abs(wanted[np.isfinite(wanted)]), initial=0.0)))
+            if not error <= TOLERANCE * scale:
+                before = ", ".join(self._history) or "none"
+                raise GreenccError(f"{culprit} changed the output '{name}' by {error:.3g}; passes before it: {before}")
+            worst = max(worst, error)
+        return worst
+
+
+def deviation(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest absolute difference; NaN and infinity must be at the same places (else the result is NaN)."""
+    a, b = got.astype(np.float64), wanted.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    return float(np.max(np.abs(np.where(same, 0.0, a - b)), initial=0.0))
+
+
+def run_module(
+    module: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Outputs of a Relax module by name, compiled for `target` and run here."""
+    lowered = lower(module, target)
+    main = module["main"]
+    order = [str(name) for name in main.attrs[INPUTS_ATTR]]
+    arrays = run_library(target.build(lowered.module), lowered.weights, [inputs[name] for name in order])
+    return dict(zip((str(name) for name in main.attrs[OUTPUTS_ATTR]), arrays, strict=True))
+
+
+def run_library(
+    library: bytes, weights: Mapping[str, np.ndarray], inputs: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Run a compiled library once, in this process."""
+    import tvm_ffi
+    from tvm.runtime import tensor
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "code.so"
+        path.write_bytes(library)
+        machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
+        machine["vm_initialization"](1, 0, 2)
+        arguments = [tensor(np.ascontiguousarray(array)) for array in (*inputs, *weights.values())]
+        return [np.from_dlpack(output).copy() for output in machine["main"](*arguments)]
+
+
+def _onnxruntime(model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("--verify needs ONNX Runtime as the reference: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    feeds = {item.name: inputs[item.name] for item in session.get_inputs()}
+    return dict(zip(names, session.run(None, feeds), strict=True))
