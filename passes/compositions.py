@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tvm import ir, relax
+from tvm import relax, tirx
 
 from greencc.ir import dtype_of, same_type, shape_of
 from greencc.passes.graph import Builder, Graph
@@ -183,7 +183,7 @@ def _extent(call: relax.Call, axis: int) -> _Extent | None:
     """The extent of a strided_slice on an axis that it cuts; None when something is no known integer."""
     begin, _, step = _bounds(call)[axis]
     dim, size = (shape_of(ty)[axis] for ty in (call.args[0].ty, call.ty))
-    if not all(isinstance(number, (int, ir.IntImm)) for number in (begin, step, dim, size)):
+    if not all(isinstance(number, (int, tirx.IntImm)) for number in (begin, step, dim, size)):
         return None
     start = int(begin) + (int(dim) if int(begin) < 0 else 0)
     return _Extent(min(max(start, 0), int(dim)), int(step), int(size))
@@ -192,7 +192,7 @@ def _extent(call: relax.Call, axis: int) -> _Extent | None:
 def _bounds(call: relax.Call) -> dict[int, tuple[relax.Expr, relax.Expr, relax.Expr]]:
     """(begin, end, stride) of a strided_slice by non-negative axis."""
     rank = len(shape_of(call.args[0].ty) or ())
-    steps = call.args[4].fields if len(call.args) > 4 else [ir.IntImm("int64", 1)] * rank
+    steps = call.args[4].fields if len(call.args) > 4 else [tirx.IntImm("int64", 1)] * rank
     axes = [axis % rank for axis in integers(call.args[1]) or ()]
     return {
         a: (b, e, s)
@@ -203,7 +203,7 @@ def _bounds(call: relax.Call) -> dict[int, tuple[relax.Expr, relax.Expr, relax.E
 def _split_part(call: relax.Call, index: int, axis: int) -> tuple[int, int] | None:
     """(begin, end) of one part of a split, or None when the parts before it have symbolic sizes."""
     sizes = [shape_of(part)[axis] for part in call.ty.fields[: index + 1]]
-    if not all(isinstance(size, ir.IntImm) for size in sizes):
+    if not all(isinstance(size, tirx.IntImm) for size in sizes):
         return None
     begin = sum(int(size) for size in sizes[:-1])
     return begin, begin + int(sizes[-1])

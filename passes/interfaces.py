@@ -259,10 +259,10 @@ class _Recall:
                 params, results = self._plan[name]
                 value = relax.Call(self._targets[name], [value.args[i] for i in params], None, [], value.span)
         elif isinstance(value, relax.TupleGetItem):
-            value = substitute(value, self._env)
-            kept = self._results.get(value.tuple_value)
-            if kept is not None:
-                value = relax.TupleGetItem(value.tuple_value, kept.index(int(value.index)))
+            source = substitute(value.tuple_value, self._env)
+            kept = self._results.get(source)
+            index = int(value.index) if kept is None else kept.index(int(value.index))
+            value = relax.TupleGetItem(source, index)
         else:
             value = substitute(value, self._env)
         value = self._builder.normalize(value)

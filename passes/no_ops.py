@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import ir, relax
+from tvm import relax, tirx
 
 from greencc.ir import dtype_of, same_type, shape_of, static_shape
 from greencc.passes.graph import Builder, Graph
@@ -121,7 +121,7 @@ def permutation_of(call: relax.Call) -> tuple[int, ...]:
 
 def integers(expr: relax.Expr) -> tuple[int, ...] | None:
     """A tuple of numbers as integers, or None when one of them is no literal."""
-    values = [int(f.value) if isinstance(f, ir.IntImm) else None for f in expr.fields]
+    values = [int(f.value) if isinstance(f, tirx.IntImm) else None for f in expr.fields]
     return None if None in values else tuple(values)  # type: ignore[arg-type]
 
 
@@ -129,9 +129,9 @@ def strides_of(call: relax.Call) -> dict[int, int | None]:
     """Stride of a strided_slice by non-negative axis; None where it is no literal."""
     rank = len(shape_of(call.args[0].ty) or ())
     axes = integers(call.args[1]) or ()
-    strides = call.args[4].fields if len(call.args) > 4 else [ir.IntImm("int64", 1)] * len(axes)
+    strides = call.args[4].fields if len(call.args) > 4 else [tirx.IntImm("int64", 1)] * len(axes)
     return {
-        axis % rank: int(stride.value) if isinstance(stride, ir.IntImm) else None
+        axis % rank: int(stride.value) if isinstance(stride, tirx.IntImm) else None
         for axis, stride in zip(axes, strides, strict=True)
     }
 
@@ -184,4 +184,4 @@ _BROADCASTING = frozenset((*(name.removeprefix("relax.") for name in _NEUTRAL), 
 
 
 def _is_one(dim: object) -> bool:
-    return isinstance(dim, ir.IntImm) and int(dim.value) == 1
+    return isinstance(dim, tirx.IntImm) and int(dim.value) == 1

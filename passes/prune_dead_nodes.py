@@ -129,8 +129,8 @@ class PruneDeadNodes(Pass):
             new = rebuild(function, replacements, owner=self.name) if replacements else function
             module = module.clone()
             module.update_func(gv, eliminate_dead(new, lambda unused: _may_remove(unused, allowed, found)))
-        module, found["unused-slot"] = interfaces.shrink_private_functions(module, may_drop)
         module, found["dead-function"] = interfaces.drop_unreachable(module)
+        module, found["unused-slot"] = interfaces.shrink_private_functions(module, may_drop)
         if self.drop_unused_inputs:
             module, found["unused-input"] = interfaces.drop_inputs(module, may_drop)
         return module, found, refusals
