@@ -1,0 +1,131 @@
+"""Compiles real models and times them against ONNX Runtime, in one process and in interleaved blocks.
+
+Raw results go to a JSON file with a stamp of the machine; the table is made from that file.
+
+Usage: python -m benchmarks.run [MODEL...] [--repeat N] [--results FILE] [--table FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import bert_onnx, models
+from greencc import GreenccError, api
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PEER = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to time.
+
+    Attributes:
+        model: path of what greencc compiles.
+        peer: path of the same model as ONNX; None when `model` is ONNX itself.
+        shapes: fixed shapes by input name.
+    """
+
+    model: Callable[[], Path]
+    peer: Callable[[], Path] | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+CASES = {
+    "minilm-128": Case(
+        models.minilm_hf, lambda: bert_onnx.encoder_onnx(models.minilm_hf()), {"input_ids": (1, 128)}
+    ),
+    "magika": Case(models.magika, shapes={"bytes": (1, 2048)}),
+    "ppocr-rec": Case(models.ppocr_rec, shapes={"x": (1, 3, 48, 320)}),
+    "ppocr-cls": Case(models.ppocr_cls, shapes={"x": (1, 3, 48, 192)}),
+    "resnet50": Case(lambda: models.light_networks()["light_resnet50"]),
+    "squeezenet": Case(lambda: models.light_networks()["light_squeezenet"]),
+}
+
+
+def measure(name: str, repeat: int | None) -> dict[str, Any]:
+    """Compile case `name` and time it: what `greencc compile --json` and `greencc bench --json` print."""
+    case = CASES[name]
+    model = case.model()
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = Path(folder) / name
+        compiled = api.compile(model, artifact, shapes=case.shapes)
+        peer = case.peer() if case.peer is not None else model
+        timed = api.bench(artifact, vs=(PEER,), model=peer, repeat=repeat)
+    return {"name": name, "compile": compiled | {"artifact": name}, "bench": timed}
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The table of a results file."""
+    stamp = results["results"][0]["bench"]["environment"] if results["results"] else {}
+    made = Table(title=f"{results['date']}, {stamp.get('cpu', 'unknown CPU')}", title_justify="left")
+    made.add_column("model")
+    for column in ("nodes", "kernels", "greencc ms", "ONNX Runtime ms", "ratio", "agrees", "J", "compile s"):
+        made.add_column(column, justify="right")
+    for row in results["results"]:
+        compiled, timed = row["compile"], row["bench"]
+        joules = timed["energy"]["joules"]
+        made.add_row(
+            row["name"],
+            f"{compiled['nodes_before']} -> {compiled['nodes_after']}",
+            str(compiled["kernels"]),
+            f"{timed['latency_ms']['median']:.1f}",
+            f"{timed['peers'][PEER]['latency_ms']['median']:.1f}",
+            f"{timed['ratio'][PEER]:.2f}",
+            "yes" if timed["peers"][PEER]["agrees"] else "NO",
+            "unknown" if joules is None else f"{joules:.3f} ({timed['energy']['method']})",
+            f"{compiled['seconds']:.1f}",
+        )
+    for name, reason in results["failed"].items():
+        made.add_row(name, reason)
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    """Measure the named cases, or all; 1 when a model failed or disagrees with its peer."""
+    parser = argparse.ArgumentParser(description="Time compiled models against ONNX Runtime.")
+    parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of: {', '.join(CASES)}")
+    parser.add_argument("--repeat", type=int, help="timed runs of each engine; else two seconds' worth")
+    parser.add_argument(
+        "--results", type=Path, help="where raw results go; else benchmarks/results/DATE.json"
+    )
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="print the table of an earlier results file"
+    )
+    options = parser.parse_args(arguments)
+    if options.table is not None:
+        Console(width=120).print(table(json.loads(options.table.read_text())))
+        return 0
+    unknown = [name for name in options.names if name not in CASES]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(CASES)}")
+    now = datetime.now(timezone.utc)
+    results: dict[str, Any] = {"date": now.strftime("%Y-%m-%d"), "results": [], "failed": {}}
+    for name in options.names or CASES:
+        print(f"{name}: compiling and timing", file=sys.stderr, flush=True)
+        try:
+            results["results"].append(measure(name, options.repeat))
+        except (GreenccError, models.FetchError) as error:
+            results["failed"][name] = str(error)
+    file = options.results or RESULTS / f"{now.strftime('%Y-%m-%dT%H%M%SZ')}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    Console(width=120).print(table(results))
+    print(f"raw results: {file}", file=sys.stderr)
+    agree = all(row["bench"]["peers"][PEER]["agrees"] for row in results["results"])
+    return 0 if agree and not results["failed"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
