@@ -31,6 +31,11 @@ _ALIASES = {
     "atomics": "lse",
     "fphpasimdhp": "fullfp16",
 }
+_NUMERIC = (
+    "sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni",
+    "avx512bf16", "avx512fp16", "avxvnni", "avxvnniint8", "amx-tile", "amx-int8", "amx-bf16",
+    "neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve", "sve2", "sme",
+)  # fmt: skip
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 # IsProcessorFeaturePresent of Windows (processthreadsapi.h).
@@ -81,6 +86,12 @@ def missing_features(required: Iterable[str]) -> tuple[str, ...]:
     if present is None:
         return ()
     return tuple(name for name in required if canonical_feature(name) not in present)
+
+
+def known_features() -> tuple[str, ...]:
+    """Those instruction sets of this machine that matter to numeric code, in LLVM's spelling."""
+    present = host_features() or frozenset()
+    return tuple(name for name in _NUMERIC if canonical_feature(name) in present)
 
 
 @cache

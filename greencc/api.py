@@ -1,0 +1,303 @@
+"""Everything that the command line does, as functions. Results are plain values that JSON can hold.
+
+Arguments mean what the options of the same name mean in docs/cli.md. `progress` is told, in words, what is
+being done; errors are those of `greencc.errors`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from greencc.artifact.bundle import Array
+from greencc.artifact.format import check_destination, write_artifact
+from greencc.artifact.manifest import Source
+from greencc.compare import Tolerance, compare
+from greencc.energy.estimate import DEFAULT_WATTS_PER_CORE
+from greencc.energy.meter import choose_meter
+from greencc.errors import GreenccError, InputError, UserError
+from greencc.npz import check_writable, read_npz, write_npz
+from greencc.runtime.features import (
+    cpu_name,
+    known_features,
+    logical_cpus,
+    machine,
+    missing_features,
+    physical_cores,
+)
+from greencc.runtime.model import load
+from greencc.sources import remember_source
+
+if TYPE_CHECKING:
+    from greencc.targets.base import Target
+
+AnyPath = str | PathLike[str]
+Progress = Callable[[str], None]
+
+GOLDEN_TOLERANCE = Tolerance(absolute=1e-5, relative=1e-5)
+"""For the golden outputs, which the artifact's own code computed on the machine that compiled it."""
+DATA_TOLERANCE = Tolerance(absolute=1e-4, relative=1e-4)
+"""For outputs that the user brings, computed by another runtime."""
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def compile(
+    model: AnyPath,
+    out: AnyPath,
+    *,
+    target: str = "cpu",
+    threads: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dynamic: Mapping[str, tuple[int, int]] | None = None,
+    outputs: Sequence[str] | None = None,
+    passes: str | None = None,
+    verify: bool = False,
+    progress: Progress = _silent,
+) -> dict[str, object]:
+    """Compile a model into an artifact.
+
+    Args:
+        model: an .onnx file or a Hugging Face folder.
+        out: the folder to write; a greencc artifact that is there is replaced.
+        target: `cpu` for this machine, or the path of a JSON file that describes another CPU.
+        threads: how many threads a run will use; None for the target's physical cores.
+        shapes: fixed shapes by input name.
+        dynamic: bounds by name of a dimension that stays symbolic.
+        outputs: the outputs to keep; None for all.
+        passes: the pipeline as text; None for the default one.
+        verify: compare the outputs with the reference after every pass.
+        progress: told what is being done.
+
+    Returns:
+        The report that `compile --json` prints.
+
+    Raises:
+        UserError: the model, a request or the destination is wrong. Nothing has been written.
+        GreenccError: a fault of greencc. Nothing has been written.
+    """
+    started = time.perf_counter()
+    model, out = Path(model), Path(out)
+    check_destination(out)
+    if not model.exists():
+        raise UserError(f"{model}: there is no such file or folder")
+    chosen = _target(target, threads)
+    from greencc.pipeline import compile_model
+
+    result = compile_model(
+        model,
+        target=chosen,
+        shapes=dict(shapes or {}),
+        dynamic=dict(dynamic or {}),
+        outputs=None if outputs is None else tuple(outputs),
+        passes=passes,
+        verify=verify,
+        progress=progress,
+    )
+    progress("writing the artifact")
+    source = Source(*result.source)
+    manifest = write_artifact(
+        out,
+        result.compiled,
+        source=source,
+        golden_inputs=result.golden_inputs,
+        run=_run_staged if _runs_here(result.compiled.target) else None,
+    )
+    remember_source(source, model)
+    report: dict[str, object] = {
+        "artifact": str(out),
+        "kernels": len(manifest.calls),
+        "bytes_after": sum(member.bytes for member in manifest.members.values()),
+        **result.report,
+        "target": dict(manifest.target),
+        "seconds": time.perf_counter() - started,
+    }
+    if result.max_abs_error is not None:
+        report["max_abs_error"] = result.max_abs_error
+    return report
+
+
+def run(artifact: AnyPath, inputs: AnyPath, outputs: AnyPath, *, threads: int | None = None) -> None:
+    """Run an artifact on the arrays of one .npz file and write its outputs to another.
+
+    Raises:
+        UserError: the artifact, the inputs or the destination is wrong. Nothing has been written.
+        GreenccError: the run failed. Nothing has been written.
+    """
+    check_writable(Path(outputs))
+    given = read_npz(Path(inputs))
+    write_npz(Path(outputs), load(artifact, threads=threads)(given))
+
+
+def bench(
+    artifact: AnyPath,
+    *,
+    vs: Sequence[str] = (),
+    model: AnyPath | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    threads: int | None = None,
+    repeat: int | None = None,
+    profile: bool = False,
+    watts_per_core: float | None = None,
+    progress: Progress = _silent,
+) -> dict[str, object]:
+    """Measure an artifact's latency and energy, and other runtimes' beside it.
+
+    Args:
+        artifact: the artifact's folder.
+        vs: other runtimes, by the names in `greencc.peers.PEERS`.
+        model: the .onnx file for them; None for the one that the artifact was compiled from.
+        shapes: shapes by input name, for artifacts with symbolic dimensions; None for the golden inputs.
+        threads: how many threads each may use; None as in `greencc.load`.
+        repeat: timed runs of each; None for two seconds' worth.
+        profile: also time every kernel.
+        watts_per_core: what an estimate of energy rests on, where the hardware has no counters; None for
+            `greencc.energy.estimate.DEFAULT_WATTS_PER_CORE`.
+        progress: told what is being done.
+
+    Returns:
+        What `bench --json` prints. `peers.NAME.agrees` says whether the outputs agree.
+
+    Raises:
+        UserError: the artifact or a request is wrong, or a peer can't run the model.
+    """
+    from greencc.benchmark import bench_artifact
+
+    return bench_artifact(
+        Path(artifact),
+        vs=vs,
+        model=None if model is None else Path(model),
+        shapes=shapes or {},
+        threads=threads,
+        repeat=repeat,
+        with_profile=profile,
+        watts_per_core=DEFAULT_WATTS_PER_CORE if watts_per_core is None else watts_per_core,
+        progress=progress,
+    )
+
+
+def check_agreement(bench_result: Mapping[str, Any]) -> None:
+    """Raise GreenccError when a `bench` result says that a peer's outputs differ from the artifact's."""
+    for name, peer in bench_result["peers"].items():
+        if not peer["agrees"]:
+            size = peer["max_abs_difference"]
+            apart = "beyond comparison" if size is None else f"by {size:g}"
+            raise GreenccError(
+                f"{bench_result['artifact']}: output {peer['worst_output']!r} differs from {name}'s {apart}: "
+                "either the artifact is wrong, or --model names another model"
+            )
+
+
+def inspect(path: AnyPath) -> dict[str, object]:
+    """Describe a model or an artifact; see `greencc.inspection.inspect_path`."""
+    from greencc.inspection import inspect_path
+
+    return inspect_path(Path(path))
+
+
+def verify(
+    artifact: AnyPath, *, data: AnyPath | None = None, threads: int | None = None
+) -> dict[str, object]:
+    """Prove that an artifact is whole and still computes what it did when it was compiled.
+
+    Args:
+        artifact: the artifact's folder.
+        data: an .npz with the model's inputs and expected outputs, all under their names.
+        threads: how many threads to run with; None as in `greencc.load`.
+
+    Returns:
+        Sizes of the verified members, and for `golden` and `data` the largest difference and the tolerance.
+        `golden` is None for an artifact that was compiled on a machine that could not run it.
+
+    Raises:
+        ArtifactError: a member is damaged, or this machine can't run the artifact.
+        InputError: `data` does not fit the model.
+        GreenccError: outputs differ by more than the tolerance.
+    """
+    model = load(artifact, threads=threads)
+    golden = model.artifact.golden_outputs
+    result: dict[str, object] = {
+        "artifact": str(artifact),
+        "members": {name: member.bytes for name, member in model.artifact.manifest.members.items()},
+        "golden": None,
+        "data": None,
+    }
+    if golden:
+        outputs = model(model.artifact.golden_inputs)
+        result["golden"] = _compared(str(artifact), outputs, golden, GOLDEN_TOLERANCE, "its golden pair")
+    if data is not None:
+        given = read_npz(Path(data))
+        inputs = {spec.name: given[spec.name] for spec in model.inputs if spec.name in given}
+        expected = {spec.name: given[spec.name] for spec in model.outputs if spec.name in given}
+        unknown = sorted(given.keys() - inputs.keys() - expected.keys())
+        if unknown or not expected:
+            problem = (
+                f"{unknown[0]!r} is neither an input nor an output" if unknown else "it holds no outputs"
+            )
+            names = ", ".join(spec.name for spec in (*model.inputs, *model.outputs))
+            raise InputError(f"{data}: {problem} of the model; it has {names}")
+        result["data"] = _compared(str(artifact), model(inputs), expected, DATA_TOLERANCE, str(data))
+    return result
+
+
+def devices() -> dict[str, object]:
+    """The devices of this machine and what greencc would use of them."""
+    choice = choose_meter()
+    cpu = {
+        "kind": "cpu",
+        "name": cpu_name(),
+        "architecture": machine(),
+        "features": list(known_features()),
+        "physical_cores": physical_cores(),
+        "logical_cpus": logical_cpus(),
+        "threads": physical_cores(),
+        "energy": {"method": choice.meter.method, "note": choice.meter.note, "reason": choice.reason},
+    }
+    return {"devices": [cpu]}
+
+
+def _target(name: str, threads: int | None) -> Target:
+    """The target that `--target` names: `cpu`, or a JSON file."""
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads {threads}: at least one is needed")
+    from greencc.targets.cpu.target import host_target, load_target
+
+    if name == "cpu":
+        return host_target(threads)
+    if name.endswith(".json"):
+        return load_target(Path(name), threads)
+    raise UserError(f"--target {name}: unknown target; write cpu, or the path of a .json file")
+
+
+def _runs_here(target: Mapping[str, Any]) -> bool:
+    """Whether this machine can run what was compiled, and so compute its golden outputs."""
+    architecture = str(target.get("triple") or machine()).partition("-")[0]
+    features = target.get("features") or ()
+    return (
+        target.get("kind") == "cpu" and architecture == machine() and not missing_features(map(str, features))
+    )
+
+
+def _run_staged(staged: Path, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    return load(staged)(inputs)
+
+
+def _compared(
+    artifact: str,
+    outputs: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    tolerance: Tolerance,
+    reference: str,
+) -> dict[str, object]:
+    found = compare(outputs, expected, tolerance)
+    if not found.agrees:
+        size = "beyond comparison" if found.max_abs_difference is None else f"by {found.max_abs_difference:g}"
+        raise GreenccError(
+            f"{artifact}: output {found.worst!r} differs from {reference} {size} (allowed: {tolerance})"
+        )
+    return {"max_abs_difference": found.max_abs_difference, "tolerance": str(tolerance)}

@@ -1,0 +1,247 @@
+"""The command line: arguments become calls of `greencc.api`, results become JSON or tables.
+
+Exit status: 0 done; 1 a fault of greencc; 2 the user's input or request is wrong; 3 the accuracy budget could
+not be met. An error is one line on stderr; GREENCC_DEBUG=1 adds the traceback. docs/cli.md is the contract.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from greencc import __version__
+from greencc.errors import GreenccError
+from greencc.options import parse_bounds, parse_names, parse_shapes
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+_INTERRUPTED = 130
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
+_threads = click.option(
+    "--threads", type=int, metavar="N", help="Threads of one run. [default: physical cores]"
+)
+
+
+@click.group(context_settings=_CONTEXT, no_args_is_help=False)
+@click.version_option(__version__, message="greencc %(version)s")
+def cli() -> None:
+    """Compile trained models into smaller, cheaper machine code, measured in joules."""
+
+
+@cli.command("compile")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "out", required=True, type=click.Path(path_type=Path), help="Artifact folder to write.")
+@click.option("--target", default="cpu", metavar="cpu|FILE.json", help="This CPU, or one a file describes.")
+@_threads
+@click.option("--shape", "shapes", multiple=True, metavar="INPUT=D,D,...", help="Fix an input's shape.")
+@click.option("--dynamic", multiple=True, metavar="DIM=LO..HI", help="Keep a dimension symbolic, bounded.")
+@click.option("--outputs", metavar="A,B", help="Outputs to keep. [default: all]")
+@click.option("--passes", metavar="LIST", help="Passes to run: a,b{opt=1}. [default: the whole pipeline]")
+@click.option("--verify", is_flag=True, help="Compare with the reference after every pass.")
+@_json
+def compile_command(
+    model: Path,
+    out: Path,
+    target: str,
+    threads: int | None,
+    shapes: Sequence[str],
+    dynamic: Sequence[str],
+    outputs: str | None,
+    passes: str | None,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Compile a model into an artifact.
+
+    MODEL is an .onnx file or a Hugging Face folder (config.json + safetensors).
+    """
+    from greencc import api
+
+    with _working() as progress:
+        report = api.compile(
+            model,
+            out,
+            target=target,
+            threads=threads,
+            shapes=parse_shapes(shapes),
+            dynamic=parse_bounds(dynamic),
+            outputs=parse_names(outputs, "--outputs"),
+            passes=passes,
+            verify=verify,
+            progress=progress,
+        )
+    _print(report, as_json, "compile_report")
+
+
+@cli.command("run")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--inputs", required=True, type=click.Path(path_type=Path), help="Arrays by input name (.npz).")
+@click.option("--outputs", required=True, type=click.Path(path_type=Path), help="File to write (.npz).")
+@_threads
+def run_command(artifact: Path, inputs: Path, outputs: Path, threads: int | None) -> None:
+    """Run an artifact on the arrays of an .npz file."""
+    from greencc import api
+
+    with _working() as progress:
+        progress("running")
+        api.run(artifact, inputs, outputs, threads=threads)
+
+
+@cli.command("bench")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--vs", metavar="NAMES", help="Runtimes to compare with: onnxruntime,openvino.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="The .onnx for them. [default: the one compiled]"
+)
+@click.option("--shape", "shapes", multiple=True, metavar="INPUT=D,D,...", help="Generate inputs of a shape.")
+@click.option("--repeat", type=int, metavar="N", help="Timed runs of each. [default: two seconds' worth]")
+@click.option("--profile", is_flag=True, help="Time every kernel, too.")
+@_threads
+@click.option("--watts-per-core", type=float, metavar="W", help="For estimates of energy. [default: 5]")
+@_json
+def bench_command(
+    artifact: Path,
+    vs: str | None,
+    model: Path | None,
+    shapes: Sequence[str],
+    repeat: int | None,
+    profile: bool,
+    threads: int | None,
+    watts_per_core: float | None,
+    as_json: bool,
+) -> None:
+    """Measure latency and energy.
+
+    ARTIFACT is timed alone, or with --vs against other runtimes on the same model, inputs and threads.
+    """
+    from greencc import api
+
+    with _working() as progress:
+        result = api.bench(
+            artifact,
+            vs=parse_names(vs, "--vs") or (),
+            model=model,
+            shapes=parse_shapes(shapes),
+            threads=threads,
+            repeat=repeat,
+            profile=profile,
+            watts_per_core=watts_per_core,
+            progress=progress,
+        )
+    _print(result, as_json, "bench_report")
+    api.check_agreement(result)
+
+
+@cli.command("inspect")
+@click.argument("path", metavar="MODEL|ARTIFACT", type=click.Path(path_type=Path))
+@_json
+def inspect_command(path: Path, as_json: bool) -> None:
+    """Show what is in a model or an artifact."""
+    from greencc import api
+
+    with _working():
+        result = api.inspect(path)
+    _print(result, as_json, "inspection")
+
+
+@cli.command("verify")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Inputs and expected outputs (.npz).")
+def verify_command(artifact: Path, data: Path | None) -> None:
+    """Prove that an artifact is whole and right.
+
+    Every byte of ARTIFACT is checked, and its golden inputs must give its golden outputs.
+    """
+    from greencc import api
+
+    with _working() as progress:
+        progress("verifying")
+        result = api.verify(artifact, data=data)
+    _print(result, False, "verification")
+
+
+@cli.command("devices")
+@_json
+def devices_command(as_json: bool) -> None:
+    """List devices and what greencc would use."""
+    from greencc import api
+
+    _print(api.devices(), as_json, "device_list")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: run a command and exit with its status."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The exit status of a command line."""
+    try:
+        outcome = cli.main(args=arguments, prog_name="greencc", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except GreenccError as error:
+        return _fail(str(error), error.exit_status)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "greencc"
+        return _fail(f"{error.format_message().rstrip('.')} (see {command} --help)", 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter's own flush at exit from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last resort: a fault of ours still is one line
+        kind, text = type(error).__name__, str(error)
+        return _fail(f"{kind}: {text} (a fault of greencc; GREENCC_DEBUG=1 shows where)", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    if os.environ.get("GREENCC_DEBUG") == "1":
+        traceback.print_exc()
+    print("greencc: error:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _working() -> Iterator[Callable[[str], None]]:
+    """Show progress, and keep stdout clean: libraries that print get stderr instead."""
+    from greencc.progress import Progress
+
+    with _stdout_to_stderr(), Progress() as progress:
+        yield progress
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr what Python and native code print to stdout meanwhile."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _print(result: Mapping[str, Any], as_json: bool, view: str) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        from greencc import render
+
+        render.show(getattr(render, view)(result))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Texts of the command line as values: shapes, bounds, lists of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from greencc.errors import UserError
+
+_BOUNDS = re.compile(r"(?P<name>.+)=(?P<low>\d+)\.\.(?P<high>\d+)")
+_SHAPE = re.compile(r"(?P<name>.+)=(?P<dims>(\d+(,\d+)*)?)")
+_LARGEST = 1 << 31
+
+
+def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """`INPUT=D,D,...` as dimensions by input name; `INPUT=` is a scalar.
+
+    Raises:
+        UserError: a text has another form, a dimension is 0 or absurd, or an input occurs twice.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        match = _SHAPE.fullmatch(text)
+        if match is None:
+            raise UserError(f"--shape {text}: write INPUT=D,D,... with whole numbers, as in input_ids=1,128")
+        name = match["name"]
+        dims = tuple(int(dim) for dim in match["dims"].split(",")) if match["dims"] else ()
+        if not all(1 <= dim <= _LARGEST for dim in dims):
+            raise UserError(f"--shape {text}: a dimension must be from 1 to {_LARGEST}")
+        if name in shapes:
+            raise UserError(f"--shape {text}: input {name!r} has a shape already")
+        shapes[name] = dims
+    return shapes
+
+
+def parse_bounds(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """`DIM=LO..HI` as bounds by dimension name.
+
+    Raises:
+        UserError: a text has another form, the range is empty or absurd, or a dimension occurs twice.
+    """
+    bounds: dict[str, tuple[int, int]] = {}
+    for text in texts:
+        match = _BOUNDS.fullmatch(text)
+        if match is None:
+            raise UserError(f"--dynamic {text}: write DIM=LO..HI with whole numbers, as in batch=1..16")
+        low, high = int(match["low"]), int(match["high"])
+        if not 1 <= low <= high <= _LARGEST:
+            raise UserError(f"--dynamic {text}: bounds must be from 1 to {_LARGEST}, the lower one first")
+        if match["name"] in bounds:
+            raise UserError(f"--dynamic {text}: dimension {match['name']!r} has bounds already")
+        bounds[match["name"]] = (low, high)
+    return bounds
+
+
+def parse_names(text: str | None, option: str) -> tuple[str, ...] | None:
+    """`A,B` as names; None stays None.
+
+    Raises:
+        UserError: a name is empty or occurs twice.
+    """
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) != len(names):
+        raise UserError(f"{option} {text}: write names separated by commas, each once")
+    return names

@@ -1,0 +1,133 @@
+"""Other runtimes on the same model, thread count and inputs: what `bench --vs` compares with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version as package_version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from greencc.artifact.bundle import Array
+from greencc.errors import UserError
+
+Outputs = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime with the model loaded.
+
+    Attributes:
+        name: as `--vs` spells it.
+        version: of its package.
+        outputs: names of the outputs that `run` returns.
+        run: runs the model once on the inputs that it was opened with.
+    """
+
+    name: str
+    version: str
+    outputs: tuple[str, ...]
+    run: Callable[[], Outputs]
+
+
+def open_peer(
+    name: str, model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int
+) -> Peer:
+    """Load `model` in the runtime called `name`.
+
+    Args:
+        name: a key of `PEERS`.
+        model: an .onnx file.
+        inputs: arrays by input name; those that the peer's model does not have are left out.
+        outputs: the artifact's outputs; the peer computes those that its model has too.
+        threads: how many threads it may use.
+
+    Raises:
+        UserError: the runtime is unknown, not installed, or can't run the model on these inputs.
+    """
+    if name not in PEERS:
+        raise UserError(f"--vs {name}: unknown runtime; known: {', '.join(PEERS)}")
+    if find_spec(name) is None:
+        raise UserError(f"--vs {name}: not installed: pip install {name}")
+    if model.suffix != ".onnx":
+        raise UserError(f"--vs {name}: {model} is not an .onnx file: name one with --model FILE.onnx")
+    if not model.is_file():
+        raise UserError(f"--vs {name}: there is no file {model}")
+    try:
+        return PEERS[name](model, inputs, outputs, threads)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign runtime raises
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--vs {name}: {name} can't run {model}: {first_line[:300]}") from error
+
+
+def _open_onnxruntime(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    names = _common(model, outputs, [output.name for output in session.get_outputs()])
+    feed = _feed(model, inputs, [value.name for value in session.get_inputs()])
+
+    def run() -> Outputs:
+        return dict(zip(names, session.run(list(names), feed), strict=True))
+
+    return Peer("onnxruntime", package_version("onnxruntime"), names, run)
+
+
+def _open_openvino(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
+    openvino = import_module("openvino")
+    core = openvino.Core()
+    network: Any = core.read_model(str(model))
+    feed = _feed(model, inputs, [port.get_any_name() for port in network.inputs])
+    network.reshape({name: list(array.shape) for name, array in feed.items()})
+    # Single precision, as greencc computes: on some CPUs OpenVINO would take bfloat16 by itself.
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(network, "CPU", settings)
+    ports = {name: port for port in compiled.outputs for name in port.get_names()}
+    names = _common(model, outputs, list(ports))
+    request = compiled.create_infer_request()
+
+    def run() -> Outputs:
+        results = request.infer(feed)
+        return {name: np.asarray(results[ports[name]]) for name in names}
+
+    return Peer("openvino", package_version("openvino"), names, run)
+
+
+def _common(model: Path, ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(name for name in ours if name in theirs)
+    if not names:
+        raise UserError(
+            f"{model} has none of the artifact's outputs ({', '.join(ours)}): "
+            "name the model that it was compiled from with --model"
+        )
+    return names
+
+
+def _feed(model: Path, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+    missing = [name for name in wanted if name not in inputs]
+    if missing:
+        raise UserError(f"{model} takes input {missing[0]!r}, which the artifact does not have")
+    return {name: inputs[name] for name in wanted}
+
+
+PEERS: dict[str, Callable[[Path, Mapping[str, Array], Sequence[str], int], Peer]] = {
+    "onnxruntime": _open_onnxruntime,
+    "openvino": _open_openvino,
+}
+"""Every runtime that `bench --vs` knows, by the name of its package."""

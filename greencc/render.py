@@ -1,0 +1,289 @@
+"""Results as people read them, on a terminal or in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Result = Mapping[str, Any]
+
+_PLAIN_WIDTH = 100
+"""Columns where the output is no terminal: enough for every table, and the same everywhere."""
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to stdout."""
+    # Names of a model's nodes may look like markup or emoji codes; they are neither.
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False, emoji=False).print(*parts)
+        return
+    console = Console(width=_PLAIN_WIDTH, highlight=False, markup=False, emoji=False, color_system=None)
+    with console.capture() as captured:
+        console.print(*parts)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))
+
+
+def compile_report(report: Result) -> RenderableType:
+    """What `greencc compile` did."""
+    rows = [
+        ("artifact", str(report["artifact"])),
+        ("nodes", _change(report, "nodes_before", "nodes_after")),
+        ("edges", _change(report, "edges_before", "edges_after")),
+        ("kernels per run", str(report["kernels"])),
+        ("size", _change(report, "bytes_before", "bytes_after", size)),
+        ("largest error", _error(report)),
+        ("time", f"{report['seconds']:.1f} s"),
+    ]
+    return Group(_facts(rows), *_passes_table(report.get("passes")))
+
+
+def bench_report(result: Result) -> RenderableType:
+    """Latency and energy, ours and the peers'."""
+    columns = ("", "median ms", "min ms", "p90 ms", "energy mJ")
+    table = _table(*columns, *(("ratio", "95% interval", "outputs") if result["peers"] else ()))
+    table.columns[0].no_wrap = True
+    table.add_row(Text("greencc", "bold"), *_timing(result))
+    for name, peer in result["peers"].items():
+        low, high = result["ratio_interval_95"][name]
+        style = "green" if high < 1 else "red" if low > 1 else "yellow"
+        table.add_row(
+            f"{name} {peer['version']}",
+            *_timing(peer),
+            Text(f"{result['ratio'][name]:.3f}", style),
+            f"{low:.3f} - {high:.3f}",
+            Text(
+                f"agree: {peer['max_abs_difference']:.0e}" if peer["agrees"] else "DIFFER",
+                "" if peer["agrees"] else "bold red",
+            ),
+        )
+    if result["peers"]:
+        table.caption = "ratio: greencc's median over the peer's; outputs: largest absolute difference"
+    shapes = ", ".join(f"{name} {_shape(spec)}" for name, spec in result["inputs"].items())
+    energy = result["energy"]
+    parts: list[RenderableType] = [
+        _facts(
+            [
+                ("artifact", f"{result['artifact']} (from {result['source']})"),
+                ("inputs", shapes),
+                ("threads", f"{result['threads']} on {result['environment']['cpu']}"),
+                ("runs", str(result["latency_ms"]["runs"])),
+                ("energy", str(energy["note"])),
+            ]
+        ),
+        table,
+    ]
+    if "profile" in result:
+        parts.append(_profile_table(result["profile"]))
+    return Group(*parts)
+
+
+def inspection(result: Result) -> RenderableType:
+    """What is in a model or an artifact."""
+    return {"artifact": _artifact, "onnx": _onnx, "huggingface": _huggingface}[result["kind"]](result)
+
+
+def verification(result: Result) -> RenderableType:
+    """What has been proven of an artifact."""
+    members = result["members"]
+    rows = [
+        ("artifact", str(result["artifact"])),
+        ("members", f"manifest.json and {', '.join(members)}: every byte as written"),
+        ("golden pair", _compared(result["golden"], "none: compiled on a machine that could not run it")),
+    ]
+    if result["data"] is not None:
+        rows.append(("data", _compared(result["data"], "")))
+    return _facts(rows)
+
+
+def device_list(result: Result) -> RenderableType:
+    """The devices of this machine."""
+    return Group(*(_facts(_device(device)) for device in result["devices"]))
+
+
+def size(count: float) -> str:
+    """A number of bytes, as people write it (1 MB = 1,000,000 bytes)."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _device(device: Result) -> list[tuple[str, str]]:
+    energy = device["energy"]
+    reason = f" ({energy['reason']})" if energy["reason"] else ""
+    return [
+        (device["kind"], f"{device['name']} ({device['architecture']})"),
+        ("features", " ".join(device["features"]) or "unknown"),
+        (
+            "cores",
+            f"{device['physical_cores']} physical, {device['logical_cpus']} logical, usable by this process",
+        ),
+        ("threads", f"{device['threads']} by default"),
+        ("energy", f"{energy['note']}{reason}"),
+    ]
+
+
+def _artifact(result: Result) -> RenderableType:
+    target, versions, report = result["target"], result["versions"], result["report"]
+    features = " ".join(map(str, target.get("features", ())))
+    rows = [
+        ("artifact", result["name"]),
+        ("from", f"{result['source']['name']} (sha256 {result['source']['sha256'][:16]})"),
+        (
+            "target",
+            ", ".join(f"{key} {target[key]}" for key in ("triple", "mcpu", "threads") if target.get(key)),
+        ),
+        ("needs", features or "nothing beyond the architecture"),
+        ("compiled by", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        *_signature(result),
+        *((("symbols", _symbols(result["symbols"])),) if result["symbols"] else ()),
+        ("weights", f"{result['weights']} tensors"),
+        ("members", ", ".join(f"{name} {size(count)}" for name, count in result["members"].items())),
+        ("nodes", _change(report, "nodes_before", "nodes_after")),
+        ("edges", _change(report, "edges_before", "edges_after")),
+        ("kernels per run", str(result["kernels"])),
+    ]
+    calls = _table("launch", "kernel", "computes", numbers=("launch",))
+    for index, call in enumerate(result["calls"]):
+        calls.add_row(str(index), call["kernel"], Text(", ".join(call["nodes"]), overflow="fold"))
+    return Group(_facts(rows), *_passes_table(report.get("passes")), *((calls,) if result["calls"] else ()))
+
+
+def _onnx(result: Result) -> RenderableType:
+    rows = [
+        ("model", f"{result['name']} ({size(result['bytes'])})"),
+        ("producer", result["producer"] or "unknown"),
+        ("opsets", ", ".join(f"{domain} {version}" for domain, version in result["opsets"].items())),
+        *_signature(result),
+        ("nodes", f"{result['nodes']:,}"),
+        ("edges", f"{result['edges']:,}"),
+    ]
+    table = _table("operator", "nodes", numbers=("nodes",))
+    for name, count in result["operators"].items():
+        table.add_row(name, f"{count:,}")
+    return Group(_facts(rows), table)
+
+
+def _huggingface(result: Result) -> RenderableType:
+    return _facts(
+        [
+            ("model", f"{result['name']} ({size(result['bytes'])})"),
+            ("type", str(result["model_type"])),
+            ("architectures", ", ".join(map(str, result["architectures"] or ())) or "unknown"),
+            *(
+                (key.replace("_", " "), f"{value:,}" if type(value) is int else str(value))
+                for key, value in result["config"].items()
+            ),
+            ("parameters", f"{result['parameters']:,} in {result['tensors']} tensors"),
+            (
+                "element types",
+                ", ".join(f"{name} ({count})" for name, count in result["dtypes"].items()) or "none",
+            ),
+        ]
+    )
+
+
+def _signature(result: Result) -> list[tuple[str, str]]:
+    return [
+        (label, "\n".join(f"{spec['name']}: {spec['dtype']} {_shape(spec)}" for spec in result[label]))
+        for label in ("inputs", "outputs")
+    ]
+
+
+def _shape(spec: Result) -> str:
+    shape = spec["shape"]
+    return "of unknown rank" if shape is None else "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _symbols(symbols: Mapping[str, Sequence[int | None]]) -> str:
+    return ", ".join(
+        f"{name} from {low}" + (f" to {high}" if high is not None else " up")
+        for name, (low, high) in symbols.items()
+    )
+
+
+def _passes_table(passes: Sequence[Result] | None) -> list[RenderableType]:
+    if not passes:
+        return []
+    table = _table("pass", "rewrites", "refused", numbers=("rewrites", "refused"))
+    for entry in passes:
+        refused = entry.get("refused", 0)
+        count = refused if isinstance(refused, int) else len(refused)
+        style = "" if entry["rewrites"] or count else "dim"
+        table.add_row(str(entry["name"]), str(entry["rewrites"]), str(count), style=style)
+    return [table]
+
+
+def _profile_table(launches: Sequence[Result]) -> RenderableType:
+    """Kernels by the time they take, launches of one kernel together."""
+    total = sum(launch["milliseconds"] for launch in launches) or 1.0
+    times: dict[str, float] = {}
+    nodes: dict[str, list[str]] = {}
+    counts = Counter(launch["kernel"] for launch in launches)
+    for launch in launches:
+        times[launch["kernel"]] = times.get(launch["kernel"], 0.0) + launch["milliseconds"]
+        nodes.setdefault(launch["kernel"], []).extend(launch["nodes"])
+    table = _table("kernel", "launches", "ms", "share", "computes", numbers=("launches", "ms", "share"))
+    for kernel, milliseconds in sorted(times.items(), key=lambda item: -item[1]):
+        names = nodes[kernel]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        table.add_row(
+            kernel,
+            str(counts[kernel]),
+            f"{milliseconds:.3f}",
+            f"{milliseconds / total:.1%}",
+            Text(shown, overflow="fold"),
+        )
+    return table
+
+
+def _timing(entry: Result) -> tuple[str, str, str, str]:
+    latency, joules = entry["latency_ms"], entry["energy"]["joules"]
+    energy = "unknown" if joules is None else f"{joules * 1e3:.3g}"
+    if joules is not None and entry["energy"]["method"] == "estimate":
+        energy = f"~{energy}"
+    return f"{latency['median']:.3f}", f"{latency['min']:.3f}", f"{latency['p90']:.3f}", energy
+
+
+def _compared(entry: Result | None, otherwise: str) -> str:
+    if entry is None:
+        return otherwise
+    return f"agrees: largest difference {entry['max_abs_difference']:.1e}, allowed {entry['tolerance']}"
+
+
+def _error(report: Result) -> str:
+    error = report.get("max_abs_error")
+    return "not verified" if error is None else f"{error:.1e} absolute, against the reference"
+
+
+def _change(report: Result, before: str, after: str, form: Any = "{:,}".format) -> str:
+    first, last = report.get(before), report.get(after)
+    if first is None or last is None:
+        return "unknown" if last is None else str(form(last))
+    return f"{form(first)} -> {form(last)}"
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> RenderableType:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(label, Text(value))
+    return table
+
+
+def _table(*columns: str, numbers: Sequence[str] | None = None) -> Table:
+    """A table with a heading rule; number columns are flush right (by default all with a unit or ratio)."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_number = column in numbers if numbers is not None else column not in ("", "outputs")
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    return table
