@@ -11,6 +11,10 @@ from greencc.errors import UserError
 from greencc.passes.base import Pass
 from greencc.passes.elide_activations import ElideActivations
 from greencc.passes.fold_constants import FoldConstants
+from greencc.passes.fuse_gelu import FuseGelu
+from greencc.passes.fuse_layer_norm import FuseLayerNorm
+from greencc.passes.fuse_rms_norm import FuseRmsNorm
+from greencc.passes.fuse_silu import FuseSilu
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 
 # name -> class, explicit: nothing registers itself by being imported.
@@ -18,6 +22,10 @@ PASSES: dict[str, type[Pass]] = {
     PruneDeadNodes.name: PruneDeadNodes,
     FoldConstants.name: FoldConstants,
     ElideActivations.name: ElideActivations,
+    FuseLayerNorm.name: FuseLayerNorm,
+    FuseRmsNorm.name: FuseRmsNorm,
+    FuseGelu.name: FuseGelu,
+    FuseSilu.name: FuseSilu,
 }
 
 _ITEM = re.compile(r"\s*([a-z0-9-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
@@ -30,6 +38,10 @@ def default_pipeline() -> tuple[Pass, ...]:
         PruneDeadNodes(),
         FoldConstants(),
         # Phase 2, fuse operators into larger ones. Each line says what it must come after.
+        FuseLayerNorm(),
+        FuseRmsNorm(),  # after layer norm, whose second half is an RMS norm of the centred values
+        FuseGelu(),
+        FuseSilu(),
         # Phase 3, elide: after fusion, so that an activation inside a fused form is not taken apart.
         ElideActivations(),
         # Phase 4, sweep: what fusing and eliding left without users, or made equal to something else.

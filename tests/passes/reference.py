@@ -1,0 +1,165 @@
+"""An interpreter of small Relax graphs in numpy, in float64: what a rewrite must not change."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from greencc.ir import bindings_of, constant_array
+from greencc.ops import AttentionAttrs
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def evaluate(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
+    """Outputs of `main`, computed in float64."""
+    function = module["main"]
+    symbols: dict[tirx.Var, int] = {}
+    values: dict[relax.Expr, object] = {}
+    for param, array in zip(function.params, inputs, strict=True):
+        values[param] = wide(array)
+        for dim, size in zip(param.ty.shape.values, array.shape, strict=True):
+            if isinstance(dim, tirx.Var):
+                assert symbols.setdefault(dim, size) == size
+
+    def number(expr: object) -> int:
+        simple = tirx.stmt_functor.substitute(expr, {v: tirx.IntImm("int64", n) for v, n in symbols.items()})
+        return int(tvm.sym.Analyzer().simplify(simple))
+
+    def value(expr: relax.Expr) -> object:
+        if isinstance(expr, relax.Var):
+            return values[expr]
+        if isinstance(expr, relax.Tuple):
+            return tuple(value(field) for field in expr.fields)
+        if isinstance(expr, relax.TupleGetItem):
+            return value(expr.tuple_value)[expr.index]
+        if isinstance(expr, relax.ShapeExpr):
+            return tuple(number(dim) for dim in expr.values)
+        if isinstance(expr, relax.Call):
+            handler = _OPS[expr.op.name.removeprefix("relax.")]
+            return handler(expr, *[value(arg) for arg in expr.args])
+        array = constant_array(expr)
+        return wide(array) if array is not None else number(expr)
+
+    for binding in bindings_of(function):
+        values[binding.var] = value(binding.value)
+    return [np.asarray(result) for result in value(function.body.body)]
+
+
+def wide(array: np.ndarray) -> np.ndarray:
+    return array.astype("float64") if array.dtype.kind == "f" else array
+
+
+def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        e = np.exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+def _heads(x: np.ndarray, heads: int, size: int, offset: int) -> np.ndarray:
+    """[B, S, C] -> [B, heads, S, size]."""
+    columns = x[:, :, offset : offset + heads * size]
+    return columns.reshape(*x.shape[:2], heads, size).transpose(0, 2, 1, 3)
+
+
+def _attention(call: relax.Call, q, k, v, mask=None):
+    a = AttentionAttrs.of(call)
+    q = _heads(q, a.heads, a.head_dim, a.q_offset)
+    k = np.repeat(_heads(k, a.kv_heads, a.head_dim, a.k_offset), a.heads // a.kv_heads, axis=1)
+    v = np.repeat(_heads(v, a.kv_heads, a.value_dim, a.v_offset), a.heads // a.kv_heads, axis=1)
+    scores = q @ k.swapaxes(2, 3) * a.scale
+    shares = softmax(scores if mask is None else scores + mask)
+    if a.nan_to_zero:
+        shares = np.where(np.isnan(shares), 0.0, shares)
+    mixed = (shares @ v).transpose(0, 2, 1, 3)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def _rotary(call: relax.Call, x, cos, sin):
+    if bool(call.attrs["interleaved"]):
+        turned = np.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
+    else:
+        half = x.shape[-1] // 2
+        turned = np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+    return x * cos[:, :, None] + turned * sin[:, :, None]
+
+
+def _batch_norm(call: relax.Call, x, gamma, beta, mean, var):
+    assert not call.attrs.training
+    axis = int(call.attrs.axis) % x.ndim
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    gain = gamma / np.sqrt(var + float(call.attrs.epsilon))
+    return (x - mean.reshape(shape)) * gain.reshape(shape) + beta.reshape(shape), mean, var
+
+
+def _slice(call: relax.Call, x, axes, begin, end, strides=None):
+    index = [slice(None)] * x.ndim
+    for i, axis in enumerate(axes):
+        index[axis] = slice(begin[i], end[i], strides[i] if strides else 1)
+    return x[tuple(index)]
+
+
+def _split(call: relax.Call, x):
+    where = call.attrs.indices_or_sections
+    cuts = int(where) if not hasattr(where, "__len__") else [int(i) for i in where]
+    return tuple(np.split(x, cuts, axis=int(call.attrs.axis)))
+
+
+def _norm(call: relax.Call, x, gamma, beta=None):
+    centred = x if beta is None else x - x.mean(-1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + float(call.attrs.epsilon))
+    return normal * gamma + (0.0 if beta is None else beta)
+
+
+def _mean(call: relax.Call, x):
+    axes = None if call.attrs.axis is None else tuple(int(a) for a in call.attrs.axis)
+    return x.mean(axis=axes, keepdims=bool(call.attrs.keepdims))
+
+
+def _axes(call: relax.Call) -> tuple[int, ...] | None:
+    axes = call.attrs.axes if call.op.name == "relax.permute_dims" else call.attrs.axis
+    return None if axes is None else tuple(int(a) for a in axes)
+
+
+_OPS = {
+    "abs": lambda c, x: np.abs(x),
+    "add": lambda c, a, b: a + b,
+    "astype": lambda c, x: x.astype(str(c.attrs.dtype)) if "int" in str(c.attrs.dtype) else x,
+    "broadcast_to": lambda c, x, shape: np.broadcast_to(x, shape),
+    "concat": lambda c, parts: np.concatenate(parts, axis=int(c.attrs.axis)),
+    "divide": lambda c, a, b: a / b,
+    "erf": lambda c, x: _erf(x),
+    "exp": lambda c, x: np.exp(x),
+    "expand_dims": lambda c, x: np.expand_dims(x, _axes(c)),
+    "greencc.attention": _attention,
+    "greencc.rotary": _rotary,
+    "isnan": lambda c, x: np.isnan(x),
+    "matmul": lambda c, a, b: a @ b,
+    "mean": _mean,
+    "multiply": lambda c, a, b: a * b,
+    "negative": lambda c, x: -x,
+    "nn.batch_norm": _batch_norm,
+    "nn.gelu": lambda c, x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "nn.gelu_tanh": lambda c, x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "nn.layer_norm": _norm,
+    "nn.rms_norm": _norm,
+    "nn.silu": lambda c, x: x / (1 + np.exp(-x)),
+    "nn.softmax": lambda c, x: softmax(x, int(c.attrs.axis)),
+    "permute_dims": lambda c, x: np.transpose(x, _axes(c)),
+    "power": lambda c, a, b: a**b,
+    "reshape": lambda c, x, shape: x.reshape(shape),
+    "rsqrt": lambda c, x: 1 / np.sqrt(x),
+    "sigmoid": lambda c, x: 1 / (1 + np.exp(-x)),
+    "split": _split,
+    "sqrt": lambda c, x: np.sqrt(x),
+    "square": lambda c, x: x * x,
+    "squeeze": lambda c, x: np.squeeze(x, _axes(c)),
+    "strided_slice": _slice,
+    "subtract": lambda c, a, b: a - b,
+    "take": lambda c, x, i: np.take(x, i, axis=int(c.attrs.axis)),
+    "tanh": lambda c, x: np.tanh(x),
+    "where": lambda c, m, a, b: np.where(m, a, b),
+}
