@@ -7,6 +7,7 @@ is a result that would blow up the model (ConstantOfShape of a large shape, Expa
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,15 @@ _NOT_FOLDED = frozenset(
 )
 
 
+# A constant of one repeated value takes no memory until it is used; this bounds what it may become then.
+MAX_FILLED_BYTES = 1 << 30
+
+
+def handles(domain: str, op: str) -> bool:
+    """Whether nodes of this operator are constants whatever their inputs are."""
+    return not domain and op == "Constant"
+
+
 def fold(context: NodeContext) -> list[Value] | None:
     """The node's constant outputs, or None when it has to stay in the graph."""
     node = context.node
@@ -36,6 +46,8 @@ def fold(context: NodeContext) -> list[Value] | None:
     if not context.inputs or any(value is not None and not value.is_constant for value in context.inputs):
         return None
     arrays = [value.known for value in context.inputs if value is not None and value.known is not None]
+    if context.op == "ConstantOfShape":
+        return _filled(context, arrays[0])
     outputs = _evaluate(context, arrays)
     if outputs is None or not all(isinstance(output, np.ndarray) for output in outputs):
         return None
@@ -75,6 +87,15 @@ def dense_array(path: Path, sparse: onnx.SparseTensorProto) -> np.ndarray:
     else:
         dense[tuple(indices.T)] = values
     return dense
+
+
+def _filled(context: NodeContext, shape: np.ndarray) -> list[Value] | None:
+    """A constant of one repeated value, as a view that takes no memory."""
+    dims = [int(dim) for dim in shape.reshape(-1)]
+    fill = np.asarray(context.attr("value", np.zeros(1, np.float32))).reshape(-1)
+    if any(dim < 0 for dim in dims) or len(fill) != 1 or math.prod(dims) * fill.itemsize > MAX_FILLED_BYTES:
+        return None
+    return [Value("", known=np.broadcast_to(fill.reshape([1] * len(dims)), dims))]
 
 
 def _constant(context: NodeContext) -> np.ndarray:

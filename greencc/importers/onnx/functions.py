@@ -30,6 +30,15 @@ def function_body(context: NodeContext) -> onnx.FunctionProto | None:
     return onnx.FunctionProto.FromString(data) if data else None
 
 
+def has_function_body(context: NodeContext) -> bool:
+    """Whether the standard defines the node's operator in terms of others."""
+    try:
+        schema = onnx.defs.get_schema(context.op, context.opset, context.domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
 def _type_of(dtype: str, rank: int | None) -> onnx.TypeProto:
     element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     shape = None if rank is None else [None] * rank

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 MAX_ELEMENTS = 256
 
 
+def handles(domain: str, op: str) -> bool:
+    """Whether some nodes of this operator are shape arithmetic."""
+    return not domain and (op in _RULES or op in ("Shape", "Size"))
+
+
 def carry(context: NodeContext) -> list[Value] | None:
     """The node's outputs as symbolic integers, or None when it isn't shape arithmetic."""
     if context.domain:

@@ -22,8 +22,8 @@ from greencc.importers.base import Imported
 from greencc.importers.onnx import folding, shape_arithmetic
 from greencc.importers.onnx.context import NodeContext, Refused
 from greencc.importers.onnx.convert import CONVERTERS
-from greencc.importers.onnx.functions import function_body
-from greencc.importers.onnx.reader import OnnxFile, read_onnx, tensor_array
+from greencc.importers.onnx.functions import function_body, has_function_body
+from greencc.importers.onnx.reader import OnnxFile, read_onnx, subgraphs, tensor_array
 from greencc.importers.onnx.symbols import Symbols
 from greencc.importers.onnx.values import Value
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR, with_span
@@ -101,6 +101,7 @@ class GraphWalker:
         self.importer = importer
         self.graph = graph
         self.values = values
+        self.opsets = importer.file.opsets  # a function body may be written for other versions than the model
         self._bindings: list[relax.VarBinding] = []
         self._normalizer = relax.BlockBuilder()
 
@@ -156,6 +157,7 @@ class GraphWalker:
         """Convert one node and record its outputs."""
         inputs = [self.values.get(name) if name else None for name in node.input]
         if any(name and value is None for name, value in zip(node.input, inputs, strict=True)):
+            self._report_unknown(NodeContext(self, node, inputs))
             return  # depends on an unsupported node, which is reported already
         context = NodeContext(self, node, inputs)
         try:
@@ -190,19 +192,41 @@ class GraphWalker:
 
     def _inline(self, context: NodeContext, body: onnx.FunctionProto) -> Sequence[Value]:
         """Convert the function body that stands for a node; its nodes carry the outer node's name."""
-        outer, self.values = self.values, dict(zip(body.input, context.inputs, strict=False))
+        outer, opsets = self.values, self.opsets
+        given = [*context.inputs, *[None] * (len(body.input) - len(context.inputs))]
+        absent = {name for name, value in zip(body.input, given, strict=True) if value is None}
+        self.values = {name: value for name, value in zip(body.input, given, strict=True) if value is not None}
+        self.opsets = {**opsets, **{("" if o.domain == "ai.onnx" else o.domain): o.version for o in body.opset_import}}
         try:
-            self.values = {name: value for name, value in self.values.items() if value is not None}
             for inner in folding.bind_attributes(body, context.node):
                 inner.name = context.label
+                for index, name in enumerate(inner.input):
+                    if name in absent:
+                        inner.input[index] = ""
                 before = len(self.importer.unsupported)
                 self.convert(inner)
                 if len(self.importer.unsupported) > before:
                     reason = self.importer.unsupported.pop().reason
                     raise Refused(f"its definition needs {inner.op_type}: {reason}")
-            return [self.values[name] for name in body.output if name in self.values]
+            wanted = list(body.output)[: len(context.node.output)]
+            missing = [name for name in wanted if name not in self.values]
+            if missing:
+                raise Refused(f"its definition leaves '{missing[0]}' undefined here")
+            return [self.values[name] for name in wanted]
         finally:
-            self.values = outer
+            self.values, self.opsets = outer, opsets
+
+    def _report_unknown(self, context: NodeContext) -> None:
+        """Report an operator that nothing handles, though its inputs are missing: the list is to be complete."""
+        key = (context.domain, context.op)
+        if key not in CONVERTERS and not shape_arithmetic.handles(*key) and not folding.handles(*key):
+            if not has_function_body(context):
+                self._refuse(context, "no converter for this operator")
+            return
+        for graph in subgraphs(context.node):
+            inner = GraphWalker(self.importer, graph, {})
+            for node in graph.node:
+                inner._report_unknown(NodeContext(inner, node, []))
 
     def _refuse(self, context: NodeContext, reason: str) -> None:
         self.importer.unsupported.append(

@@ -1,0 +1,51 @@
+"""Softmax, LogSoftmax and Hardmax. Before opset 13 they see their input as a matrix cut at `axis`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import relax
+
+from greencc.importers.onnx.context import Converter, NodeContext
+from greencc.importers.onnx.values import Dim, as_expr, simplify
+
+
+def along_axis(function: Callable[[NodeContext, relax.Expr, int], relax.Expr]) -> Converter:
+    """A converter of an operator that normalises along one axis; `function` gets a non-negative axis."""
+
+    def convert(ctx: NodeContext) -> relax.Expr:
+        data = ctx.tensor(0)
+        if ctx.opset >= 13:
+            return function(ctx, data, ctx.axis(default=-1))
+        axis, shape = ctx.axis(default=1), ctx.shape(0)
+        if axis == len(shape) - 1:
+            return function(ctx, data, axis)  # the matrix has the same rows
+        rows, columns = _product(shape[:axis]), _product(shape[axis:])
+        matrix = ctx.emit(relax.op.reshape(data, [as_expr(rows), as_expr(columns)]))
+        result = ctx.emit(function(ctx, matrix, 1))
+        return relax.op.reshape(result, [as_expr(dim) for dim in shape])
+
+    return convert
+
+
+def _product(dims: list[Dim]) -> Dim:
+    result: Dim = 1
+    for dim in dims:
+        result = result * dim
+    return simplify(result)
+
+
+def _hardmax(ctx: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
+    """1 at the first maximum along the axis, 0 elsewhere."""
+    shape = list(data.ty.shape.values)
+    winner = ctx.emit(relax.op.argmax(data, axis, keepdims=True))
+    places = ctx.emit(relax.op.arange(0, shape[axis], 1, "int64"))
+    places = ctx.emit(relax.op.reshape(places, [-1 if i == axis else 1 for i in range(len(shape))]))
+    return relax.op.astype(ctx.emit(relax.op.equal(winner, places)), ctx.value(0).dtype)
+
+
+CONVERTERS: dict[tuple[str, str], Converter] = {
+    ("", "Softmax"): along_axis(lambda _, data, axis: relax.op.nn.softmax(data, axis)),
+    ("", "LogSoftmax"): along_axis(lambda _, data, axis: relax.op.nn.log_softmax(data, axis)),
+    ("", "Hardmax"): along_axis(_hardmax),
+}
