@@ -112,7 +112,7 @@ def _run(call: relax.Call, arrays: Arrays) -> tuple[np.ndarray, ...]:
             builder.emit(relax.Call(call.op, [open_up(arg) for arg in call.args], call.attrs, call.ty_args))
         )
     module = builder.get()
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays]
+    tensors = [tvm.runtime.tensor(np.asarray(a, order="C")) for a in arrays]
     result = _compiled(_Program(module.script(), module))(*tensors)
     results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)  # type: ignore[call-overload]
     return tuple(np.array(r.numpy()) for r in results)

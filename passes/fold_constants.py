@@ -171,7 +171,7 @@ def _use(constant: relax.Expr) -> Replacement:
 def _constants(match: ConstantCall) -> relax.Expr:
     results = evaluate(match.call, match.arrays)
     constants = [
-        relax.const(np.ascontiguousarray(result).reshape(static_shape(ty) or ()), dtype_of(ty))
+        relax.const(np.asarray(result, order="C"), dtype_of(ty))
         for result, ty in zip(results, tensor_types(match.call.ty), strict=True)
     ]
     return relax.Tuple(constants) if isinstance(match.call.ty, relax.TupleType) else constants[0]
