@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
@@ -33,8 +32,8 @@ SEQUENCE = 128
 SENTENCES = (
     "A cat is sleeping on the sofa.",
     "The kitten naps on the couch.",
-    "Interest rates rose again.",
-    "The central bank made loans dearer.",
+    "Interest rates rose again today.",
+    "Borrowing money costs more now.",
     "How do I bake sourdough bread?",
     "A crusty loaf with wild yeast.",
 )
@@ -108,7 +107,7 @@ def embed(model: Any, tokenizer_file: Path, sentences: tuple[str, ...]) -> NDArr
 
 def similarity_table(similarity: NDArray[np.float32]) -> Table:
     """Sentences against sentences; what is alike stands out."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=None, padding=(0, 0, 0, 2))
     table.add_column("")
     for number in range(len(SENTENCES)):
         table.add_column(str(number + 1), justify="right")
