@@ -9,6 +9,7 @@ from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.cpu.schedules.fallback import FallbackRule
 from greencc.targets.cpu.schedules.matmul import MatmulRule
 from greencc.targets.cpu.schedules.rowwise import RowwiseRule
+from greencc.targets.cpu.schedules.tiled_reduction import TiledReductionRule
 
 if TYPE_CHECKING:
     from greencc.targets.cpu.target import CpuTarget
@@ -16,4 +17,10 @@ if TYPE_CHECKING:
 
 def rules(target: CpuTarget) -> tuple[Rule, ...]:
     """Matmuls first (they hold the time), then single passes over rows, then everything without a reduction."""
-    return (MatmulRule(target), RowwiseRule(target), ElementwiseRule(target), FallbackRule(target))
+    return (
+        MatmulRule(target),
+        RowwiseRule(target),
+        TiledReductionRule(target),
+        ElementwiseRule(target),
+        FallbackRule(target),
+    )

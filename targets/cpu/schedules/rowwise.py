@@ -15,7 +15,7 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
 from greencc.targets.cpu.schedules.kernel import blocks, is_reduction
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int, loads
+from greencc.targets.tir import as_int, loads, uses_var
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,11 @@ def _check(schedule: s_tir.Schedule, block: s_tir.SBlockRV, rows: int) -> str | 
         return "the reductions run over different axes"
     if isinstance(node.body, tirx.BufferStore):
         spatial = [axis.var for axis in node.iter_vars if int(axis.iter_type) == 0]
+        reduced = [axis.var for axis in node.iter_vars if int(axis.iter_type) != 0]
         for load in loads(node.body.value):
-            if len(load.indices) > len(spatial) and not all(
-                index.same_as(var) for index, var in zip(load.indices, spatial, strict=False)
-            ):
+            if not any(uses_var(index, var) for index in load.indices for var in reduced):
+                continue
+            leading = load.indices[: len(spatial)]
+            if len(leading) < len(spatial) or not all(a.same_as(b) for a, b in zip(leading, spatial, strict=True)):
                 return "a reduction reads across rows"
     return None
