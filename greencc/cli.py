@@ -10,10 +10,11 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -215,8 +216,22 @@ def _working() -> Iterator[Callable[[str], None]]:
     """Show progress, and keep stdout clean: libraries that print get stderr instead."""
     from greencc.progress import Progress
 
-    with _stdout_to_stderr(), Progress() as progress:
+    with _stdout_to_stderr(), warnings.catch_warnings(), Progress() as progress:
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _warn
         yield progress
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line, without the place in the source that raised it."""
+    print("greencc: warning:", " ".join(str(message).split()), file=sys.stderr)
 
 
 @contextmanager

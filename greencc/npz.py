@@ -35,7 +35,8 @@ def read_npz(path: Path) -> dict[str, Array]:
         InputError: the file is missing, not an .npz, damaged, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream:  # opened here: numpy leaves files that are no archive open
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(
                     f"{path}: one array without a name; write an .npz with numpy.savez(FILE, NAME=ARRAY)"

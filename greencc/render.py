@@ -14,6 +14,8 @@ from rich.text import Text
 
 Result = Mapping[str, Any]
 
+_MOST_REASONS = 3
+"""Reasons for refusals that a table shows per pass."""
 _PLAIN_WIDTH = 100
 """Columns where the output is no terminal: enough for every table, and the same everywhere."""
 
@@ -46,10 +48,10 @@ def compile_report(report: Result) -> RenderableType:
 
 def bench_report(result: Result) -> RenderableType:
     """Latency and energy, ours and the peers'."""
-    columns = ("", "median ms", "min ms", "p90 ms", "energy mJ")
+    columns = ("", "median ms", "min ms", "mJ")
     table = _table(*columns, *(("ratio", "95% interval", "outputs") if result["peers"] else ()))
-    table.columns[0].no_wrap = True
     table.add_row(Text("greencc", "bold"), *_timing(result))
+    differences = []
     for name, peer in result["peers"].items():
         low, high = result["ratio_interval_95"][name]
         style = "green" if high < 1 else "red" if low > 1 else "yellow"
@@ -57,14 +59,13 @@ def bench_report(result: Result) -> RenderableType:
             f"{name} {peer['version']}",
             *_timing(peer),
             Text(f"{result['ratio'][name]:.3f}", style),
-            f"{low:.3f} - {high:.3f}",
-            Text(
-                f"agree: {peer['max_abs_difference']:.0e}" if peer["agrees"] else "DIFFER",
-                "" if peer["agrees"] else "bold red",
-            ),
+            f"{low:.3f}-{high:.3f}",
+            Text("agree") if peer["agrees"] else Text("DIFFER", "bold red"),
         )
+        size = peer["max_abs_difference"]
+        differences.append(f"{name} {'beyond comparison' if size is None else f'{size:.1e}'}")
     if result["peers"]:
-        table.caption = "ratio: greencc's median over the peer's; outputs: largest absolute difference"
+        table.caption = "ratio: greencc's median time over the peer's"
     shapes = ", ".join(f"{name} {_shape(spec)}" for name, spec in result["inputs"].items())
     energy = result["energy"]
     parts: list[RenderableType] = [
@@ -75,6 +76,7 @@ def bench_report(result: Result) -> RenderableType:
                 ("threads", f"{result['threads']} on {result['environment']['cpu']}"),
                 ("runs", str(result["latency_ms"]["runs"])),
                 ("energy", str(energy["note"])),
+                *((("difference", f"at most {', '.join(differences)}"),) if differences else ()),
             ]
         ),
         table,
@@ -94,7 +96,7 @@ def verification(result: Result) -> RenderableType:
     members = result["members"]
     rows = [
         ("artifact", str(result["artifact"])),
-        ("members", f"manifest.json and {', '.join(members)}: every byte as written"),
+        ("members", f"every byte of manifest.json, {', '.join(members)}"),
         ("golden pair", _compared(result["golden"], "none: compiled on a machine that could not run it")),
     ]
     if result["data"] is not None:
@@ -213,12 +215,16 @@ def _symbols(symbols: Mapping[str, Sequence[int | None]]) -> str:
 def _passes_table(passes: Sequence[Result] | None) -> list[RenderableType]:
     if not passes:
         return []
-    table = _table("pass", "rewrites", "refused", numbers=("rewrites", "refused"))
+    table = _table("pass", "rewrites", "refused", "reasons", numbers=("rewrites", "refused"))
     for entry in passes:
         refused = entry.get("refused", 0)
         count = refused if isinstance(refused, int) else len(refused)
+        reasons = sorted(entry.get("refused_by_reason", {}).items(), key=lambda item: -item[1])
+        text = "; ".join(f"{reason} ({times})" for reason, times in reasons[:_MOST_REASONS])
+        if len(reasons) > _MOST_REASONS:
+            text += f"; {len(reasons) - _MOST_REASONS} more in --json"
         style = "" if entry["rewrites"] or count else "dim"
-        table.add_row(str(entry["name"]), str(entry["rewrites"]), str(count), style=style)
+        table.add_row(str(entry["name"]), str(entry["rewrites"]), str(count), text, style=style)
     return [table]
 
 
@@ -245,12 +251,12 @@ def _profile_table(launches: Sequence[Result]) -> RenderableType:
     return table
 
 
-def _timing(entry: Result) -> tuple[str, str, str, str]:
+def _timing(entry: Result) -> tuple[str, str, str]:
     latency, joules = entry["latency_ms"], entry["energy"]["joules"]
     energy = "unknown" if joules is None else f"{joules * 1e3:.3g}"
     if joules is not None and entry["energy"]["method"] == "estimate":
         energy = f"~{energy}"
-    return f"{latency['median']:.3f}", f"{latency['min']:.3f}", f"{latency['p90']:.3f}", energy
+    return f"{latency['median']:.3f}", f"{latency['min']:.3f}", energy
 
 
 def _compared(entry: Result | None, otherwise: str) -> str:
@@ -282,7 +288,7 @@ def _facts(rows: Sequence[tuple[str, str]]) -> RenderableType:
 
 def _table(*columns: str, numbers: Sequence[str] | None = None) -> Table:
     """A table with a heading rule; number columns are flush right (by default all with a unit or ratio)."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     for column in columns:
         is_number = column in numbers if numbers is not None else column not in ("", "outputs")
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
