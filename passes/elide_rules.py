@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import relax, tirx
+from tvm import ir, relax, tirx
 
 from greencc.ir import dtype_of, same_type, static_shape
 from greencc.passes import ranges
@@ -102,6 +102,8 @@ def proposals(site: Site) -> Iterator[Elision]:
     """Every elision that could apply at a call, the most useful first."""
     if isinstance(site.value, relax.TupleGetItem):
         yield from _dropout(site)
+        return
+    if not isinstance(site.call.op, ir.Op):
         return
     for rule in _RULES:
         yield from rule(site)
