@@ -18,6 +18,7 @@ from greencc.errors import GreenccError
 from greencc.ir import dtype_of, shape_of
 
 ATTENTION = "greencc.attention"
+KERNEL = "greencc.kernel"  # see greencc/kernels
 SHAPE_TO_TENSOR = "greencc.shape_to_tensor"
 
 
@@ -99,7 +100,13 @@ def _infer_attention(call: relax.Call, _context: object) -> relax.TensorType:
     return relax.TensorType((q[0], q[1], attrs.heads * attrs.value_dim), dtype_of(call.args[0].ty))
 
 
-_INFER_TYPE = {ATTENTION: _infer_attention, SHAPE_TO_TENSOR: _infer_shape_to_tensor}
+def _infer_kernel(call: relax.Call, context: object) -> relax.Type:
+    from greencc.kernels.base import infer_type  # it needs this module for its registration
+
+    return infer_type(call, context)
+
+
+_INFER_TYPE = {ATTENTION: _infer_attention, KERNEL: _infer_kernel, SHAPE_TO_TENSOR: _infer_shape_to_tensor}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -39,7 +40,7 @@ class NodeContext:
         self.inputs = inputs
         self.op = node.op_type
         self.domain = "" if node.domain == "ai.onnx" else node.domain
-        self.opset = walker.importer.file.opsets.get(self.domain, 0)
+        self.opset = walker.opsets.get(self.domain, 0)
         self.label = node_label(node)
         self._attributes = {attribute.name: attribute for attribute in node.attribute}
 
@@ -132,7 +133,8 @@ class NodeContext:
     def as_values(self, result: Result) -> list[Value]:
         """A converter's result as values: expressions that aren't variables or constants are bound."""
         items = list(result) if isinstance(result, (list, tuple)) else [result]
-        return [item if isinstance(item, Value) else Value("", self._bound(item)) for item in items]
+        # A value that is passed through is copied: it gets another name here, and keeps its own elsewhere.
+        return [replace(item) if isinstance(item, Value) else Value("", self._bound(item)) for item in items]
 
     def refuse(self, reason: str) -> Refused:
         """The exception to raise when the node can't be converted: `raise ctx.refuse("...")`."""

@@ -1,0 +1,133 @@
+"""Along one axis: the last of equal extremes, running sums and products, stable sorting."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from greencc.kernels.base import Kernel
+from greencc.kernels.shapes import element_type, product
+
+
+def arg_extreme(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: bool, last: bool) -> te.Tensor:
+    """int64 index of the largest or smallest element along `axis` (kept with size 1); ties by `last`."""
+    shape = [*data.shape[:axis], tirx.IntImm("int64", 1), *data.shape[axis + 1 :]]
+    size = data.shape[axis]
+    inner = product(data.shape[axis + 1 :])
+
+    def generate(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
+        source, out = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+        with IRBuilder() as builder:
+            with T.serial(0, product(shape)) as row, T.seq_scope():
+                start = (row // inner) * size * inner + row % inner
+                out[row] = tirx.IntImm("int64", 0)
+                with T.serial(0, size) as i:
+                    new, old = source[start + i * inner], source[start + out[row] * inner]
+                    better = new > old if largest else new < old
+                    if last:
+                        better = tirx.Or(better, new == old)
+                    with T.If(better), T.Then():
+                        out[row] = i
+            return builder.get()
+
+    return te.extern([shape], [data], generate, dtype="int64", name="arg_extreme", tag="arg_extreme")
+
+
+def scan(
+    data: te.Tensor, *, dims: list[tirx.Expr], axis: int, exclusive: bool, reverse: bool, multiply: bool
+) -> te.Tensor:
+    """Running sum or product along `axis`; `exclusive` leaves the element itself out."""
+    size = data.shape[axis]
+    inner = product(data.shape[axis + 1 :])
+    rows = product(data.shape[:axis]) * inner
+    identity = tirx.const(1 if multiply else 0, element_type(data))
+
+    def generate(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
+        source, out = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
+
+        def combine(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+            return a * b if multiply else a + b
+
+        with IRBuilder() as builder:
+            with T.serial(0, rows) as row, T.serial(0, size) as i:
+                start = (row // inner) * size * inner + row % inner
+                here = start + (size - 1 - i if reverse else i) * inner
+                # Clamped, because both branches are read on the first step.
+                step = tirx.max(i - 1, tirx.IntImm("int64", 0))
+                before = start + (size - 1 - step if reverse else step) * inner
+                if exclusive:
+                    out[here] = tirx.if_then_else(i == 0, identity, combine(out[before], source[before]))
+                else:
+                    out[here] = tirx.if_then_else(i == 0, source[here], combine(out[before], source[here]))
+            return builder.get()
+
+    return te.extern([data.shape], [data], generate, dtype=element_type(data), name="scan", tag="scan")
+
+
+def top_k(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: bool) -> list[te.Tensor]:
+    """The dims[0] largest or smallest along `axis`, in order, lower indices first among equals.
+
+    Returns values and int64 indices. A bottom-up merge sort of the indices: n log n, stable.
+    """
+    count = dims[0]
+    size = data.shape[axis]
+    inner = product(data.shape[axis + 1 :])
+    rows = product(data.shape[:axis]) * inner
+    shape = [*data.shape[:axis], count, *data.shape[axis + 1 :]]
+
+    def generate(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
+        source, work = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[2])
+        values, indices = T.buffer_proxy(outs[0]), T.buffer_proxy(outs[1])
+        with IRBuilder() as builder:
+            with T.serial(0, rows) as row, T.seq_scope():
+                start = (row // inner) * size * inner + row % inner
+                target = (row // inner) * count * inner + row % inner
+                with T.serial(0, size) as i:
+                    work[i] = i
+                # State of the merge: width of the runs, which half of `work` holds them, and the three cursors.
+                state = T.buffer_proxy(T.decl_buffer([5], "int64", scope="local"))
+                width, half, left, right, pair = (T.int64(n) for n in range(5))
+                state[width] = tirx.IntImm("int64", 1)
+                state[half] = tirx.IntImm("int64", 0)
+                with T.While(state[width] < size), T.seq_scope():
+                    state[pair] = tirx.IntImm("int64", 0)
+                    with T.While(state[pair] < size), T.seq_scope():
+                        middle = tirx.min(state[pair] + state[width], size)
+                        end = tirx.min(state[pair] + 2 * state[width], size)
+                        state[left] = state[pair]
+                        state[right] = middle
+                        with T.serial(0, end - state[pair]) as i:
+                            a = work[state[half] * size + tirx.min(state[left], size - 1)]
+                            b = work[state[half] * size + tirx.min(state[right], size - 1)]
+                            first, second = source[start + a * inner], source[start + b * inner]
+                            ordered = first >= second if largest else first <= second
+                            from_left = tirx.And(state[left] < middle, tirx.Or(state[right] >= end, ordered))
+                            with T.If(from_left):
+                                with T.Then(), T.seq_scope():
+                                    work[(1 - state[half]) * size + state[pair] + i] = a
+                                    state[left] = state[left] + 1
+                                with T.Else(), T.seq_scope():
+                                    work[(1 - state[half]) * size + state[pair] + i] = b
+                                    state[right] = state[right] + 1
+                        state[pair] = state[pair] + 2 * state[width]
+                    state[half] = 1 - state[half]
+                    state[width] = 2 * state[width]
+                with T.serial(0, count) as i, T.seq_scope():
+                    best = work[state[half] * size + i]
+                    indices[target + i * inner] = best
+                    values[target + i * inner] = source[start + best * inner]
+            return builder.get()
+
+    results = te.extern(
+        [shape, shape, [2 * size]],
+        [data],
+        generate,
+        dtype=[element_type(data), "int64", "int64"],
+        name="top_k",
+        tag="top_k",
+    )
+    return list(results)
+
+
+KERNELS: dict[str, Kernel] = {"arg_extreme": arg_extreme, "scan": scan, "top_k": top_k}
