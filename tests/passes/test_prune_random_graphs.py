@@ -13,9 +13,9 @@ from greencc.passes.base import PassContext
 from greencc.passes.fold_constants import FoldConstants
 
 op = relax.op
-SHAPE = (2, 3, 4)
+SHAPE = (2, 2, 6)
 SPECIAL = np.array([-0.0, 0.0, np.nan, np.inf, -np.inf, 1.5, -3.0, 1e-40], np.float32)
-# Each takes (emit, a, b, n), two values of SHAPE's size and the number of a variant, and returns one such value.
+# Each takes (emit, a, b, n), two values of SHAPE's size and a variant's number, and returns such a value.
 Step = Callable[..., relax.Expr]
 
 
@@ -25,7 +25,12 @@ def _shape(value: relax.Expr) -> list[int]:
 
 def _permute(e, a, b, n):
     rank = len(_shape(a))
-    return e(op.permute_dims(a, [(axis + n) % rank for axis in range(rank)]))
+    axes = [(axis + n) % rank for axis in range(rank)]
+    return e(op.permute_dims(a, axes if n % 2 or rank < 3 else [axes[1], axes[0], axes[2]]))
+
+
+def _reverse(e, a, b, n):
+    return e(op.strided_slice(a, [0], [-1], [-_shape(a)[0] - 1], [-1]))
 
 
 def _slices(e, a, b, n):
@@ -75,7 +80,7 @@ STEPS: list[Step] = [
     lambda e, a, b, n: e(op.negative(a)),
     lambda e, a, b, n: e(op.where(const(n % 2 == 0, "bool"), a, const(n % 3 - 0.0))),
     lambda e, a, b, n: e(op.add(a, const(np.full(_shape(a), n % 3 - 1.0)))),
-    _permute, _slices, _nested_slices, _split, _cast, _neutral, _binary,
+    _permute, _reverse, _slices, _nested_slices, _split, _cast, _neutral, _binary,
 ]  # fmt: skip
 
 programs = st.lists(
