@@ -47,15 +47,14 @@ def compare(actual: Mapping[str, Array], expected: Mapping[str, Array], toleranc
         got = actual[name]
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
             return Comparison(False, None, name)
-        exact = got.dtype.kind not in "fc"
         a, b = got.astype(np.float64), wanted.astype(np.float64)
         same = (got == wanted) | (np.isnan(a) & np.isnan(b))
         with np.errstate(invalid="ignore"):
             difference = np.where(same, 0.0, np.abs(a - b))
-            allowed = 0.0 if exact else tolerance.absolute + tolerance.relative * np.abs(b)
+            within = same | (difference <= tolerance.absolute + tolerance.relative * np.abs(b))
         if not np.all(np.isfinite(difference)):
             return Comparison(False, None, name)
-        agrees = agrees and bool(np.all(difference <= allowed))
+        agrees = agrees and bool(np.all(within if got.dtype.kind == "f" else same))
         top = float(difference.max(initial=0.0))
         if top > largest:
             largest, worst = top, name

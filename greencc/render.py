@@ -240,14 +240,10 @@ def _profile_table(launches: Sequence[Result]) -> RenderableType:
     table = _table("kernel", "launches", "ms", "share", "computes", numbers=("launches", "ms", "share"))
     for kernel, milliseconds in sorted(times.items(), key=lambda item: -item[1]):
         names = nodes[kernel]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        table.add_row(
-            kernel,
-            str(counts[kernel]),
-            f"{milliseconds:.3f}",
-            f"{milliseconds / total:.1%}",
-            Text(shown, overflow="fold"),
-        )
+        shown = (names[0] if names else "") + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        nodes_text = Text(shown, overflow="ellipsis", no_wrap=True)
+        share = f"{milliseconds / total:.1%}"
+        table.add_row(kernel, str(counts[kernel]), f"{milliseconds:.3f}", share, nodes_text)
     return table
 
 
