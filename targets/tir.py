@@ -102,3 +102,18 @@ def substitute(expr: tirx.Expr, values: Mapping[tirx.Var, tirx.Expr]) -> tirx.Ex
 def as_int(expr: tirx.Expr | int) -> int | None:
     """The value of a constant integer expression, or None."""
     return int(expr) if isinstance(expr, (int, tirx.IntImm)) else None
+
+
+def i64(value: int) -> tirx.Expr:
+    """An int64 constant: shapes and indices are int64 throughout."""
+    return tirx.IntImm("int64", value)
+
+
+def ramp(base: tirx.Expr, lanes: int) -> tirx.Expr:
+    """Indices base, base + 1, ... of a vector access; `base` itself for a single lane."""
+    return base if lanes == 1 else tirx.Ramp(base, i64(1), lanes)
+
+
+def splat(value: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The value in every lane of a vector; `value` itself for a single lane."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)

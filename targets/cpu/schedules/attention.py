@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from greencc.ops import AttentionAttrs
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int
+from greencc.targets.tir import as_int, i64, ramp, splat
 
 # Query rows per task. Keys are laid out once per task: fewer rows would repeat that more often.
 TASK_ROWS = 128
@@ -51,13 +51,13 @@ def attention_kernel(
             result = T.arg("out", T.buffer(tuple(out.shape.values), "float32"))
             T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-attention"})
             emitter = _Attention(attrs, shapes, target)
-            blocks = tirx.ceildiv(rows, _i64(TASK_ROWS))
-            with T.parallel(_i64(0), batch * _i64(attrs.heads) * blocks) as task:
+            blocks = tirx.ceildiv(rows, i64(TASK_ROWS))
+            with T.parallel(i64(0), batch * i64(attrs.heads) * blocks) as task:
                 block = tirx.floormod(task, blocks)
-                head = tirx.floormod(tirx.floordiv(task, blocks), _i64(attrs.heads))
-                element = tirx.floordiv(task, blocks * _i64(attrs.heads))
-                keys = T.alloc_buffer((emitter.panels, _i64(attrs.head_dim), _i64(emitter.width)), "float32")
-                scores = T.alloc_buffer((_i64(TILE_ROWS), emitter.padded), "float32")
+                head = tirx.floormod(tirx.floordiv(task, blocks), i64(attrs.heads))
+                element = tirx.floordiv(task, blocks * i64(attrs.heads))
+                keys = T.alloc_buffer((emitter.panels, i64(attrs.head_dim), i64(emitter.width)), "float32")
+                scores = T.alloc_buffer((i64(TILE_ROWS), emitter.padded), "float32")
                 mask = operands[3] if len(operands) > 3 else None
                 emitter.task(_Buffers(*operands[:3], mask, result, keys, scores), element, head, block)
     return ib.get()
@@ -80,20 +80,20 @@ class _Attention:
             self.value_lanes //= 2
         self.shapes = shapes
         self.rows, self.keys = shapes[0][1], shapes[1][1]
-        self.panels = tirx.ceildiv(self.keys, _i64(self.width))
-        self.padded = self.panels * _i64(self.width)
+        self.panels = tirx.ceildiv(self.keys, i64(self.width))
+        self.padded = self.panels * i64(self.width)
 
     def task(self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr, block: tirx.Expr) -> None:
         """All query rows of one block for one head."""
         group = self.attrs.heads // self.attrs.kv_heads
-        kv_head = tirx.floordiv(head, _i64(group)) if group > 1 else head
+        kv_head = tirx.floordiv(head, i64(group)) if group > 1 else head
         self._lay_out_keys(buffers, element, kv_head)
-        count = tirx.min(_i64(TASK_ROWS), self.rows - block * _i64(TASK_ROWS))
-        with T.serial(_i64(0), tirx.ceildiv(count, _i64(TILE_ROWS))) as step:
-            first = block * _i64(TASK_ROWS) + step * _i64(TILE_ROWS)
-            positions = [first + _i64(r) for r in range(TILE_ROWS)]
+        count = tirx.min(i64(TASK_ROWS), self.rows - block * i64(TASK_ROWS))
+        with T.serial(i64(0), tirx.ceildiv(count, i64(TILE_ROWS))) as step:
+            first = block * i64(TASK_ROWS) + step * i64(TILE_ROWS)
+            positions = [first + i64(r) for r in range(TILE_ROWS)]
             # Surplus rows of the last tile repeat the last row; they are not stored.
-            sources = [tirx.min(position, self.rows - _i64(1)) for position in positions]
+            sources = [tirx.min(position, self.rows - i64(1)) for position in positions]
             self._scores(buffers, element, head, sources)
             inverse = T.alloc_buffer((TILE_ROWS,), "float32", scope="local")
             for r, row in enumerate(sources):
@@ -101,35 +101,35 @@ class _Attention:
             self._values(buffers, inverse, element, head, kv_head, positions)
 
     def _lay_out_keys(self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr) -> None:
-        start = _i64(self.attrs.k_offset) + head * _i64(self.attrs.head_dim)
-        with T.serial(_i64(0), self.panels) as panel, T.serial(_i64(0), _i64(self.width)) as column:
-            key = panel * _i64(self.width) + column
-            with T.serial(_i64(0), _i64(self.attrs.head_dim)) as d:
-                inside = tirx.BufferLoad(buffers.k, [element, tirx.min(key, self.keys - _i64(1)), start + d])
+        start = i64(self.attrs.k_offset) + head * i64(self.attrs.head_dim)
+        with T.serial(i64(0), self.panels) as panel, T.serial(i64(0), i64(self.width)) as column:
+            key = panel * i64(self.width) + column
+            with T.serial(i64(0), i64(self.attrs.head_dim)) as d:
+                inside = tirx.BufferLoad(buffers.k, [element, tirx.min(key, self.keys - i64(1)), start + d])
                 T.buffer_store(buffers.keys, inside, [panel, d, column])
 
     def _scores(self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr, rows: list[tirx.Expr]) -> None:
         """Scaled scores of a few rows against all keys (surplus keys get the last key's score)."""
         lanes = self.lanes
-        spread = tirx.Ramp(_i64(0), _i64(1), lanes)
-        start = _i64(self.attrs.q_offset) + head * _i64(self.attrs.head_dim)
-        with T.serial(_i64(0), self.panels) as panel:
+        spread = ramp(i64(0), lanes)
+        start = i64(self.attrs.q_offset) + head * i64(self.attrs.head_dim)
+        with T.serial(i64(0), self.panels) as panel:
             acc = self._accumulators(len(rows), self.vectors, lanes)
-            with T.serial(_i64(0), _i64(self.attrs.head_dim)) as d:
+            with T.serial(i64(0), i64(self.attrs.head_dim)) as d:
                 columns = [
-                    tirx.BufferLoad(buffers.keys, [panel, d, tirx.Ramp(_i64(v * lanes), _i64(1), lanes)])
+                    tirx.BufferLoad(buffers.keys, [panel, d, ramp(i64(v * lanes), lanes)])
                     for v in range(self.vectors)
                 ]
                 for r, row in enumerate(rows):
-                    value = tirx.Broadcast(tirx.BufferLoad(buffers.q, [element, row, start + d]), lanes)
+                    value = splat(tirx.BufferLoad(buffers.q, [element, row, start + d]), lanes)
                     for v, column in enumerate(columns):
                         T.buffer_store(acc[r][v], acc[r][v][spread] + value * column, [spread])
-            scale = tirx.Broadcast(tirx.const(self.attrs.scale, "float32"), lanes)
+            scale = splat(tirx.const(self.attrs.scale, "float32"), lanes)
             for r in range(len(rows)):
                 for v in range(self.vectors):
-                    column = panel * _i64(self.width) + _i64(v * lanes)
+                    column = panel * i64(self.width) + i64(v * lanes)
                     value = acc[r][v][spread] * scale
-                    T.buffer_store(buffers.scores, value, [_i64(r), tirx.Ramp(column, _i64(1), lanes)])
+                    T.buffer_store(buffers.scores, value, [i64(r), ramp(column, lanes)])
 
     def _softmax(
         self,
@@ -143,53 +143,53 @@ class _Attention:
         """Turn one row of scores into exp(score - max), and store the inverse of their sum."""
         lanes = self.lanes
         highest = T.alloc_buffer((lanes,), "float32", scope="local")
-        spread = tirx.Ramp(_i64(0), _i64(1), lanes)
+        spread = ramp(i64(0), lanes)
         low = tirx.const(NEGATIVE_INFINITY, "float32")
-        T.buffer_store(highest, tirx.Broadcast(low, lanes), [spread])
-        whole = tirx.floordiv(self.keys, _i64(lanes))
-        with T.serial(_i64(0), whole) as chunk, T.vectorized(_i64(0), _i64(lanes)) as lane:
-            key = chunk * _i64(lanes) + lane
+        T.buffer_store(highest, splat(low, lanes), [spread])
+        whole = tirx.floordiv(self.keys, i64(lanes))
+        with T.serial(i64(0), whole) as chunk, T.vectorized(i64(0), i64(lanes)) as lane:
+            key = chunk * i64(lanes) + lane
             self._mask_score(buffers, element, head, r, row, key)
-            T.buffer_store(highest, tirx.max(highest[lane], buffers.scores[_i64(r), key]), [lane])
+            T.buffer_store(highest, tirx.max(highest[lane], buffers.scores[i64(r), key]), [lane])
         if as_int(self.keys) is None or (as_int(self.keys) or 0) % lanes:
-            with T.serial(_i64(0), self.keys - whole * _i64(lanes)) as rest:
-                key = whole * _i64(lanes) + rest
+            with T.serial(i64(0), self.keys - whole * i64(lanes)) as rest:
+                key = whole * i64(lanes) + rest
                 self._mask_score(buffers, element, head, r, row, key)
-                T.buffer_store(highest, tirx.max(highest[_i64(0)], buffers.scores[_i64(r), key]), [_i64(0)])
+                T.buffer_store(highest, tirx.max(highest[i64(0)], buffers.scores[i64(r), key]), [i64(0)])
         if as_int(self.keys) is None or (as_int(self.keys) or 0) % self.width:
-            with T.serial(_i64(0), self.padded - self.keys) as rest:
-                T.buffer_store(buffers.scores, low, [_i64(r), self.keys + rest])
+            with T.serial(i64(0), self.padded - self.keys) as rest:
+                T.buffer_store(buffers.scores, low, [i64(r), self.keys + rest])
         peak = self._reduce(highest, tirx.max)
         total = T.alloc_buffer((lanes,), "float32", scope="local")
-        T.buffer_store(total, tirx.Broadcast(tirx.const(0.0, "float32"), lanes), [spread])
-        with T.serial(_i64(0), tirx.floordiv(self.padded, _i64(lanes))) as chunk:
-            position = [_i64(r), tirx.Ramp(chunk * _i64(lanes), _i64(1), lanes)]
+        T.buffer_store(total, splat(tirx.const(0.0, "float32"), lanes), [spread])
+        with T.serial(i64(0), tirx.floordiv(self.padded, i64(lanes))) as chunk:
+            position = [i64(r), ramp(chunk * i64(lanes), lanes)]
             # A row without any key keeps its -inf scores, whose exp is 0: subtracting -inf would give NaN.
             offset = tirx.Select(peak.equal(low), tirx.const(0.0, "float32"), peak)
-            shifted = tirx.BufferLoad(buffers.scores, position) - tirx.Broadcast(offset, lanes)
+            shifted = tirx.BufferLoad(buffers.scores, position) - splat(offset, lanes)
             T.buffer_store(buffers.scores, tirx.exp(shifted), position)
             T.buffer_store(total, total[spread] + tirx.BufferLoad(buffers.scores, position), [spread])
         value = tirx.const(1.0, "float32") / self._reduce(total, lambda a, b: a + b)
         if self.attrs.nan_to_zero:
             value = tirx.Select(peak.equal(low), tirx.const(0.0, "float32"), value)
-        T.buffer_store(inverse, value, [_i64(r)])
+        T.buffer_store(inverse, value, [i64(r)])
 
     def _mask_score(
         self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr, r: int, row: tirx.Expr, key: tirx.Expr
     ) -> None:
-        value = buffers.scores[_i64(r), key]
+        value = buffers.scores[i64(r), key]
         if buffers.mask is not None:
             dims = self.shapes[3]
             wanted = [element, head, row, key]
             value = value + tirx.BufferLoad(
                 buffers.mask,
-                [_i64(0) if as_int(dim) == 1 else index for dim, index in zip(dims, wanted, strict=True)],
+                [i64(0) if as_int(dim) == 1 else index for dim, index in zip(dims, wanted, strict=True)],
             )
         if self.attrs.causal:
             visible = key <= row + (self.keys - self.rows)
             value = tirx.Select(visible, value, tirx.const(NEGATIVE_INFINITY, "float32"))
         if buffers.mask is not None or self.attrs.causal:
-            T.buffer_store(buffers.scores, value, [_i64(r), key])
+            T.buffer_store(buffers.scores, value, [i64(r), key])
 
     def _values(
         self,
@@ -203,49 +203,45 @@ class _Attention:
         """Probabilities times values, a few vectors of the head at a time."""
         lanes = self.value_lanes
         total = self.attrs.value_dim // lanes
-        spread = tirx.Ramp(_i64(0), _i64(1), lanes)
-        source = _i64(self.attrs.v_offset) + kv_head * _i64(self.attrs.value_dim)
-        target = head * _i64(self.attrs.value_dim)
+        spread = ramp(i64(0), lanes)
+        source = i64(self.attrs.v_offset) + kv_head * i64(self.attrs.value_dim)
+        target = head * i64(self.attrs.value_dim)
         for start in range(0, total, self.vectors):
             vectors = range(start, min(start + self.vectors, total))
             acc = self._accumulators(len(positions), len(vectors), lanes)
-            with T.serial(_i64(0), self.keys) as key:
+            with T.serial(i64(0), self.keys) as key:
                 columns = [
                     tirx.BufferLoad(
-                        buffers.v, [element, key, tirx.Ramp(source + _i64(v * lanes), _i64(1), lanes)]
+                        buffers.v, [element, key, ramp(source + i64(v * lanes), lanes)]
                     )
                     for v in vectors
                 ]
                 for r in range(len(positions)):
-                    value = tirx.Broadcast(buffers.scores[_i64(r), key], lanes)
+                    value = splat(buffers.scores[i64(r), key], lanes)
                     for v, column in enumerate(columns):
                         T.buffer_store(acc[r][v], acc[r][v][spread] + value * column, [spread])
             for r, position in enumerate(positions):
                 with T.If(position < self.rows), T.Then():
-                    factor = tirx.Broadcast(inverse[_i64(r)], lanes)
+                    factor = splat(inverse[i64(r)], lanes)
                     for v, vector in enumerate(vectors):
-                        column = tirx.Ramp(target + _i64(vector * lanes), _i64(1), lanes)
+                        column = ramp(target + i64(vector * lanes), lanes)
                         T.buffer_store(buffers.out, acc[r][v][spread] * factor, [element, position, column])
 
     @staticmethod
     def _accumulators(rows: int, vectors: int, lanes: int) -> list[list[tirx.Var]]:
         acc = [[T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(vectors)] for _ in range(rows)]
-        zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
+        zero = splat(tirx.const(0.0, "float32"), lanes)
         for row in acc:
             for register in row:
-                T.buffer_store(register, zero, [tirx.Ramp(_i64(0), _i64(1), lanes)])
+                T.buffer_store(register, zero, [ramp(i64(0), lanes)])
         return acc
 
     def _reduce(self, register: tirx.Var, combine: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]) -> tirx.Expr:
         """Combine the lanes of a register into a scalar that is stored once and read many times."""
-        values = [register[_i64(lane)] for lane in range(self.lanes)]
+        values = [register[i64(lane)] for lane in range(self.lanes)]
         while len(values) > 1:
             half = len(values) // 2
             values = [combine(a, b) for a, b in zip(values[:half], values[half:], strict=True)]
         scalar = T.alloc_buffer((1,), "float32", scope="local")
-        T.buffer_store(scalar, values[0], [_i64(0)])
-        return scalar[_i64(0)]
-
-
-def _i64(value: int) -> tirx.Expr:
-    return tirx.IntImm("int64", value)
+        T.buffer_store(scalar, values[0], [i64(0)])
+        return scalar[i64(0)]

@@ -28,7 +28,7 @@ from greencc.targets.cpu.schedules.kernel import (
 )
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ColumnPanels
-from greencc.targets.tir import as_int, loads, rewrite
+from greencc.targets.tir import as_int, i64, loads, ramp, rewrite, splat
 
 # Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
 TASK_ROWS = 128
@@ -175,27 +175,27 @@ def emit(
             for param in func.params:
                 declared = param
                 if layout is not None and param.same_as(product.b):
-                    packed = tuple(map(_i64, layout.shape(product.depth, product.columns)))
+                    packed = tuple(map(i64, layout.shape(product.depth, product.columns)))
                     declared = T.buffer(packed, "float32")
                 buffers[param] = T.arg(param.name, declared)
             T.func_attr({"tirx.noalias": True})
-            row_tasks = 1 if count is not None and count <= TASK_ROWS else tirx.ceildiv(rows, _i64(TASK_ROWS))
-            task_rows = rows if isinstance(row_tasks, int) else _i64(TASK_ROWS)
+            row_tasks = 1 if count is not None and count <= TASK_ROWS else tirx.ceildiv(rows, i64(TASK_ROWS))
+            task_rows = rows if isinstance(row_tasks, int) else i64(TASK_ROWS)
             # The panel runs fastest, so that neighbouring tasks share rows of A.
-            extents = [*lead, _expr(row_tasks), _i64(panels)]
+            extents = [*lead, _expr(row_tasks), i64(panels)]
             total = _product(extents)
             work = (as_int(total) or 2) * product.depth * tile.columns * (count or TASK_ROWS)
             loop = T.parallel if work >= MIN_PARALLEL_WORK and as_int(total) != 1 else T.serial
-            with loop(_i64(0), total) as task:
+            with loop(i64(0), total) as task:
                 *batch, block, panel = _unravel(task, extents)
                 emitter = _Tiles(tail, product, tile, layout is not None, buffers, batch, row_dims, rows, panel, panels)
-                first = block * _i64(TASK_ROWS)
+                first = block * i64(TASK_ROWS)
                 if count is not None and not isinstance(row_tasks, int) and count % TASK_ROWS == 0:
                     emitter.block(first, TASK_ROWS)
                 elif count is not None and isinstance(row_tasks, int):
-                    emitter.block(_i64(0), count)
+                    emitter.block(i64(0), count)
                 elif count is not None:
-                    with T.If(block < _i64(count // TASK_ROWS)):
+                    with T.If(block < i64(count // TASK_ROWS)):
                         with T.Then():
                             emitter.block(first, TASK_ROWS)
                         with T.Else():
@@ -233,35 +233,35 @@ class _Tiles:
         if full == 1:
             self.tile_at(first, self.tile.rows, None)
         elif full:
-            with T.serial(_i64(0), _i64(full)) as step:
-                self.tile_at(first + step * _i64(self.tile.rows), self.tile.rows, None)
+            with T.serial(i64(0), i64(full)) as step:
+                self.tile_at(first + step * i64(self.tile.rows), self.tile.rows, None)
         if rest:
-            self.tile_at(first + _i64(full * self.tile.rows), rest, None)
+            self.tile_at(first + i64(full * self.tile.rows), rest, None)
 
     def symbolic_block(self, first: tirx.Expr, count: tirx.Expr) -> None:
         """A block with a symbolic number of rows: full tiles, then one whose surplus rows aren't stored."""
-        full = tirx.floordiv(count, _i64(self.tile.rows))
-        with T.serial(_i64(0), full) as step:
-            self.tile_at(first + step * _i64(self.tile.rows), self.tile.rows, None)
-        with T.If(full * _i64(self.tile.rows) < count):
+        full = tirx.floordiv(count, i64(self.tile.rows))
+        with T.serial(i64(0), full) as step:
+            self.tile_at(first + step * i64(self.tile.rows), self.tile.rows, None)
+        with T.If(full * i64(self.tile.rows) < count):
             with T.Then():
-                self.tile_at(first + full * _i64(self.tile.rows), self.tile.rows, self.rows)
+                self.tile_at(first + full * i64(self.tile.rows), self.tile.rows, self.rows)
 
     def tile_at(self, first: tirx.Expr, rows: int, limit: tirx.Expr | None) -> None:
         """One register tile. With `limit`, rows at or beyond it repeat the last row and aren't stored."""
         tile, lanes = self.tile, self.tile.lanes
-        spread = tirx.Ramp(_i64(0), _i64(1), lanes)
-        zero = tirx.Broadcast(tirx.const(0.0, "float32"), lanes)
+        spread = ramp(i64(0), lanes)
+        zero = splat(tirx.const(0.0, "float32"), lanes)
         acc = [[T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(tile.vectors)] for _ in range(rows)]
         for row in acc:
             for register in row:
                 T.buffer_store(register, zero, [spread])
-        positions = [first + _i64(r) for r in range(rows)]
-        sources = positions if limit is None else [tirx.min(p, limit - _i64(1)) for p in positions]
-        with T.serial(_i64(0), _i64(self.product.depth)) as k:
+        positions = [first + i64(r) for r in range(rows)]
+        sources = positions if limit is None else [tirx.min(p, limit - i64(1)) for p in positions]
+        with T.serial(i64(0), i64(self.product.depth)) as k:
             columns = [self._b(k, v) for v in range(tile.vectors)]
             for r in range(rows):
-                value = tirx.Broadcast(self._a(sources[r], k), lanes)
+                value = splat(self._a(sources[r], k), lanes)
                 for v in range(tile.vectors):
                     T.buffer_store(acc[r][v], acc[r][v][spread] + value * columns[v], [spread])
         for r in range(rows):
@@ -276,12 +276,12 @@ class _Tiles:
 
     def _b(self, k: tirx.Expr, vector: int) -> tirx.Expr:
         lanes = self.tile.lanes
-        start = _i64(vector * lanes)
+        start = i64(vector * lanes)
         if self.packed:
-            indices = [self.panel, k, tirx.Ramp(start, _i64(1), lanes)]
+            indices = [self.panel, k, ramp(start, lanes)]
         else:
-            start = self.panel * _i64(self.tile.columns) + start
-            indices = [*self.batch, k, tirx.Ramp(start, _i64(1), lanes)]
+            start = self.panel * i64(self.tile.columns) + start
+            indices = [*self.batch, k, ramp(start, lanes)]
         return tirx.BufferLoad(self.buffers[self.product.b], indices)
 
     def _store_row(self, registers: list[tirx.Var], row: tirx.Expr) -> None:
@@ -292,21 +292,21 @@ class _Tiles:
         elif self.panels == 1:
             self._store_vectors(registers, row, self.tile.columns - surplus)
         else:
-            with T.If(self.panel < _i64(self.panels - 1)):
+            with T.If(self.panel < i64(self.panels - 1)):
                 with T.Then():
                     self._store_vectors(registers, row, self.tile.columns)
                 with T.Else():
                     self._store_vectors(registers, row, self.tile.columns - surplus)
 
     def _store_vectors(self, registers: list[tirx.Var], row: tirx.Expr, columns: int) -> None:
-        base = self.panel * _i64(self.tile.columns)
+        base = self.panel * i64(self.tile.columns)
         for v, register in enumerate(registers):
             lanes = min(self.tile.lanes, columns - v * self.tile.lanes)
             if lanes <= 0:
                 return
             loop: Callable[..., object] = T.vectorized if lanes == self.tile.lanes else T.serial
-            with loop(_i64(0), _i64(lanes)) as lane:  # type: ignore[attr-defined]
-                column = base + _i64(v * self.tile.lanes) + lane
+            with loop(i64(0), i64(lanes)) as lane:  # type: ignore[attr-defined]
+                column = base + i64(v * self.tile.lanes) + lane
                 position = [*self.batch, *_unravel(row, self.row_dims), column]
                 T.buffer_store(self.buffers[self.tail.output], self._tail_value(register, lane, position), position)
 
@@ -357,21 +357,17 @@ def _unravel(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:
     """Coordinates of a linear index in a row-major space."""
     coordinates: list[tirx.Expr] = []
     for extent in reversed(extents[1:]):
-        coordinates.append(tirx.floormod(index, extent) if as_int(extent) != 1 else _i64(0))
+        coordinates.append(tirx.floormod(index, extent) if as_int(extent) != 1 else i64(0))
         index = tirx.floordiv(index, extent) if as_int(extent) != 1 else index
-    return [index if as_int(extents[0]) != 1 else _i64(0), *reversed(coordinates)] if extents else []
+    return [index if as_int(extents[0]) != 1 else i64(0), *reversed(coordinates)] if extents else []
 
 
 def _product(extents: list[tirx.Expr]) -> tirx.Expr:
-    total: tirx.Expr = _i64(1)
+    total: tirx.Expr = i64(1)
     for extent in extents:
         total = total * extent
     return sym.Analyzer().simplify(total)
 
 
 def _expr(value: tirx.Expr | int) -> tirx.Expr:
-    return _i64(value) if isinstance(value, int) else value
-
-
-def _i64(value: int) -> tirx.Expr:
-    return tirx.IntImm("int64", value)
+    return i64(value) if isinstance(value, int) else value
