@@ -11,6 +11,7 @@ from greencc.errors import UserError
 from greencc.passes.base import Pass
 from greencc.passes.elide_activations import ElideActivations
 from greencc.passes.fold_constants import FoldConstants
+from greencc.passes.fuse_attention import FuseAttention
 from greencc.passes.fuse_gelu import FuseGelu
 from greencc.passes.fuse_layer_norm import FuseLayerNorm
 from greencc.passes.fuse_rms_norm import FuseRmsNorm
@@ -22,6 +23,7 @@ PASSES: dict[str, type[Pass]] = {
     PruneDeadNodes.name: PruneDeadNodes,
     FoldConstants.name: FoldConstants,
     ElideActivations.name: ElideActivations,
+    FuseAttention.name: FuseAttention,
     FuseLayerNorm.name: FuseLayerNorm,
     FuseRmsNorm.name: FuseRmsNorm,
     FuseGelu.name: FuseGelu,
@@ -42,6 +44,7 @@ def default_pipeline() -> tuple[Pass, ...]:
         FuseRmsNorm(),  # after layer norm, whose second half is an RMS norm of the centred values
         FuseGelu(),
         FuseSilu(),
+        FuseAttention(),
         # Phase 3, elide: after fusion, so that an activation inside a fused form is not taken apart.
         ElideActivations(),
         # Phase 4, sweep: what fusing and eliding left without users, or made equal to something else.

@@ -26,8 +26,10 @@ def evaluate(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
                 assert symbols.setdefault(dim, size) == size
 
     def number(expr: object) -> int:
-        simple = tirx.stmt_functor.substitute(expr, {v: tirx.IntImm("int64", n) for v, n in symbols.items()})
-        return int(tvm.sym.Analyzer().simplify(simple))
+        analyzer = tvm.sym.Analyzer()
+        for symbol, size in symbols.items():
+            analyzer.bind(symbol, tirx.IntImm("int64", size))
+        return int(analyzer.simplify(expr))
 
     def value(expr: relax.Expr) -> object:
         if isinstance(expr, relax.Var):
