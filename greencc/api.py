@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greencc.artifact.bundle import Array
-from greencc.artifact.format import check_destination, write_artifact
+from greencc.artifact.format import check_destination, read_artifact, write_artifact
 from greencc.artifact.manifest import Source
 from greencc.compare import Tolerance, compare
 from greencc.energy.estimate import DEFAULT_WATTS_PER_CORE
@@ -28,7 +28,7 @@ from greencc.runtime.features import (
     missing_features,
     physical_cores,
 )
-from greencc.runtime.model import load
+from greencc.runtime.model import load, load_artifact
 from greencc.sources import remember_source
 
 if TYPE_CHECKING:
@@ -212,24 +212,29 @@ def verify(
 
     Returns:
         Sizes of the verified members, and for `golden` and `data` the largest difference and the tolerance.
-        `golden` is None for an artifact that was compiled on a machine that could not run it.
+        `golden` is None where nothing could be run: an artifact for another kind of machine than this one,
+        or one without golden outputs because the compiling machine was of another kind.
 
     Raises:
-        ArtifactError: a member is damaged, or this machine can't run the artifact.
+        ArtifactError: a member is damaged, or `data` is given and this machine can't run the artifact.
         InputError: `data` does not fit the model.
         GreenccError: outputs differ by more than the tolerance.
     """
-    model = load(artifact, threads=threads)
-    golden = model.artifact.golden_outputs
+    whole = read_artifact(Path(artifact))
     result: dict[str, object] = {
         "artifact": str(artifact),
-        "members": {name: member.bytes for name, member in model.artifact.manifest.members.items()},
+        "members": {name: member.bytes for name, member in whole.manifest.members.items()},
         "golden": None,
         "data": None,
     }
-    if golden:
-        outputs = model(model.artifact.golden_inputs)
-        result["golden"] = _compared(str(artifact), outputs, golden, GOLDEN_TOLERANCE, "its golden pair")
+    if data is None and not _runs_here(whole.manifest.target):
+        return result
+    model = load_artifact(whole, threads)
+    if whole.golden_outputs:
+        outputs = model(whole.golden_inputs)
+        result["golden"] = _compared(
+            str(artifact), outputs, whole.golden_outputs, GOLDEN_TOLERANCE, "its golden pair"
+        )
     if data is not None:
         given = read_npz(Path(data))
         inputs = {spec.name: given[spec.name] for spec in model.inputs if spec.name in given}

@@ -97,7 +97,7 @@ def verification(result: Result) -> RenderableType:
     rows = [
         ("artifact", str(result["artifact"])),
         ("members", f"every byte of manifest.json, {', '.join(members)}"),
-        ("golden pair", _compared(result["golden"], "none: compiled on a machine that could not run it")),
+        ("golden pair", _compared(result["golden"], "not run: compiled for or on another kind of machine")),
     ]
     if result["data"] is not None:
         rows.append(("data", _compared(result["data"], "")))

@@ -47,7 +47,11 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
         InputError: `threads` is not a positive integer.
         GreenccError: TVM's runtime library is not installed.
     """
-    artifact = read_artifact(Path(path))
+    return load_artifact(read_artifact(Path(path)), threads)
+
+
+def load_artifact(artifact: Artifact, threads: int | None = None) -> Model:
+    """Load an artifact that has been read, and so verified, already; otherwise as `load`."""
     _check_machine(artifact)
     return Model(artifact, _thread_count(artifact.manifest, threads))
 

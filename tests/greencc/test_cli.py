@@ -143,7 +143,13 @@ def test_code_for_another_machine_has_no_golden_outputs(
     compiled = tiny_models.affine(target=target)
     monkeypatch.setattr(tiny_models, "affine", lambda **_: compiled)
     assert run_cli("compile", model, "-o", tmp_path / "a")[0] == 0
-    assert_error(run_cli("verify", tmp_path / "a"), 2, "compiled for riscv64, this machine is")
+    code, out, _ = run_cli("verify", tmp_path / "a")
+    assert code == 0
+    assert "not run" in out
+    np.savez(tmp_path / "data.npz", y=np.zeros((2, 3), np.float32))
+    outcome = run_cli("verify", tmp_path / "a", "--data", tmp_path / "data.npz")
+    assert_error(outcome, 2, "compiled for riscv64, this machine is")
+    assert_error(run_cli("bench", tmp_path / "a"), 2, "compiled for riscv64, this machine is")
 
 
 @pytest.mark.parametrize(

@@ -429,6 +429,11 @@ def test_importing_greencc_imports_nothing_heavy() -> None:
     assert "'load'" in out
 
 
+def test_the_version_is_the_packages() -> None:
+    text = (Path(greencc.__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'version = "{greencc.__version__}"' in text
+
+
 def test_unknown_names_of_the_package() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = greencc.nonsense
