@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.pass_table [--models NAME,...] [--passes LIST] [-o FOLDER]
 
 Prints Markdown and, with -o, writes it to FOLDER as pass_table.md, beside pass_table.json, which has every
-report and every refusal with its node. A model that can't be had or imported is listed with the reason, and the
-exit status is then 1.
+report and every refusal with its node. A model that can't be had or imported is listed with the reason, and
+the exit status is then 1.
 """
 
 from __future__ import annotations
