@@ -18,7 +18,14 @@ _COMPARED = (relax.Call, relax.TupleGetItem)
 # Samples of a constant that are compared before its whole content.
 _SAMPLES = 64
 # Operators each call of which makes a new value.
-_FRESH = ("relax.nn.dropout", "relax.memory.", "relax.vm.", "relax.builtin.alloc", "relax.call_inplace")
+_FRESH = (
+    "relax.nn.dropout",
+    "relax.call_tir_inplace",
+    "relax.memory.",
+    "relax.vm.",
+    "relax.builtin.alloc",
+    "relax.call_inplace",
+)
 # Either operand may be returned when two zeros of unlike sign, or a NaN, are compared.
 _ORDERED = frozenset(("relax.maximum", "relax.minimum"))
 
