@@ -17,7 +17,7 @@ from greencc.artifact.bundle import KernelCall
 from greencc.errors import GreenccError
 from greencc.ir import bindings_of, constant_array, rebuild_function, relax_functions
 from greencc.targets.base import Declined, Layout, Scheduled, Target
-from greencc.targets.origins import label_values, restore_labels, take_origins
+from greencc.targets.origins import label_values, restore_labels, trace_origins
 
 RULE_ATTR = "greencc.rule"
 
@@ -58,10 +58,10 @@ def fuse(module: tvm.IRModule) -> tuple[tvm.IRModule, list[tuple[str, ...]]]:
 
     Also returns the source nodes of every kernel call, in the order of `kernel_calls`.
     """
-    grouping = [relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()]
-    module = tvm.transform.Sequential(grouping)(module)
-    origins = take_origins(module)
-    return relax.transform.FuseTIR()(module), origins
+    annotated = relax.transform.AnnotateTIROpPattern()(module)
+    grouped = relax.transform.FuseOps()(annotated)
+    origins = trace_origins(annotated, grouped)
+    return relax.transform.FuseTIR()(grouped), origins
 
 
 def schedule(module: tvm.IRModule, target: Target) -> dict[str, Scheduled]:

@@ -26,7 +26,7 @@ def label_values(module: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, str]]:
             nonlocal count
             count += 1
             kind = relax.DataflowVar if isinstance(var, relax.DataflowVar) else relax.Var
-            renamed[var] = kind(f"n{count}", var.ty)
+            renamed[var] = kind(f"greencc.n{count}", var.ty)
             return renamed[var]
 
         def replaced(value: relax.Expr, renamed: dict[relax.Var, relax.Var] = renamed) -> relax.Expr:
@@ -57,28 +57,83 @@ def restore_labels(module: tvm.IRModule, labels: dict[str, str]) -> tvm.IRModule
     return result
 
 
-def take_origins(module: tvm.IRModule) -> list[tuple[str, ...]]:
-    """After FuseOps: the source nodes of every kernel call of the module's callable functions, in order."""
+def trace_origins(before: tvm.IRModule, after: tvm.IRModule) -> list[tuple[str, ...]]:
+    """The source nodes of every kernel call of `after`, in order: those of its call site, not of its kernel.
+
+    Args:
+        before: the module of single kernels, labelled.
+        after: the same module after FuseOps, where groups of equal form share one function.
+
+    Every group is replayed on the operands of its call site: a kernel on the same operands is the same call.
+    """
     groups = {
-        gv.name_hint: _nodes(function)
-        for gv, function in relax_functions(module)
+        gv.name_hint: function
+        for gv, function in relax_functions(after)
         if function.attrs and PRIMITIVE_ATTR in function.attrs
     }
     origins: list[tuple[str, ...]] = []
-    for gv, function in relax_functions(module):
-        if gv.name_hint in groups:
-            continue
-        for binding in bindings_of(function):
-            value = binding.value
-            if not isinstance(value, relax.Call):
-                continue
-            if isinstance(value.op, ir.GlobalVar) and value.op.name_hint in groups:
-                origins.append(groups[value.op.name_hint])
-            elif isinstance(value.op, ir.Op) and value.op.name == "relax.call_tir":
-                origins.append(tuple(filter(None, [span_of(value)])))
+    for gv, function in relax_functions(after):
+        if gv.name_hint not in groups:
+            origins.extend(_Replay(before[gv.name_hint], groups).origins(function))
     return origins
 
 
-def _nodes(function: relax.Function) -> tuple[str, ...]:
-    names = (span_of(binding.value) for binding in bindings_of(function))
-    return tuple(dict.fromkeys(name for name in names if name))
+class _Replay:
+    """Follows the values of a fused function in the function that it was made from."""
+
+    def __init__(self, original: relax.Function, groups: dict[str, relax.Function]) -> None:
+        self._groups = groups
+        self._calls: dict[tuple[object, ...], tuple[object, str | None]] = {}
+        for binding in bindings_of(original):
+            key = self._key(binding.value, {})
+            if key is not None:
+                self._calls.setdefault(key, (binding.var.name, span_of(binding.value)))
+
+    def origins(self, function: relax.Function) -> list[tuple[str, ...]]:
+        """Source nodes of each kernel call of `function`."""
+        return self._walk(function, {})[0]
+
+    def _walk(
+        self, function: relax.Function, known: dict[relax.Var, object]
+    ) -> tuple[list[tuple[str, ...]], dict[relax.Var, object]]:
+        found: list[tuple[str, ...]] = []
+        for binding in bindings_of(function):
+            value = binding.value
+            if isinstance(value, relax.Call) and isinstance(value.op, ir.GlobalVar) and value.op.name_hint in self._groups:
+                group = self._groups[value.op.name_hint]
+                inner = {p: self._identity(a, known) for p, a in zip(group.params, value.args, strict=True)}
+                nodes, inner = self._walk(group, inner)
+                found.append(tuple(dict.fromkeys(node for names in nodes for node in names)))
+                known[binding.var] = self._identity(group.body.body, inner)
+                continue
+            key = self._key(value, known)
+            if key is None:
+                known[binding.var] = self._identity(value, known)
+                if known[binding.var] is None:
+                    known[binding.var] = binding.var.name
+                continue
+            identity, node = self._calls.get(key, (binding.var.name, None))
+            known[binding.var] = identity
+            found.append((node,) if node else ())
+        return found, known
+
+    def _key(self, value: relax.Expr, known: dict[relax.Var, object]) -> tuple[object, ...] | None:
+        """What a kernel call computes: the kernel and its operands. None for anything else."""
+        if not isinstance(value, relax.Call) or not isinstance(value.op, ir.Op) or value.op.name != "relax.call_tir":
+            return None
+        return (value.args[0].name_hint, *(self._identity(arg, known) for arg in value.args[1:]))
+
+    def _identity(self, value: relax.Expr, known: dict[relax.Var, object]) -> object:
+        """What stands for a value in both functions: the name it had before fusion, or a constant's address."""
+        if isinstance(value, relax.Var):
+            return known.get(value, value.name)
+        if isinstance(value, ir.GenericConst):
+            return ("constant", value.value.data_ptr() if hasattr(value.value, "data_ptr") else hash(value.value))
+        if isinstance(value, relax.Tuple):
+            return tuple(self._identity(field, known) for field in value.fields)
+        if isinstance(value, relax.TupleGetItem):
+            source = self._identity(value.tuple_value, known)
+            return source[value.index] if isinstance(source, tuple) else (source, value.index)
+        if isinstance(value, relax.ShapeExpr):
+            return str(value)
+        return None

@@ -15,7 +15,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.ir import dtype_of
-from greencc.ops import ATTENTION, SHAPE_TO_TENSOR, AttentionAttrs
+from greencc.kernels.base import legalize as legalize_kernel
+from greencc.ops import ATTENTION, KERNEL, SHAPE_TO_TENSOR, AttentionAttrs
 from greencc.targets.cpu.schedules.attention import attention_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
 
@@ -31,6 +32,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         "relax.nn.softmax": _softmax,
         "relax.sigmoid": _sigmoid,
         SHAPE_TO_TENSOR: _shape_to_tensor,
+        KERNEL: legalize_kernel,
         ATTENTION: lambda builder, call: _attention(builder, call, chosen),
     }
     return relax.transform.LegalizeOps(table)(module)
