@@ -154,7 +154,7 @@ OPERATORS: dict[str, Make] = {
     "square": lambda e, a, b, u, v: R.multiply(a, a),
     "square operator": lambda e, a, b, u, v: R.square(a),
     "divide": lambda e, a, b, u, v: R.divide(a, b),
-    "divide by constant": lambda e, a, b, u, v: R.divide(a, const(u)),
+    "divide by constant": lambda e, a, b, u, v: R.divide(a, const(u or 0.7)),
     "divide constant": lambda e, a, b, u, v: R.divide(const(u), a),
     "maximum": lambda e, a, b, u, v: R.maximum(a, b),
     "maximum of constant": lambda e, a, b, u, v: R.maximum(const(u), a),
