@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import tvm
 from tvm import relax
@@ -79,7 +80,7 @@ class RewritePass(Pass, Generic[MatchT]):
     The match's root binding gets the new value; inner values of the match die when nothing else uses them.
     """
 
-    conditions: ClassVar[tuple[Condition, ...]] = ()
+    conditions: ClassVar[tuple[Condition[Any], ...]] = ()
     # Kinds of value that a match can be rooted at; only the kinds named here reach `match`.
     roots: ClassVar[tuple[type, ...]] = (relax.Call,)
 
@@ -99,7 +100,7 @@ class RewritePass(Pass, Generic[MatchT]):
         """Values that `match` covers besides its root: no smaller match is rooted at one of them."""
         return ()
 
-    def refusal(self, match: MatchT) -> Condition | None:
+    def refusal(self, match: MatchT) -> Condition[MatchT] | None:
         """The first condition that `match` does not satisfy, or None when it is legal."""
         return next((c for c in self.conditions if not c.holds(match)), None)
 
@@ -115,6 +116,9 @@ class RewritePass(Pass, Generic[MatchT]):
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
         )
+
+    def _replacement(self, match: MatchT, builder: Builder) -> relax.Expr:
+        return self.rewrite(builder, match)
 
     def _round(self, module: tvm.IRModule) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
         found: list[str] = []
@@ -143,7 +147,7 @@ class RewritePass(Pass, Generic[MatchT]):
             if matches:
                 rewritten = rebuild(
                     function,
-                    {var: (lambda b, m=m: self.rewrite(b, m)) for var, m in matches.items()},
+                    {var: functools.partial(self._replacement, m) for var, m in matches.items()},
                     owner=self.name,
                 )
                 module = module.clone()

@@ -182,7 +182,10 @@ class _Extent:
 def _extent(call: relax.Call, axis: int) -> _Extent | None:
     """The extent of a strided_slice on an axis that it cuts; None when something is no known integer."""
     begin, _, step = _bounds(call)[axis]
-    dim, size = (shape_of(ty)[axis] for ty in (call.args[0].ty, call.ty))
+    before, after = shape_of(call.args[0].ty), shape_of(call.ty)
+    if before is None or after is None:
+        return None
+    dim, size = before[axis], after[axis]
     if not all(isinstance(number, (int, tirx.IntImm)) for number in (begin, step, dim, size)):
         return None
     start = int(begin) + (int(dim) if int(begin) < 0 else 0)
@@ -202,11 +205,12 @@ def _bounds(call: relax.Call) -> dict[int, tuple[relax.Expr, relax.Expr, relax.E
 
 def _split_part(call: relax.Call, index: int, axis: int) -> tuple[int, int] | None:
     """(begin, end) of one part of a split, or None when the parts before it have symbolic sizes."""
-    sizes = [shape_of(part)[axis] for part in call.ty.fields[: index + 1]]
+    shapes = [shape_of(part) for part in call.ty.fields[: index + 1]]
+    sizes = [None if shape is None else shape[axis] for shape in shapes]
     if not all(isinstance(size, tirx.IntImm) for size in sizes):
         return None
-    begin = sum(int(size) for size in sizes[:-1])
-    return begin, begin + int(sizes[-1])
+    known = [int(size) for size in sizes if size is not None]
+    return sum(known[:-1]), sum(known)
 
 
 def _integer_bits(dtype: str) -> tuple[int, int] | None:
