@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.ir import same_shape, shape_of
+from greencc.ops import KERNEL
 from greencc.passes.column_views import (
     Axis,
     Factor,
@@ -18,7 +19,6 @@ from greencc.passes.column_views import (
     contiguous,
     extent_of,
     is_one,
-    transposed,
     views_of,
 )
 from greencc.passes.graph import Graph
@@ -38,7 +38,10 @@ _MASKED = (
     | op("where", any_("drop"), scalar(name="fill"), _SCALED)
 )
 _SOFTMAX = op("nn.softmax", _MASKED, bind="softmax")
-_SHARES = _SOFTMAX | op("where", op("isnan", _SOFTMAX), scalar(name="zero"), _SOFTMAX)
+_IS_NAN = op("isnan", _SOFTMAX) | op(
+    KERNEL, _SOFTMAX, attrs=lambda call: str(call.attrs["kernel"]) == "is_nan"
+)
+_SHARES = _SOFTMAX | op("where", _IS_NAN, scalar(name="zero"), _SOFTMAX)
 _FORM: Pattern = op("matmul", _SHARES, any_("v"))
 _MOVES = ("relax.reshape", "relax.permute_dims")
 _LOWEST = float(np.finfo(np.float32).min)
@@ -83,9 +86,9 @@ def candidate(graph: Graph, root: relax.Var) -> Candidate | None:
     captures = _FORM.find(graph, expr) if moves else None
     if captures is None:
         return None
-    q = _view(graph, captures["q"], (0, 2, 1, 3))
-    k = _view(graph, captures["k"], (0, 3, 1, 2), keys_last=True)
-    v = _view(graph, captures["v"], (0, 2, 1, 3))
+    q = _view(graph, captures["q"])
+    k = _view(graph, captures["k"], keys_last=True)
+    v = _view(graph, captures["v"])
     if q is None or k is None or v is None:
         return None
     product: View | None = _product(q, v, shape_of(expr.ty) or [])
@@ -96,15 +99,12 @@ def candidate(graph: Graph, root: relax.Var) -> Candidate | None:
     return Candidate(graph, root, captures, inner, q, k, v, product)
 
 
-def _view(graph: Graph, expr: relax.Expr, order: tuple[int, ...], keys_last: bool = False) -> View | None:
-    """`expr` as a view [batch and heads.., sequence, columns]; `keys_last`: its last two are swapped.
-
-    Where it is no such view it is copied, transposed by `order` to [batch, sequence, heads, columns].
-    """
-    for view in (*views_of(graph, expr), transposed(expr, order)):
-        if view is not None and len(view.axes) >= 3:
+def _view(graph: Graph, expr: relax.Expr, keys_last: bool = False) -> View | None:
+    """`expr` as a view [batch and heads.., sequence, columns]; `keys_last`: its last two axes are swapped."""
+    for view in views_of(graph, expr):
+        if len(view.axes) >= 3:
             *lead, first, second = view.axes
-            ordered = replace(view, axes=(*lead, second, first) if keys_last else view.axes)
+            ordered = replace(view, axes=(*lead, second, first)) if keys_last else view
             if _is_operand(ordered):
                 return ordered
     return None

@@ -37,6 +37,8 @@ class Factor:
 
 
 Axis = tuple[Factor, ...]
+# Transposes to [batch, sequence, heads, columns]: of values that lie heads first, of keys ready for a product.
+_ORDERS = ((0, 2, 1, 3), (0, 3, 1, 2))
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims")
 _SCALINGS = ("relax.multiply", "relax.divide")
 _PICKS = ("relax.strided_slice", "relax.split", "relax.take")
@@ -61,46 +63,37 @@ class View:
         return [factor.role for axis in self.axes for factor in axis]
 
 
-def views_of(graph: Graph, expr: relax.Expr) -> Iterator[View]:
-    """`expr` as a view of the values it is made from, the remotest first, last of `expr` itself."""
+def views_of(graph: Graph, expr: relax.Expr) -> list[View]:
+    """`expr` as a view of the values it is made from, the remotest first; views of transposed copies last."""
+    return sorted(_views(graph, expr), key=lambda view: view.order is not None)
+
+
+def _views(graph: Graph, expr: relax.Expr) -> Iterator[View]:
     value = graph.value(expr)
     source = value.tuple_value if isinstance(value, relax.TupleGetItem) else None
     producer = graph.call(source if source is not None else expr)
     if producer is not None and producer.op.name in _MOVES:
-        for operand in producer.args[:2]:
-            if isinstance(operand, relax.Var):
-                for view in views_of(graph, operand):
-                    moved = apply(graph, view, expr)
-                    if moved is not None:
-                        yield moved
-                break
-    dims = shape_of(expr.ty)
-    if dims is not None and len(dims) in (3, 4) and all(isinstance(dim, tirx.IntImm) for dim in dims[2:]):
-        yield View(expr, _axes_of(dims))
+        operand = next((arg for arg in producer.args if isinstance(arg, relax.Var)), None)
+        for view in _views(graph, operand) if operand is not None else ():
+            moved = apply(graph, view, expr)
+            if moved is not None:
+                yield moved
+    dims = shape_of(expr.ty) or []
+    for order in (None, *_ORDERS) if len(dims) == 4 else (None,) if len(dims) == 3 else ():
+        source_dims = dims if order is None else [dims[i] for i in order]
+        if all(isinstance(dim, tirx.IntImm) for dim in source_dims[2:]):
+            axes = _axes_of(source_dims)
+            if order is not None:
+                axes = tuple(axes[order.index(i)] for i in range(4))
+            yield View(expr, axes, order=order)
 
 
 def _axes_of(dims: list[tirx.Expr]) -> tuple[Axis, ...]:
     """[batch, sequence, columns] or [batch, sequence, heads, columns of a head]."""
-    width = int(dims[-1])
-    columns = (
-        [Factor("column", dims[-1], 1)]
-        if len(dims) == 3
-        else [
-            Factor("column", dims[2], width),
-            Factor("column", dims[3], 1),
-        ]
-    )
-    factors = [Factor("batch", dims[0]), Factor("sequence", dims[1]), *columns]
+    factors = [Factor("batch", dims[0]), Factor("sequence", dims[1]), Factor("column", dims[-1], 1)]
+    if len(dims) == 4:
+        factors.insert(2, Factor("column", dims[2], int(dims[3])))
     return tuple((f,) if not is_one(f.extent) else () for f in factors)
-
-
-def transposed(expr: relax.Expr, order: tuple[int, ...]) -> View | None:
-    """A rank-4 value as a view of its transpose to [batch, sequence, heads, columns], which is a copy."""
-    dims = shape_of(expr.ty)
-    if dims is None or len(dims) != 4 or not all(isinstance(dims[i], tirx.IntImm) for i in order[2:]):
-        return None
-    axes = _axes_of([dims[i] for i in order])
-    return View(expr, tuple(axes[order.index(i)] for i in range(4)), order=order)
 
 
 def apply(graph: Graph, view: View, expr: relax.Expr) -> View | None:
