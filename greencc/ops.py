@@ -19,6 +19,7 @@ from greencc.ir import dtype_of, shape_of
 
 ATTENTION = "greencc.attention"
 KERNEL = "greencc.kernel"  # see greencc/kernels
+ROTARY = "greencc.rotary"
 SHAPE_TO_TENSOR = "greencc.shape_to_tensor"
 
 
@@ -75,6 +76,32 @@ def attention(
     return relax.Call(ir.Op.get(ATTENTION), args, ir.make_node("ir.DictAttrs", **asdict(attrs)), [])
 
 
+def rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, *, interleaved: bool) -> relax.Call:
+    """Rotary position embedding: x * cos + turn(x) * sin (RoFormer, arXiv:2104.09864, equation 34).
+
+    Args:
+        x: [B, S, H, D] float32, D even.
+        cos: [B or 1, S, D] float32, the cosine of the angle at each position and column.
+        sin: its sine, like cos.
+        interleaved: columns 2i and 2i + 1 make a pair, turn(x) = (-x1, x0, -x3, x2, ..); else columns i and
+            i + D / 2 do, turn(x) = (-x[D / 2:], x[:D / 2]).
+
+    Returns a call of x's type.
+    """
+    register_ops()
+    attrs = ir.make_node("ir.DictAttrs", interleaved=interleaved)
+    return relax.Call(ir.Op.get(ROTARY), [x, cos, sin], attrs, [])
+
+
+def _infer_rotary(call: relax.Call, _context: object) -> relax.TensorType:
+    x, *angles = (shape_of(arg.ty) for arg in call.args)
+    if x is None or len(x) != 4 or not isinstance(x[3], tirx.IntImm) or int(x[3]) % 2:
+        raise GreenccError(f"{ROTARY}: x must be [batch, sequence, heads, even], not {call.args[0].ty}")
+    if any(angle is None or len(angle) != 3 for angle in angles):
+        raise GreenccError(f"{ROTARY}: cosines and sines must be [batch or 1, sequence, columns]")
+    return call.args[0].ty
+
+
 def shape_to_tensor(dims: Sequence[tirx.Expr]) -> relax.Call:
     """An int64 tensor [len(dims)] that holds symbolic sizes, for operators that compute with them as data.
 
@@ -106,7 +133,12 @@ def _infer_kernel(call: relax.Call, context: object) -> relax.Type:
     return infer_type(call, context)
 
 
-_INFER_TYPE = {ATTENTION: _infer_attention, KERNEL: _infer_kernel, SHAPE_TO_TENSOR: _infer_shape_to_tensor}
+_INFER_TYPE = {
+    ATTENTION: _infer_attention,
+    KERNEL: _infer_kernel,
+    ROTARY: _infer_rotary,
+    SHAPE_TO_TENSOR: _infer_shape_to_tensor,
+}
 
 
 @functools.cache

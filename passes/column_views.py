@@ -37,7 +37,7 @@ class Factor:
 
 
 Axis = tuple[Factor, ...]
-# Transposes to [batch, sequence, heads, columns]: of values that lie heads first, of keys ready for a product.
+# Transposes to [batch, sequence, heads, columns] of values that lie heads first, and of transposed keys.
 _ORDERS = ((0, 2, 1, 3), (0, 3, 1, 2))
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims")
 _SCALINGS = ("relax.multiply", "relax.divide")

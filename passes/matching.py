@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 
 from greencc.ir import dtype_of, same_shape, shape_of, static_shape
 from greencc.passes.base import Condition
@@ -82,6 +82,11 @@ def keeps_shape(number: int) -> Condition[Region]:
     return Condition(
         number, "the form broadcasts its input to another shape", lambda r: same_extents(r.x, r.root)
     )
+
+
+def dims_of(expr: relax.Expr) -> list[tirx.Expr]:
+    """Dimensions of a tensor; none where they are unknown."""
+    return shape_of(expr.ty) or []
 
 
 def same_extents(a: relax.Expr, b: relax.Expr) -> bool:

@@ -15,6 +15,7 @@ from greencc.passes.fuse_attention import FuseAttention
 from greencc.passes.fuse_gelu import FuseGelu
 from greencc.passes.fuse_layer_norm import FuseLayerNorm
 from greencc.passes.fuse_rms_norm import FuseRmsNorm
+from greencc.passes.fuse_rotary import FuseRotary
 from greencc.passes.fuse_silu import FuseSilu
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 
@@ -24,6 +25,7 @@ PASSES: dict[str, type[Pass]] = {
     FoldConstants.name: FoldConstants,
     ElideActivations.name: ElideActivations,
     FuseAttention.name: FuseAttention,
+    FuseRotary.name: FuseRotary,
     FuseLayerNorm.name: FuseLayerNorm,
     FuseRmsNorm.name: FuseRmsNorm,
     FuseGelu.name: FuseGelu,
@@ -44,7 +46,8 @@ def default_pipeline() -> tuple[Pass, ...]:
         FuseRmsNorm(),  # after layer norm, whose second half is an RMS norm of the centred values
         FuseGelu(),
         FuseSilu(),
-        FuseAttention(),
+        FuseRotary(),
+        FuseAttention(),  # after rotary, which moves the transpose behind itself, where attention absorbs it
         # Phase 3, elide: after fusion, so that an activation inside a fused form is not taken apart.
         ElideActivations(),
         # Phase 4, sweep: what fusing and eliding left without users, or made equal to something else.

@@ -16,7 +16,7 @@ from tvm.tirx.script import builder as T
 
 from greencc.ir import dtype_of
 from greencc.kernels.base import legalize as legalize_kernel
-from greencc.ops import ATTENTION, KERNEL, SHAPE_TO_TENSOR, AttentionAttrs
+from greencc.ops import ATTENTION, KERNEL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
 from greencc.targets.cpu.schedules.attention import attention_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
 
@@ -33,6 +33,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         "relax.sigmoid": _sigmoid,
         SHAPE_TO_TENSOR: _shape_to_tensor,
         KERNEL: legalize_kernel,
+        ROTARY: _rotary,
         ATTENTION: lambda builder, call: _attention(builder, call, chosen),
     }
     return relax.transform.LegalizeOps(table)(module)
@@ -79,6 +80,26 @@ def _gelu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         return te.compute(x.shape, at, name="gelu")
 
     return builder.call_te(compute, call.args[0], primfunc_name_hint="gelu")
+
+
+def _rotary(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Each column times cos, plus the other one of its pair, negated for the first, times sin."""
+    interleaved = bool(call.attrs["interleaved"])
+
+    def compute(x: te.Tensor, cos: te.Tensor, sin: te.Tensor) -> te.Tensor:
+        size = x.shape[3]
+        of_batch = [not isinstance(a.shape[0], tirx.IntImm) or int(a.shape[0]) != 1 for a in (cos, sin)]
+
+        def at(b: tirx.Var, s: tirx.Var, h: tirx.Var, d: tirx.Var) -> tirx.Expr:
+            partner = d + 1 - 2 * (d % 2) if interleaved else (d + size // 2) % size
+            is_first = d % 2 == 0 if interleaved else d < size // 2
+            c, t = (a(b if full else 0, s, d) for a, full in zip((cos, sin), of_batch, strict=True))
+            other = x(b, s, h, partner)
+            return x(b, s, h, d) * c + tirx.Select(is_first, -other, other) * t
+
+        return te.compute(x.shape, at, name="rotary")
+
+    return builder.call_te(compute, *call.args, primfunc_name_hint="rotary")
 
 
 def _sigmoid(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
