@@ -44,12 +44,12 @@ class Elision:
     Attributes:
         rule: name of the rule, for reports.
         build: gives the value that takes the call's place.
-        changed: how results may differ, see clamps.differences.
-        shared: a value that should vanish has other uses.
-        reshaped: the replacement has another type than the call.
-        axes_differ: the inner operator works along another axis.
-        ties: rounding of the inner operator may merge distinct inputs.
-        near: a constant is too close to a value of the inner operator.
+        changed: how results may differ, see clamps.differences (conditions 1 to 3).
+        shared: a value that should vanish has other uses (4).
+        reshaped: the replacement has another type than the call (5).
+        axes_differ: the inner operator works along another axis (6).
+        ties: rounding of the inner operator may merge distinct inputs (7).
+        near: a constant is too close to a value of the inner operator (8).
         inner: values that vanish with the call.
     """
 
