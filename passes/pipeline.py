@@ -92,7 +92,8 @@ def run_pipeline(
             raises ends the run: `--verify` compares outputs with the reference here and names the wrong pass.
 
     Raises:
-        GreenccError: a pass failed or left ill-formed IR; the message names it and those that ran before.
+        GreenccError: a pass failed or left ill-formed IR (the message names it and those that ran before), or
+            `module` is ill-formed already.
         UserError: a pass found the request wrong (an unknown output); passed on as it is.
 
     The environment variable GREENCC_DUMP_IR names a folder that gets the module's text before the first pass
@@ -101,12 +102,13 @@ def run_pipeline(
     context = context or PassContext()
     reports: list[PassReport] = []
     _dump(module, 0, "input")
+    _verify(module, "the module is ill-formed as imported", "no pass has run")
     size = count_graph(module)
     for position, item in enumerate(passes, start=1):
         started = time.perf_counter()
         result = _run(item, module, context, reports)
         seconds = time.perf_counter() - started
-        _verify(result.module, item.name, reports)
+        _verify(result.module, f"pass {item.name} left ill-formed IR", _history(reports))
         before, size = size, count_graph(result.module)
         reports.append(
             PassReport(
@@ -137,11 +139,11 @@ def _run(item: Pass, module: tvm.IRModule, context: PassContext, before: Sequenc
         raise GreenccError(f"pass {item.name} failed: {_line(error)}; {_history(before)}") from error
 
 
-def _verify(module: tvm.IRModule, name: str, before: Sequence[PassReport]) -> None:
+def _verify(module: tvm.IRModule, failure: str, history: str) -> None:
     try:
         relax.analysis.well_formed(module)
     except Exception as error:
-        raise GreenccError(f"pass {name} left ill-formed IR: {_line(error)}; {_history(before)}") from error
+        raise GreenccError(f"{failure}: {_line(error)}; {history}") from error
 
 
 def _line(error: Exception) -> str:

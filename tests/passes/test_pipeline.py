@@ -104,6 +104,12 @@ def test_ill_formed_ir_names_the_pass_and_those_before():
         run_pipeline(example(), [PruneDeadNodes(), Negate(well_formed=False)])
 
 
+def test_ill_formed_input_is_not_blamed_on_the_first_pass():
+    broken = Negate(well_formed=False).run(example(), PassContext()).module
+    with pytest.raises(GreenccError, match=r"^the module is ill-formed as imported: .*; no pass has run$"):
+        run_pipeline(broken, [PruneDeadNodes()])
+
+
 def test_a_failure_names_the_pass_and_is_one_line():
     with pytest.raises(GreenccError) as caught:
         run_pipeline(example(), [Raise()])
