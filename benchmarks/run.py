@@ -87,9 +87,15 @@ def table(results: dict[str, Any]) -> Table:
             "unknown" if joules is None else f"{joules:.3f} ({timed['energy']['method']})",
             f"{compiled['seconds']:.1f}",
         )
-    for name, reason in results["failed"].items():
-        made.add_row(name, reason)
     return made
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table of a results file, and below it what failed."""
+    console = Console(width=120, highlight=False)
+    console.print(table(results))
+    for name, reason in results["failed"].items():
+        console.print(f"{name}: {reason}", markup=False)
 
 
 def main(arguments: list[str]) -> int:
@@ -105,7 +111,7 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     if options.table is not None:
-        Console(width=120).print(table(json.loads(options.table.read_text())))
+        show(json.loads(options.table.read_text()))
         return 0
     unknown = [name for name in options.names if name not in CASES]
     if unknown:
@@ -121,7 +127,7 @@ def main(arguments: list[str]) -> int:
     file = options.results or RESULTS / f"{now.strftime('%Y-%m-%dT%H%M%SZ')}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
-    Console(width=120).print(table(results))
+    show(results)
     print(f"raw results: {file}", file=sys.stderr)
     agree = all(row["bench"]["peers"][PEER]["agrees"] for row in results["results"])
     return 0 if agree and not results["failed"] else 1
