@@ -135,8 +135,8 @@ def bind_controls(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[
             bound[name] = None
         elif name in producers and producers[name].op_type not in ("Shape", "Size"):
             wanted.extend(producers[name].input)
-    # An array of real data is never a control input, whatever it flows into.
-    names = [name for name in bound if given[name].size <= 64 and given[name].dtype != object]
+    # An array of real data is never a control input, whatever it flows into. One without elements holds no data.
+    names = [name for name, array in given.items() if (name in bound and array.size <= 64) or not array.size]
     kept = [info for info in model.graph.input if info.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(kept)

@@ -38,6 +38,11 @@ def with_span(expr: relax.Expr, node: str | None) -> relax.Expr:
     return relax.Call(expr.op, expr.args, expr.attrs, expr.ty_args, make_span(node))
 
 
+def constant(array: np.ndarray) -> relax.Expr:
+    """A constant of the array's own type. Left to itself, relax.const narrows int64 and float64 to 32 bits."""
+    return relax.const(np.asarray(array, order="C"), str(array.dtype))
+
+
 def constant_array(expr: relax.Expr) -> np.ndarray | None:
     """The values of a constant expression, or None when `expr` is not a constant. A view where TVM allows."""
     if not isinstance(expr, ir.GenericConst):

@@ -112,11 +112,19 @@ def power_of_integers(base: te.Tensor, exponent: te.Tensor, *, dims: list[tirx.E
 
 
 def shift(x: tirx.Expr, count: tirx.Expr, *, left: bool) -> tirx.Expr:
-    """Logical shift of unsigned integers; a shift by the width or more gives 0."""
-    fits = count < _bits(x)
+    """Shift; a count that is negative or at least the width shifts everything out.
+
+    To the right, signed integers keep their sign.
+    """
+    # The width is a power of two: no bits from it on means 0 <= count < width.
+    fits = tirx.bitwise_and(count, tirx.bitwise_not(_const(_bits(x) - 1, count))) == 0
     safe = tirx.Select(fits, count, _const(0, count))
-    shifted = tirx.shift_left(x, safe) if left else tirx.shift_right(x, safe)
-    return tirx.Select(fits, shifted, _const(0, x))
+    nothing = _const(0, x)
+    if left:
+        return tirx.Select(fits, tirx.shift_left(x, safe), nothing)
+    if _kind(x) == "int":
+        nothing = tirx.Select(x < 0, _const(-1, x), nothing)
+    return tirx.Select(fits, tirx.shift_right(x, safe), nothing)
 
 
 def round_half_even(x: tirx.Expr) -> tirx.Expr:
@@ -145,8 +153,7 @@ def is_infinite(x: tirx.Expr, *, positive: bool, negative: bool) -> tirx.Expr:
 
 def is_nan(x: tirx.Expr) -> tirx.Expr:
     """Whether x is NaN."""
-    wide = _as_float(x)
-    return wide != wide
+    return tirx.isnan(_as_float(x))  # x != x is simplified away
 
 
 def math_function(x: tirx.Expr, *, function: str) -> tirx.Expr:
@@ -168,8 +175,10 @@ def softplus(x: tirx.Expr) -> tirx.Expr:
 
 def to_bool(x: tirx.Expr) -> tirx.Expr:
     """Whether x is not zero (NaN isn't)."""
-    wide = _as_float(x) if _kind(x) == "float" else x
-    return wide != tirx.const(0, element_type(wide))
+    if _kind(x) != "float":
+        return x != _const(0, x)
+    wide = _as_float(x)
+    return tirx.Or(wide != _const(0, wide), tirx.isnan(wide))  # the comparison is false for NaN
 
 
 def bit_cast(x: tirx.Expr, *, dtype: str) -> tirx.Expr:
@@ -185,12 +194,12 @@ def bit_cast(x: tirx.Expr, *, dtype: str) -> tirx.Expr:
 
 def maximum(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     """The larger one; NaN when either is NaN, as numpy has it."""
-    return tirx.Select(tirx.Or(a > b, a != a), a, b) if _kind(a) == "float" else tirx.max(a, b)
+    return tirx.Select(tirx.Or(a > b, is_nan(a)), a, b) if _kind(a) == "float" else tirx.max(a, b)
 
 
 def minimum(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     """The smaller one; NaN when either is NaN, as numpy has it."""
-    return tirx.Select(tirx.Or(a < b, a != a), a, b) if _kind(a) == "float" else tirx.min(a, b)
+    return tirx.Select(tirx.Or(a < b, is_nan(a)), a, b) if _kind(a) == "float" else tirx.min(a, b)
 
 
 def _mapped(name: str, function: Scalar) -> Kernel:

@@ -2,12 +2,83 @@
 
 from __future__ import annotations
 
-from tvm import te, tirx
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from tvm import relax, te, tirx, topi
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from greencc.errors import GreenccError
 from greencc.kernels.base import Kernel
-from greencc.kernels.shapes import element_type, product
+from greencc.kernels.elementwise import maximum, minimum
+from greencc.kernels.shapes import compute, element_type, is_zero, product
+
+Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
+
+
+def extreme(data: te.Tensor, *, axes: list[int], keep: bool, largest: bool) -> te.Tensor:
+    """Largest or smallest element along `axes`; NaN where there is one.
+
+    TVM's own reduction starts from the largest finite number, which is wrong where all elements are infinite.
+    """
+    taps = {axis: te.reduce_axis((0, data.shape[axis]), name=f"k{axis}") for axis in axes}
+    shape = [tirx.IntImm("int64", 1) if n in taps else dim for n, dim in enumerate(data.shape) if keep or n not in taps]
+
+    def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
+        rest = iter(index)
+        places = []
+        for n in range(len(data.shape)):
+            place = next(rest) if keep or n not in taps else None
+            places.append(taps[n].var if n in taps else place)
+        return reduce(data(*places), axis=list(taps.values()))
+
+    reduce = te.max if largest else te.min
+    if element_type(data).startswith(("float", "bfloat")):
+        better = maximum if largest else minimum
+        bound = -float("inf") if largest else float("inf")
+        reduce = te.comm_reducer(better, lambda dtype: tirx.const(bound, str(dtype)), name="extreme")
+    return compute(shape, element, "extreme")
+
+
+def lower_extreme(largest: bool) -> Lowering:
+    """relax.max, relax.min."""
+
+    def lower(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        rank = int(call.args[0].ty.ndim)
+        axes = range(rank) if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
+        options = {"axes": sorted(axes), "keep": bool(call.attrs.keepdims), "largest": largest}
+        if any(is_zero(call.args[0].ty.shape.values[axis]) for axis in axes):
+            raise GreenccError("the extreme of no elements is not defined")
+        return builder.call_te(
+            lambda x: extreme(x, **options), call.args[0], primfunc_name_hint="max" if largest else "min"
+        )
+
+    return lower
+
+
+def lower_position(largest: bool) -> Lowering:
+    """relax.argmax, relax.argmin: the first one, also among infinities."""
+
+    def lower(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+        rank, axis = int(call.args[0].ty.ndim), call.attrs.axis
+
+        def build(x: te.Tensor) -> te.Tensor:
+            if axis is None:
+                flat = topi.reshape(x, [product(x.shape)])
+                found = arg_extreme(flat, dims=[], axis=0, largest=largest, last=False)
+            else:
+                found = arg_extreme(x, dims=[], axis=int(axis) % rank, largest=largest, last=False)
+            return topi.reshape(found, call_shape(x))
+
+        def call_shape(x: te.Tensor) -> list[tirx.Expr]:
+            one = tirx.IntImm("int64", 1)
+            kept = [one if axis is None or n == int(axis) % rank else dim for n, dim in enumerate(x.shape)]
+            return [d for n, d in enumerate(kept) if call.attrs.keepdims or not (axis is None or n == int(axis) % rank)]
+
+        return builder.call_te(build, call.args[0], primfunc_name_hint="argmax" if largest else "argmin")
+
+    return lower
 
 
 def arg_extreme(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: bool, last: bool) -> te.Tensor:

@@ -20,6 +20,11 @@ def is_one(dim: tirx.Expr) -> bool:
     return (isinstance(dim, int) and dim == 1) or (isinstance(dim, tirx.IntImm) and dim.value == 1)
 
 
+def is_zero(dim: tirx.Expr) -> bool:
+    """Whether a size is the constant 0."""
+    return isinstance(dim, int) and dim == 0 or isinstance(dim, tirx.IntImm) and dim.value == 0
+
+
 def broadcast_shape(shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:
     """Numpy's common shape. Raises GreenccError for sizes that aren't provably equal or 1."""
     rank = max((len(shape) for shape in shapes), default=0)

@@ -16,9 +16,11 @@ from tvm.tirx.script import builder as T
 
 from greencc.ir import dtype_of
 from greencc.kernels.base import legalize as legalize_kernel
+from greencc.kernels.reductions import lower_extreme, lower_position
 from greencc.ops import ATTENTION, KERNEL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
 from greencc.targets.cpu.schedules.attention import attention_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
+from greencc.targets.tir import i64
 
 Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -27,6 +29,10 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
     """Lower every operator of `module` to calls of PrimFuncs."""
     chosen = target if target is not None else host_target()
     table: dict[str, Lowering] = {
+        "relax.argmax": lower_position(largest=True),
+        "relax.argmin": lower_position(largest=False),
+        "relax.max": lower_extreme(largest=True),
+        "relax.min": lower_extreme(largest=False),
         "relax.nn.gelu": _gelu,
         "relax.nn.silu": _silu,
         "relax.nn.softmax": _softmax,
@@ -56,14 +62,14 @@ def _shape_to_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Exp
                 symbols.append(var)
     with IRBuilder() as ib:
         with T.prim_func(s_tir=True):
-            result = T.arg("out", T.buffer((len(dims),), "int64"))
             for symbol in symbols:
                 T.arg(symbol.name, symbol)
+            result = T.arg("out", T.buffer((i64(len(dims)),), "int64"))
             T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-shape"})
             for index, dim in enumerate(dims):
-                T.buffer_store(result, dim, [tirx.IntImm("int64", index)])
+                T.buffer_store(result, dim, [i64(index)])
     gv = builder.add_func(ib.get().without_attr("global_symbol"), "shape_to_tensor")
-    return relax.call_tir(gv, [], call.ty, tir_vars=relax.ShapeExpr(symbols) if symbols else None)
+    return relax.call_tir(gv, symbols, call.ty)
 
 
 def _gelu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

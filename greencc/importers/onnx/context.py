@@ -12,6 +12,7 @@ from tvm import relax
 
 from greencc.importers.onnx.reader import node_label, tensor_array
 from greencc.importers.onnx.values import Dim, Value, as_dim
+from greencc.ir import constant
 
 if TYPE_CHECKING:
     from greencc.importers.onnx.walker import GraphWalker
@@ -128,7 +129,7 @@ class NodeContext:
 
     def const(self, value: Any, dtype: str) -> relax.Expr:
         """A constant tensor expression."""
-        return relax.const(np.asarray(value, dtype=dtype))
+        return constant(np.asarray(value, dtype=dtype))
 
     def as_values(self, result: Result) -> list[Value]:
         """A converter's result as values: expressions that aren't variables or constants are bound."""

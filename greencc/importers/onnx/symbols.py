@@ -9,19 +9,26 @@ import onnx
 from tvm import relax, tirx
 
 from greencc.errors import ModelError, UserError
-from greencc.importers.onnx.values import Dim
+from greencc.importers.onnx.values import SUPPORTED, Dim
 
 # Names that exporters write where they have none; two of them don't mean the same size.
 _NAMELESS = frozenset({"", "?", "None"})
+# Buffers are planned for upper bounds; beyond this one a dimension counts as unbounded.
+MAX_PLANNED_SIZE = 1 << 20
 
 
 class Symbols:
     """Symbolic dimensions of a model's inputs. The same name means the same size."""
 
     def __init__(
-        self, path: Path, shapes: dict[str, tuple[int, ...]], dynamic: dict[str, tuple[int, int]]
+        self,
+        path: Path,
+        shapes: dict[str, tuple[int, ...]],
+        dynamic: dict[str, tuple[int, int]],
+        implied: dict[str, int],
     ) -> None:
         self._path = path
+        self._implied = implied
         self._shapes = shapes
         self._dynamic = dynamic
         self._vars: dict[str, tirx.Var] = {}
@@ -29,6 +36,10 @@ class Symbols:
         for name, (low, high) in dynamic.items():
             if low < 1 or high < low:
                 raise UserError(f"--dynamic {name}={low}..{high}: bounds must satisfy 1 <= low <= high")
+            if name in implied and high > implied[name]:
+                raise UserError(
+                    f"--dynamic {name}={low}..{high}: the model's constants allow at most {implied[name]}"
+                )
 
     def parameters(self, infos: list[onnx.ValueInfoProto]) -> list[relax.Var]:
         """The Relax parameters for the graph inputs. Raises UserError when an option names nothing of them."""
@@ -57,6 +68,8 @@ class Symbols:
             raise ModelError(f"{self._path}: input '{info.name}' has no known element type") from error
         if dtype == "object":
             raise ModelError(f"{self._path}: input '{info.name}' holds strings; greencc compiles numeric models")
+        if dtype not in SUPPORTED:
+            raise ModelError(f"{self._path}: input '{info.name}' holds {dtype}, which greencc does not compute with")
         fixed = self._shapes.get(info.name)
         if not tensor_type.HasField("shape"):
             if fixed is None:
@@ -74,10 +87,18 @@ class Symbols:
         return relax.Var(info.name, relax.TensorType(dims, dtype))
 
     def bounds(self) -> tuple[dict[str, int], dict[str, int]]:
-        """(lower, upper) bounds by symbol name; a symbol without --dynamic has none."""
-        lower = {name: low for name, (low, _) in self._dynamic.items()}
+        """(lower, upper) bounds by symbol name; every symbol is at least 1."""
+        lower = {name: self._dynamic.get(name, (1, 1))[0] for name in self._vars}
         upper = {name: high for name, (_, high) in self._dynamic.items()}
-        return lower, upper
+        # A far limit (exporters write "everything" as 1e9) is none that memory could be planned for.
+        implied = {name: limit for name, limit in self._implied.items() if limit < MAX_PLANNED_SIZE}
+        return lower, {**implied, **upper}
+
+    def ranges(self) -> dict[tirx.Var, tuple[int, int | None]]:
+        """Inclusive bounds of every symbol; None where there is no upper one."""
+        lower, upper = self.bounds()
+        upper = {**self._implied, **upper}
+        return {var: (lower[name], upper.get(name)) for name, var in self._vars.items()}
 
     def _symbol(self, name: str, owner: str, axis: int) -> Dim:
         label = _identifier(f"{owner}_dim{axis}" if name in _NAMELESS else name)

@@ -6,15 +6,29 @@ arrays of Python integers and TIR expressions, and only turn into a tensor when 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-from tvm import relax, sym, tirx
+from tvm import ir, relax, sym, tirx
 
 from greencc.ir import dtype_of, shape_of
 
 Dim: TypeAlias = "int | tirx.Expr"
+
+FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
+SIGNED = frozenset({"int8", "int16", "int32", "int64"})
+UNSIGNED = frozenset({"uint8", "uint16", "uint32", "uint64"})
+INTEGERS = SIGNED | UNSIGNED
+SUPPORTED = FLOATS | INTEGERS | {"bool"}
+"""Element types that greencc computes with. Narrower ones (float8, int4, ...) TVM converts wrongly."""
+
+# What the model being imported says of its symbolic sizes; every simplification uses it.
+_ANALYZER: contextvars.ContextVar[sym.Analyzer | None] = contextvars.ContextVar("analyzer", default=None)
+_LARGEST_SIZE = 1 << 31
 
 
 @dataclass
@@ -76,16 +90,35 @@ def as_expr(dim: Dim) -> tirx.Expr:
     return tirx.IntImm("int64", int(dim)) if isinstance(dim, (int, np.integer)) else dim
 
 
+def analyzer() -> sym.Analyzer:
+    """The analyzer that knows the bounds of the symbolic sizes at hand."""
+    return _ANALYZER.get() or sym.Analyzer()
+
+
+@contextlib.contextmanager
+def bounded(bounds: Mapping[tirx.Var, tuple[int, int | None]]) -> Iterator[None]:
+    """Within it, sizes are simplified and compared under inclusive (lower, upper) bounds of the symbols."""
+    knowing = sym.Analyzer()
+    for symbol, (low, high) in bounds.items():
+        extent = (_LARGEST_SIZE if high is None else high) - low + 1
+        knowing.bind(symbol, ir.Range.from_min_extent(tirx.IntImm("int64", low), tirx.IntImm("int64", extent)))
+    token = _ANALYZER.set(knowing)
+    try:
+        yield
+    finally:
+        _ANALYZER.reset(token)
+
+
 def simplify(dim: Dim) -> Dim:
     """The dimension in canonical form, as an integer when it is one."""
-    return as_dim(sym.Analyzer().simplify(dim)) if isinstance(dim, tirx.Expr) else as_dim(dim)
+    return as_dim(analyzer().simplify(dim)) if isinstance(dim, tirx.Expr) else as_dim(dim)
 
 
 def same_dim(a: Dim, b: Dim) -> bool:
     """Whether two dimensions are provably equal."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    return bool(sym.Analyzer().can_prove_equal(as_expr(a), as_expr(b)))
+    return bool(analyzer().can_prove_equal(as_expr(a), as_expr(b)))
 
 
 def symbolic_array(dims: list[Dim]) -> np.ndarray:

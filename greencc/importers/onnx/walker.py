@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import tvm
 from tvm import relax
@@ -20,13 +19,14 @@ from tvm import relax
 from greencc.errors import GreenccError, ModelError, UnsupportedNode, UnsupportedOperators
 from greencc.importers.base import Imported
 from greencc.importers.onnx import folding, shape_arithmetic
+from greencc.importers.onnx.agreement import ImpliedBound, settle
 from greencc.importers.onnx.context import NodeContext, Refused
 from greencc.importers.onnx.convert import CONVERTERS
 from greencc.importers.onnx.functions import function_body, has_function_body
 from greencc.importers.onnx.reader import OnnxFile, read_onnx, subgraphs, tensor_array
 from greencc.importers.onnx.symbols import Symbols
-from greencc.importers.onnx.values import Value
-from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR, with_span
+from greencc.importers.onnx.values import SUPPORTED, Value, bounded
+from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR, constant, with_span
 from greencc.ops import register_ops
 
 
@@ -50,20 +50,31 @@ def import_onnx(
     """
     register_ops()
     file = read_onnx(Path(path))
-    symbols = Symbols(file.path, dict(shapes or {}), dict(dynamic or {}))
+    implied: dict[str, int] = {}
+    while True:
+        symbols = Symbols(file.path, dict(shapes or {}), dict(dynamic or {}), implied)
+        try:
+            return _build(file, symbols)
+        except ImpliedBound as bound:
+            if bound.symbol in implied and implied[bound.symbol] <= bound.limit:
+                raise GreenccError(f"{path}: dimension '{bound.symbol}' is bounded again; please report it") from bound
+            implied[bound.symbol] = bound.limit
+
+
+def _build(file: OnnxFile, symbols: Symbols) -> Imported:
+    """The module, with what `symbols` settles about the inputs. Raises ImpliedBound when a dimension has to be less."""
     importer = ModuleBuilder(file)
     constants = {tensor.name for tensor in file.model.graph.initializer}
     params = symbols.parameters([info for info in file.model.graph.input if info.name not in constants])
     values = {param.name: Value(param.name, param) for param in params}
     walker = GraphWalker(importer, file.model.graph, values)
-    outputs = walker.run()
-    if importer.unsupported:
-        raise UnsupportedOperators(str(path), tuple(importer.unsupported))
-    results = [walker.tensor(value, output.name) for value, output in zip(outputs, file.model.graph.output, strict=True)]
-    attrs: dict[str, Any] = {
-        INPUTS_ATTR: [param.name for param in params],
-        OUTPUTS_ATTR: [output.name for output in file.model.graph.output],
-    }
+    with bounded(symbols.ranges()):
+        outputs = walker.run()
+        if importer.unsupported:
+            raise UnsupportedOperators(str(file.path), tuple(importer.unsupported))
+        names = [output.name for output in file.model.graph.output]
+        results = [walker.tensor(value, name) for value, name in zip(outputs, names, strict=True)]
+    attrs: dict[str, Any] = {INPUTS_ATTR: [param.name for param in params], OUTPUTS_ATTR: names}
     lower, upper = symbols.bounds()
     if lower:
         attrs[SYMBOL_LOWER_ATTR] = lower
@@ -90,8 +101,9 @@ class ModuleBuilder:
         if not private:
             function = function.with_attr("global_symbol", unique)
         gv = tvm.ir.GlobalVar(unique)
+        relax.expr._update_type(gv, function.ty)  # calls of it are typed by this
         self.module.update_func(gv, function)
-        return self.module.get_global_var(unique)
+        return gv
 
 
 class GraphWalker:
@@ -109,6 +121,8 @@ class GraphWalker:
 
     def emit(self, expr: relax.Expr, node: str, hint: str = "v") -> relax.Var:
         """Bind `expr`, carrying the node's name, to a fresh variable."""
+        if isinstance(expr, relax.Call):
+            expr = settle(self, expr)
         value = self._normalizer.normalize(with_span(expr, node))
         var = relax.Var(hint, value.ty)
         self._bindings.append(relax.VarBinding(var, value))
@@ -126,7 +140,11 @@ class GraphWalker:
             if value.known is None:
                 raise Refused(f"'{value.name}' is no tensor")
             if value.is_constant:
-                value.expr = relax.const(np.ascontiguousarray(value.known))
+                if value.dtype not in SUPPORTED:
+                    raise Refused(f"'{value.name}' holds {value.dtype}, which greencc does not compute with")
+                if not value.known.size:
+                    raise Refused(f"'{value.name}' has no elements; code generation has no such constants")
+                value.expr = constant(value.known)
             else:
                 value.expr = shape_arithmetic.materialize(self, value, node)
         return value.expr

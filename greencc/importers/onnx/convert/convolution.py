@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from tvm import relax
 
 from greencc.importers.onnx.context import Converter, NodeContext
@@ -16,6 +15,7 @@ from greencc.importers.onnx.convert.windows import (
     simplify,
 )
 from greencc.importers.onnx.values import Dim, as_expr
+from greencc.ir import constant
 from greencc.kernels import kernel
 
 _CONVOLUTIONS: dict[int, Callable[..., relax.Expr]] = {
@@ -87,7 +87,7 @@ def add_bias(ctx: NodeContext, data: relax.Expr, index: int, spatial: int) -> re
     value = ctx.value(index)
     shape = (1, -1, *[1] * spatial)
     if value.is_constant and value.known is not None:
-        bias = relax.const(np.ascontiguousarray(value.known.reshape(shape)))
+        bias = constant(value.known.reshape(shape))
     else:
         bias = ctx.emit(relax.op.reshape(ctx.tensor(index), shape))
     return relax.op.add(data, bias)

@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.importers.onnx.context import Converter, NodeContext
-from greencc.importers.onnx.convert.types import FLOATS, INTEGERS, UNSIGNED, checked_type
+from greencc.importers.onnx.convert.types import FLOATS, INTEGERS, SUPPORTED, UNSIGNED, checked_type
 from greencc.importers.onnx.values import Value, as_expr
 from greencc.kernels import kernel
 from greencc.kernels.shapes import broadcast_shape
@@ -109,9 +109,7 @@ def power(ctx: NodeContext) -> relax.Expr:
 
 
 def shift(ctx: NodeContext) -> relax.Expr:
-    """BitShift of unsigned integers."""
-    if ctx.value(0).dtype not in UNSIGNED:
-        raise ctx.refuse(f"BitShift of {ctx.value(0).dtype}; unsigned integers are supported")
+    """BitShift; to the right, signed integers keep their sign."""
     return kernel("shift", operands(ctx), left=ctx.attr("direction") == "LEFT")
 
 
@@ -209,7 +207,10 @@ def cast(ctx: NodeContext) -> relax.Expr | Value:
 
 def cast_like(ctx: NodeContext) -> relax.Expr | Value:
     """Cast to the second operand's element type."""
-    return cast_to(ctx, ctx.tensor(0), ctx.value(0).dtype, ctx.value(1).dtype)
+    after = ctx.value(1).dtype
+    if after not in SUPPORTED:
+        raise ctx.refuse(f"element type {after} is not supported")
+    return cast_to(ctx, ctx.tensor(0), ctx.value(0).dtype, after)
 
 
 def bit_cast(ctx: NodeContext) -> relax.Expr | Value:

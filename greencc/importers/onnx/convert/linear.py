@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 from tvm import relax
 
 from greencc.importers.onnx.context import Converter, NodeContext
+from greencc.ir import constant
 
 
 def matmul(ctx: NodeContext) -> relax.Expr:
@@ -22,7 +22,7 @@ def gemm(ctx: NodeContext) -> relax.Expr:
     if ctx.attr("transB", 0):
         value = ctx.value(1)
         if value.is_constant and value.known is not None:
-            right = relax.const(np.ascontiguousarray(value.known.T))
+            right = constant(value.known.T)
         else:
             right = ctx.emit(relax.op.permute_dims(right, [1, 0]))
     result = ctx.emit(relax.op.matmul(left, right))

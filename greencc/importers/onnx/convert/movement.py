@@ -217,7 +217,8 @@ def space_to_depth(ctx: NodeContext) -> relax.Expr:
     block = int(ctx.attr("blocksize"))
     rows, columns = simplify(h // block), simplify(w // block)
     split_up = ctx.emit(reshaped(ctx, ctx.tensor(0), [n, c, rows, block, columns, block]))
-    turned = ctx.emit(relax.op.permute_dims(split_up, [0, 3, 5, 1, 2, 4]))
+    perm = [0, 3, 5, 1, 2, 4] if ctx.attr("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    turned = ctx.emit(relax.op.permute_dims(split_up, perm))
     return reshaped(ctx, turned, [n, simplify(c * block * block), rows, columns])
 
 

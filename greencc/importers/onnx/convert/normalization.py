@@ -7,6 +7,7 @@ from tvm import relax
 
 from greencc.importers.onnx.context import Converter, NodeContext, Result
 from greencc.importers.onnx.values import Dim, as_expr, simplify
+from greencc.ir import constant
 from greencc.kernels import kernel
 
 
@@ -184,7 +185,7 @@ def _zeros_like(ctx: NodeContext, index: int) -> relax.Expr:
     shape = [simplify(dim) for dim in ctx.shape(index)]
     if not all(isinstance(dim, int) for dim in shape):
         raise ctx.refuse(f"the shape of input {index} must be static")
-    return relax.const(np.zeros(tuple(map(int, shape)), ctx.value(index).dtype))
+    return constant(np.zeros(tuple(map(int, shape)), ctx.value(index).dtype))
 
 
 def _per_channel(ctx: NodeContext, data: relax.Expr, rank: int) -> relax.Expr:

@@ -6,12 +6,9 @@ import numpy as np
 import onnx
 
 from greencc.importers.onnx.context import NodeContext
+from greencc.importers.onnx.values import FLOATS, INTEGERS, SIGNED, SUPPORTED, UNSIGNED
 
-FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
-SIGNED = frozenset({"int8", "int16", "int32", "int64"})
-UNSIGNED = frozenset({"uint8", "uint16", "uint32", "uint64"})
-INTEGERS = SIGNED | UNSIGNED
-SUPPORTED = FLOATS | INTEGERS | {"bool"}
+__all__ = ["FLOATS", "INTEGERS", "SIGNED", "SUPPORTED", "UNSIGNED", "checked_type", "type_name"]
 
 
 def type_name(code: int) -> str:
