@@ -58,7 +58,11 @@ def _compile_and_run(case: Case, path: Path, inputs: list[np.ndarray], bound: li
     compiled = compile_model(path, target=host_target(threads=1)).compiled
     foreign = [name for name in FOREIGN if name.encode() in compiled.library]
     if foreign:
-        return {"status": "crash", "reason": f"calls {foreign[0]}*, which libtvm_runtime lacks", "bound": bound}
+        return {
+            "status": "crash",
+            "reason": f"calls {foreign[0]}*, which libtvm_runtime lacks",
+            "bound": bound,
+        }
     outputs = run_library(compiled.library, compiled.weights, inputs)
     difference = compare(case, outputs)
     return {"status": "wrong" if difference else "pass", "reason": difference, "bound": bound}

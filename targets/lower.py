@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tvm import ir, relax, tirx
+from tvm import ir, relax, s_tir, tirx
 
 from greencc.artifact.bundle import KernelCall
 from greencc.errors import GreenccError
@@ -79,7 +79,10 @@ def schedule(module: tvm.IRModule, target: Target) -> dict[str, Scheduled]:
             continue
         reasons = []
         for rule in rules:
-            outcome = rule.apply(func, constants.get(name, frozenset()))
+            try:
+                outcome = rule.apply(func, constants.get(name, frozenset()))
+            except s_tir.ScheduleError as error:  # an imperative kernel has no blocks that a rule could take apart
+                outcome = Declined(str(error).strip().splitlines()[-1])
             if isinstance(outcome, Scheduled):
                 result[name] = outcome
                 break

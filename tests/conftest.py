@@ -27,6 +27,11 @@ SOURCES = ("greencc", "passes", "targets")
 KEPT_SOURCE_VERSIONS = 3
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--update-golden rewrites the generated files of tests/golden."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
+
+
 def pytest_configure() -> None:
     """GREENCC_TEST_DISABLE=pass-name:N takes a pass's condition N away, for tests/disable_conditions.py."""
     if wanted := os.environ.get("GREENCC_TEST_DISABLE"):

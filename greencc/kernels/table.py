@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greencc.kernels import elementwise, indexing, movement, quantize, reductions, windows
+from greencc.kernels import elementwise, indexing, movement, quantize, reductions, resize, windows
 from greencc.kernels.base import Kernel
 
 KERNELS: dict[str, Kernel] = {
@@ -11,5 +11,6 @@ KERNELS: dict[str, Kernel] = {
     **movement.KERNELS,
     **quantize.KERNELS,
     **reductions.KERNELS,
+    **resize.KERNELS,
     **windows.KERNELS,
 }

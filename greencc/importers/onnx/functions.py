@@ -7,6 +7,7 @@ import onnx
 import onnx.defs
 
 from greencc.importers.onnx.context import NodeContext
+from greencc.importers.onnx.values import Value
 
 
 def function_body(context: NodeContext) -> onnx.FunctionProto | None:
@@ -20,7 +21,7 @@ def function_body(context: NodeContext) -> onnx.FunctionProto | None:
     if not schema.has_context_dependent_function:
         return None
     types = [
-        b"" if value is None else _type_of(value.dtype, value.rank).SerializeToString() for value in context.inputs
+        b"" if value is None else _type_of(value).SerializeToString() for value in context.inputs
     ]
     versions = schema.context_dependent_function_opset_versions
     version = max((v for v in versions if v <= context.opset), default=min(versions))
@@ -39,7 +40,8 @@ def has_function_body(context: NodeContext) -> bool:
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
-def _type_of(dtype: str, rank: int | None) -> onnx.TypeProto:
-    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    shape = None if rank is None else [None] * rank
-    return onnx.helper.make_tensor_type_proto(element, shape)
+def _type_of(value: Value) -> onnx.TypeProto:
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+    shape = value.shape
+    dims = None if shape is None else [dim if isinstance(dim, int) else None for dim in shape]
+    return onnx.helper.make_tensor_type_proto(element, dims)

@@ -73,7 +73,14 @@ def _build(file: OnnxFile, symbols: Symbols) -> Imported:
         if importer.unsupported:
             raise UnsupportedOperators(str(file.path), tuple(importer.unsupported))
         names = [output.name for output in file.model.graph.output]
-        results = [walker.tensor(value, name) for value, name in zip(outputs, names, strict=True)]
+        results = []
+        for value, name in zip(outputs, names, strict=True):
+            try:
+                results.append(walker.tensor(value, name))
+            except Refused as refusal:
+                importer.unsupported.append(UnsupportedNode(name, "output", "", file.opsets.get("", 0), str(refusal)))
+        if importer.unsupported:
+            raise UnsupportedOperators(str(file.path), tuple(importer.unsupported))
     attrs: dict[str, Any] = {INPUTS_ATTR: [param.name for param in params], OUTPUTS_ATTR: names}
     lower, upper = symbols.bounds()
     if lower:
@@ -189,6 +196,9 @@ class GraphWalker:
             self._refuse(context, f"conversion failed: {_one_line(error)}")
             return
         for name, value in zip(node.output, outputs, strict=False):
+            if name and value.known is None and any(isinstance(dim, int) and dim == 0 for dim in value.shape or []):
+                self._refuse(context, f"'{name}' has no elements: there is nothing to compute")
+                return
             if name:
                 value.name = name
                 self.values[name] = value
@@ -226,11 +236,11 @@ class GraphWalker:
                 if len(self.importer.unsupported) > before:
                     reason = self.importer.unsupported.pop().reason
                     raise Refused(f"its definition needs {inner.op_type}: {reason}")
-            wanted = list(body.output)[: len(context.node.output)]
-            missing = [name for name in wanted if name not in self.values]
+            pairs = list(zip(context.node.output, body.output, strict=False))
+            missing = [inner for name, inner in pairs if name and inner not in self.values]
             if missing:
                 raise Refused(f"its definition leaves '{missing[0]}' undefined here")
-            return [self.values[name] for name in wanted]
+            return [self.values[inner] if name else Value("") for name, inner in pairs]
         finally:
             self.values, self.opsets = outer, opsets
 

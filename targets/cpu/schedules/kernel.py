@@ -53,9 +53,13 @@ def inline_tail(func: tirx.PrimFunc) -> Tail | str:
     except s_tir.ScheduleError:
         return "what follows the product can't be inlined"
     producer = schedule.get(all_blocks[0])
+    if not isinstance(producer.body, tirx.BufferStore):
+        return "the first block writes several buffers"
     intermediate = producer.body.buffer
     if len(all_blocks) == 1:
         axes = tuple(axis.var for axis in producer.iter_vars if int(axis.iter_type) == DATA_PARALLEL)
+        if len(axes) != len(shape(intermediate)):
+            return "the output lacks an axis of the block"  # a result of rank 0 has a block with one
         return Tail(producer, tirx.BufferLoad(intermediate, list(axes)), axes, intermediate, intermediate)
     last = schedule.get(all_blocks[-1])
     if not isinstance(last.body, tirx.BufferStore):

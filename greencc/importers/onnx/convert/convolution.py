@@ -48,7 +48,8 @@ def convolve(
     if pads is None:
         data = ctx.emit(pad_spatial(data, window.begin, window.end))
         pads = [0] * (2 * len(sizes))
-    return ctx.emit(
+    half = out_dtype is None and str(data.ty.dtype) == "float16"
+    result = ctx.emit(
         _CONVOLUTIONS[len(sizes)](
             data,
             filters,
@@ -56,9 +57,10 @@ def convolve(
             padding=pads,
             dilation=list(window.dilations),
             groups=groups,
-            out_dtype=out_dtype,
+            out_dtype="float32" if half else out_dtype,
         )
     )
+    return ctx.emit(relax.op.astype(result, "float16")) if half else result
 
 
 def conv_transpose(ctx: NodeContext) -> relax.Expr:

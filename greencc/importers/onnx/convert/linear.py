@@ -10,7 +10,14 @@ from greencc.ir import constant
 
 def matmul(ctx: NodeContext) -> relax.Expr:
     """MatMul with numpy semantics."""
-    return relax.op.matmul(ctx.tensor(0), ctx.tensor(1))
+    return product(ctx, ctx.tensor(0), ctx.tensor(1))
+
+
+def product(ctx: NodeContext, left: relax.Expr, right: relax.Expr) -> relax.Expr:
+    """A matrix product; half precision is summed in float32, as every runtime does."""
+    if str(left.ty.dtype) != "float16":
+        return relax.op.matmul(left, right)
+    return relax.op.astype(ctx.emit(relax.op.matmul(left, right, out_dtype="float32")), "float16")
 
 
 def gemm(ctx: NodeContext) -> relax.Expr:
@@ -25,7 +32,7 @@ def gemm(ctx: NodeContext) -> relax.Expr:
             right = constant(value.known.T)
         else:
             right = ctx.emit(relax.op.permute_dims(right, [1, 0]))
-    result = ctx.emit(relax.op.matmul(left, right))
+    result = ctx.emit(product(ctx, left, right))
     dtype = ctx.value(0).dtype
     if alpha != 1.0:
         result = ctx.emit(relax.op.multiply(result, ctx.const(alpha, dtype)))

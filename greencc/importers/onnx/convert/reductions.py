@@ -213,32 +213,11 @@ def top_k(ctx: NodeContext) -> list[relax.Expr]:
     return [ctx.emit(relax.TupleGetItem(found, index)) for index in range(2)]
 
 
-def hardmax(ctx: NodeContext) -> relax.Expr:
-    """Hardmax: 1 at the first maximum along `axis` (before opset 13, over all axes from `axis` on), else 0."""
-    x, dtype = ctx.tensor(0), ctx.value(0).dtype
-    shape = [as_expr(dim) for dim in ctx.shape(0)]
-    axis = ctx.axis("axis", -1 if ctx.opset >= 13 else 1)
-    if ctx.opset < 13:
-        outer, inner = as_expr(1), as_expr(1)
-        for n, dim in enumerate(shape):
-            outer, inner = (outer * dim, inner) if n < axis else (outer, inner * dim)
-        x, axis = ctx.emit(relax.op.reshape(x, [outer, inner])), 1
-    size = x.ty.shape.values[axis]
-    best = ctx.emit(kernel("arg_extreme", [x], axis=axis, largest=True, last=False))
-    count = ctx.emit(kernel("arange", [], [0, 1, size], dtype="int64"))
-    places = [as_expr(1)] * int(x.ty.ndim)
-    places[axis] = size
-    is_best = ctx.emit(relax.op.equal(best, ctx.emit(relax.op.reshape(count, places))))
-    result = ctx.emit(relax.op.astype(is_best, dtype))
-    return relax.op.reshape(result, shape) if ctx.opset < 13 else result
-
-
 CONVERTERS: dict[tuple[str, str], Converter] = {
     ("", "ArgMax"): position(largest=True),
     ("", "ArgMin"): position(largest=False),
     ("", "CumProd"): scan(multiply=True),
     ("", "CumSum"): scan(multiply=False),
-    ("", "Hardmax"): hardmax,
     ("", "ReduceL1"): reduction(relax.op.sum, "0", before=_absolute),
     ("", "ReduceL2"): reduction(relax.op.sum, "0", before=_square, after=_root),
     ("", "ReduceLogSum"): reduction(relax.op.sum, "0", after=_log),

@@ -16,6 +16,7 @@ from tvm import relax
 
 from greencc.importers.onnx.context import Converter, NodeContext, Result
 from greencc.importers.onnx.values import Dim, as_expr, same_dim, simplify
+from greencc.ir import constant
 from greencc.kernels import kernel
 
 
@@ -64,11 +65,14 @@ def resize(ctx: NodeContext) -> Result:
 
 def _resize_axis(ctx: NodeContext, data: relax.Expr, axis: Axis, options: Options, dtype: str) -> relax.Expr:
     if isinstance(axis.size, int) and isinstance(axis.out, int):
+        if options.transform == "align_corners" and axis.scale and axis.size * axis.scale % 1 > 1e-6:
+            # The standard's reference divides by the size before rounding, ONNX Runtime by the rounded one.
+            raise ctx.refuse("align_corners with a scale that gives no whole size: its meaning is not settled")
         indices, weights = tables(axis, options)
         if options.mode == "nearest":
-            return relax.op.take(data, relax.const(indices[:, 0]), axis=axis.index)
-        table = relax.const(weights.astype(dtype))
-        return kernel("weighted_take", [data, relax.const(indices), table], axis=axis.index)
+            return relax.op.take(data, constant(indices[:, 0]), axis=axis.index)
+        table = constant(weights.astype(dtype))
+        return kernel("weighted_take", [data, constant(indices), table], axis=axis.index)
     if options.mode == "cubic" or options.antialias or options.transform == "tf_crop_and_resize":
         raise ctx.refuse(f"mode '{options.mode}' with these options needs a static size on axis {axis.index}")
     return kernel(
@@ -157,7 +161,7 @@ def _extrapolate(
         at = coordinates(axis, options.transform)
         outside = (at < 0) | (at > int(axis.size) - 1)  # type: ignore[arg-type]
         if outside.any():
-            mask = relax.const(outside.reshape([-1 if i == axis.index else 1 for i in range(rank)]))
+            mask = constant(outside.reshape([-1 if i == axis.index else 1 for i in range(rank)]))
             data = ctx.emit(relax.op.where(mask, ctx.const(options.extrapolation, dtype), data))
     return data
 

@@ -28,6 +28,31 @@ def along_axis(function: Callable[[NodeContext, relax.Expr, int], relax.Expr]) -
     return convert
 
 
+def _in_single(
+    function: Callable[[relax.Expr, int], relax.Expr],
+) -> Callable[[NodeContext, relax.Expr, int], relax.Expr]:
+    """A normalisation; half precision has too few bits for its sums and goes through float32."""
+
+    def normalise(ctx: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
+        if str(data.ty.dtype) != "float16":
+            return function(data, axis)
+        wide = ctx.emit(function(ctx.emit(relax.op.astype(data, "float32")), axis))
+        return relax.op.astype(wide, "float16")
+
+    return normalise
+
+
+def _softmax(ctx: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
+    """Softmax; in half precision every step but the sum is rounded, as the standard's reference does."""
+    if str(data.ty.dtype) != "float16":
+        return relax.op.nn.softmax(data, axis)
+    peak = ctx.emit(relax.op.max(data, [axis], True))
+    wide = ctx.emit(relax.op.astype(ctx.emit(relax.op.subtract(data, peak)), "float32"))
+    e = ctx.emit(relax.op.astype(ctx.emit(relax.op.exp(wide)), "float16"))
+    total = ctx.emit(relax.op.sum(ctx.emit(relax.op.astype(e, "float32")), [axis], True))
+    return relax.op.divide(e, ctx.emit(relax.op.astype(total, "float16")))
+
+
 def _product(dims: list[Dim]) -> Dim:
     result: Dim = 1
     for dim in dims:
@@ -45,7 +70,7 @@ def _hardmax(ctx: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
 
 
 CONVERTERS: dict[tuple[str, str], Converter] = {
-    ("", "Softmax"): along_axis(lambda _, data, axis: relax.op.nn.softmax(data, axis)),
-    ("", "LogSoftmax"): along_axis(lambda _, data, axis: relax.op.nn.log_softmax(data, axis)),
+    ("", "Softmax"): along_axis(_softmax),
+    ("", "LogSoftmax"): along_axis(_in_single(relax.op.nn.log_softmax)),
     ("", "Hardmax"): along_axis(_hardmax),
 }
