@@ -1,7 +1,7 @@
 """The ONNX node suite as files: generated once by the onnx package, kept in a cache folder outside the tree.
 
-Some operators take their shapes, axes or counts as inputs. A compiler needs those at compile time; `bind_controls`
-makes such inputs constants, and the suite reports the cases that needed it apart from the others.
+Some operators take their shapes, axes or counts as inputs. A compiler needs those at compile time;
+`bind_controls` makes such inputs constants, and the suite counts the cases that needed it apart.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Case:
 
 
 def cache_folder() -> Path:
-    """Where generated cases and the peer's results are kept; the first call generates them (half a minute)."""
+    """Where generated cases and the peer's results are kept; the first call generates them."""
     return entry(f"node-suite-{onnx.__version__}", _generate)
 
 
@@ -135,7 +135,7 @@ def bind_controls(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[
             bound[name] = None
         elif name in producers and producers[name].op_type not in ("Shape", "Size"):
             wanted.extend(producers[name].input)
-    # An array of real data is never a control input, whatever it flows into. One without elements holds no data.
+    # An array of real data is never a control input, whatever it flows into; one without elements has none.
     names = [name for name, array in given.items() if (name in bound and array.size <= 64) or not array.size]
     kept = [info for info in model.graph.input if info.name not in names]
     del model.graph.input[:]

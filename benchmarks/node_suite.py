@@ -3,13 +3,13 @@
 Usage: python benchmarks/node_suite.py [--sample N] [--filter TEXT] [--json FILE] [--jobs N] [--no-peer]
 
 Every case runs in a worker process, so that neither a crash nor a hang takes the others along. Classes:
-  pass      outputs agree with the suite's: dtype, shape, integers and booleans exactly, floats within tolerance
+  pass      outputs agree with the suite's: dtype, shape, integers exactly, floats within tolerance
   refused   the importer names the reason; nothing is compiled
   wrong     compiled and ran, but the outputs differ
   crash     an error after the import, or a dead worker
   timeout   no result within the limit
-A case that passes only once its shape, axis and count inputs are made constants is marked `bound`; `folded` when no
-run-time input is left then.
+A case that passes only once its shape, axis and count inputs are made constants is marked `bound`;
+`folded` when no run-time input is left then.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Worker:
     """A child process that runs cases one by one: names in, JSON lines out."""
 
     def __init__(self, engine: str) -> None:
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         command = [sys.executable, str(Path(__file__).with_name("node_worker.py")), engine]
         self._process = subprocess.Popen(
             command,

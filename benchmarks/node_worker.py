@@ -69,7 +69,7 @@ def _compile_and_run(case: Case, path: Path, inputs: list[np.ndarray], bound: li
 
 
 def compare(case: Case, outputs: list[np.ndarray]) -> str:
-    """What differs from the expected outputs, as the onnx package's own runner judges; empty when nothing does."""
+    """What differs from the expected outputs, as the onnx package's runner judges; empty if nothing does."""
     expected = case.outputs()
     if len(outputs) != len(expected):
         return f"{len(outputs)} outputs, not {len(expected)}"

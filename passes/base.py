@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import tvm
-from tvm import relax
+from tvm import ir, relax
 
 from greencc.errors import GreenccError
 from greencc.ir import relax_functions, span_of
@@ -132,6 +132,8 @@ class RewritePass(Pass, Generic[MatchT]):
             for var, value in reversed(list(graph.definitions())):
                 if not isinstance(value, self.roots) or var in covered:
                     continue
+                if isinstance(value, relax.Call) and not isinstance(value.op, ir.Op):
+                    continue  # a call of a nested graph is no operator
                 match = self.match(graph, var, value)
                 if match is None:
                     continue

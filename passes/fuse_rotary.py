@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tvm import ir, relax, tirx
+from tvm import relax, tirx
 
 from greencc.ir import same_shape
 from greencc.ops import rotary
@@ -74,7 +74,7 @@ class FuseRotary(RewritePass[Rotation]):
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Rotation | None:
         """See RewritePass."""
-        if not isinstance(call.op, ir.Op) or call.op.name != "relax.add":
+        if call.op.name != "relax.add":
             return None
         for straight, turned in (call.args, reversed(call.args)):
             for part, sin in _factors(graph, turned):

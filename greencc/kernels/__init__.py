@@ -1,9 +1,9 @@
-"""Kernels in tensor expressions for what Relax has no operator for, or one whose semantics differ from ONNX's.
+"""Kernels in tensor expressions: what Relax has no operator for, or one whose semantics differ from ONNX's.
 
-In the graph they all are calls of one operator, `greencc.kernel`: its attribute `kernel` names an entry of `KERNELS`,
-`options` holds the entry's keyword arguments as JSON, its last argument is a ShapeExpr with further sizes (symbolic
-ones too). The result type is that of the tensor expression itself, so a kernel is written once and can't disagree
-with its type.
+In the graph they all are calls of one operator, `greencc.kernel`: its attribute `kernel` names an entry of
+`KERNELS`, `options` holds the entry's keyword arguments as JSON, its last argument is a ShapeExpr with
+further sizes (symbolic ones too). The result type is that of the tensor expression itself, so a kernel is
+written once and can't disagree with its type.
 """
 
 from greencc.kernels.base import Kernel, kernel, kernel_name, legalize

@@ -88,7 +88,7 @@ def scatter_elements(
 def scatter_nd(
     data: te.Tensor, indices: te.Tensor, updates: te.Tensor, *, dims: list[tirx.Expr], reduction: str
 ) -> te.Tensor:
-    """A copy of data with the slices at the coordinates in the last axis of `indices` replaced or combined."""
+    """A copy of data with the slices at the coordinates in `indices` [..., n] replaced or combined."""
     width = int(indices.shape[-1])
     strides = [product(data.shape[n + 1 :]) for n in range(width)]
     rows, row_size = product(indices.shape[:-1]), product(data.shape[width:])
@@ -132,7 +132,7 @@ def _flat_extern(like: te.Tensor, inputs: list[te.Tensor], generate: object, nam
 
 
 def one_hot(indices: te.Tensor, values: te.Tensor, *, dims: list[tirx.Expr], axis: int) -> te.Tensor:
-    """Values [off, on]; the new axis of size dims[0] is on at the index, all off where that is out of range."""
+    """Values [off, on]; the new axis of size dims[0] is on at the index, off where that is out of range."""
     depth = dims[0]
     shape = [*indices.shape[:axis], depth, *indices.shape[axis:]]
 

@@ -29,7 +29,7 @@ def _mirrored(position: tirx.Expr, size: tirx.Expr) -> tirx.Expr:
 
 
 def pad(data: te.Tensor, *values: te.Tensor, dims: list[tirx.Expr], mode: str) -> te.Tensor:
-    """Padding (negative amounts crop). dims = amounts before, then output sizes; values: the constant [one element]."""
+    """Padding (negative amounts crop). dims = amounts before, then output sizes; values: the constant."""
     rank = len(data.shape)
     before, sizes = dims[:rank], dims[rank:]
 
@@ -67,7 +67,7 @@ def tile(data: te.Tensor, *, dims: list[tirx.Expr]) -> te.Tensor:
 def triangle(
     data: te.Tensor, *shift: te.Tensor, dims: list[tirx.Expr], upper: bool, diagonal: int = 0
 ) -> te.Tensor:
-    """The upper or lower triangle of the last two axes; `shift` [one element] replaces `diagonal` at run time."""
+    """The upper or lower triangle of the last two axes; `shift` (one element) replaces `diagonal`."""
 
     def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
         k: tirx.Expr = tirx.IntImm("int64", diagonal)

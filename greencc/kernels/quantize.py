@@ -11,7 +11,7 @@ from greencc.kernels.shapes import compute
 
 
 def _parameter(tensor: te.Tensor, index: Sequence[tirx.Expr], axis: int, block: int) -> tirx.Expr:
-    """A scale or zero point for the element at `index`: one for all, one per place on `axis`, or one per block."""
+    """A scale or zero point for the element at `index`: for all, per place on `axis`, or per block."""
     rank = len(tensor.shape)
     if rank == 0:
         return tensor()

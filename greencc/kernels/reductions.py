@@ -50,13 +50,15 @@ def lower_extreme(largest: bool) -> Lowering:
 
     def lower(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         rank = int(call.args[0].ty.ndim)
-        axes = range(rank) if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
-        options = {"axes": sorted(axes), "keep": bool(call.attrs.keepdims), "largest": largest}
+        given = range(rank) if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
+        axes, keep = sorted(given), bool(call.attrs.keepdims)
         if any(is_zero(call.args[0].ty.shape.values[axis]) for axis in axes):
             raise GreenccError("the extreme of no elements is not defined")
-        return builder.call_te(
-            lambda x: extreme(x, **options), call.args[0], primfunc_name_hint="max" if largest else "min"
-        )
+
+        def build(x: te.Tensor) -> te.Tensor:
+            return extreme(x, axes=axes, keep=keep, largest=largest)
+
+        return builder.call_te(build, call.args[0], primfunc_name_hint="max" if largest else "min")
 
     return lower
 
@@ -164,7 +166,7 @@ def top_k(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: bool) -
                 target = (row // inner) * count * inner + row % inner
                 with T.serial(0, size) as i:
                     work[i] = i
-                # State of the merge: width of the runs, which half of `work` holds them, and the three cursors.
+                # State of the merge: width of the runs, which half of `work` holds them, three cursors.
                 state = T.buffer_proxy(T.decl_buffer([5], "int64", scope="local"))
                 width, half, left, right, pair = (T.int64(n) for n in range(5))
                 state[width] = tirx.IntImm("int64", 1)

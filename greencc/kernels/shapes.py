@@ -22,7 +22,7 @@ def is_one(dim: tirx.Expr) -> bool:
 
 def is_zero(dim: tirx.Expr) -> bool:
     """Whether a size is the constant 0."""
-    return isinstance(dim, int) and dim == 0 or isinstance(dim, tirx.IntImm) and dim.value == 0
+    return (isinstance(dim, int) and dim == 0) or (isinstance(dim, tirx.IntImm) and dim.value == 0)
 
 
 def broadcast_shape(shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:

@@ -1,4 +1,4 @@
-"""Function bodies that the ONNX standard itself gives for operators (Gelu, GroupNormalization, CenterCropPad, ...)."""
+"""Function bodies that the ONNX standard itself gives for operators (GroupNormalization, CenterCropPad, ...)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SIGNED = frozenset({"int8", "int16", "int32", "int64"})
 UNSIGNED = frozenset({"uint8", "uint16", "uint32", "uint64"})
 INTEGERS = SIGNED | UNSIGNED
 SUPPORTED = FLOATS | INTEGERS | {"bool"}
-"""Element types that greencc computes with: those of the runtime. Narrow ones (float8, int4, ...) TVM converts wrongly."""
+"""Element types that greencc computes with: the runtime's. TVM converts narrow ones (float8, int4, ...) wrongly."""
 
 # What the model being imported says of its symbolic sizes; every simplification uses it.
 _ANALYZER: contextvars.ContextVar[sym.Analyzer | None] = contextvars.ContextVar("analyzer", default=None)

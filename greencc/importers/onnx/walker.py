@@ -78,7 +78,8 @@ def _build(file: OnnxFile, symbols: Symbols) -> Imported:
             try:
                 results.append(walker.tensor(value, name))
             except Refused as refusal:
-                importer.unsupported.append(UnsupportedNode(name, "output", "", file.opsets.get("", 0), str(refusal)))
+                opset = file.opsets.get("", 0)
+                importer.unsupported.append(UnsupportedNode(name, "output", "", opset, str(refusal)))
         if importer.unsupported:
             raise UnsupportedOperators(str(file.path), tuple(importer.unsupported))
     attrs: dict[str, Any] = {INPUTS_ATTR: [param.name for param in params], OUTPUTS_ATTR: names}
@@ -196,7 +197,7 @@ class GraphWalker:
             self._refuse(context, f"conversion failed: {_one_line(error)}")
             return
         for name, value in zip(node.output, outputs, strict=False):
-            if name and value.known is None and any(isinstance(dim, int) and dim == 0 for dim in value.shape or []):
+            if name and value.known is None and 0 in [dim for dim in value.shape or [] if isinstance(dim, int)]:
                 self._refuse(context, f"'{name}' has no elements: there is nothing to compute")
                 return
             if name:
@@ -223,8 +224,9 @@ class GraphWalker:
         outer, opsets = self.values, self.opsets
         given = [*context.inputs, *[None] * (len(body.input) - len(context.inputs))]
         absent = {name for name, value in zip(body.input, given, strict=True) if value is None}
-        self.values = {name: value for name, value in zip(body.input, given, strict=True) if value is not None}
-        self.opsets = {**opsets, **{("" if o.domain == "ai.onnx" else o.domain): o.version for o in body.opset_import}}
+        self.values = {name: v for name, v in zip(body.input, given, strict=True) if v is not None}
+        imports = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in body.opset_import}
+        self.opsets = {**opsets, **imports}
         try:
             for inner in folding.bind_attributes(body, context.node):
                 inner.name = context.label

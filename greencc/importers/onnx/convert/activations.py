@@ -78,7 +78,7 @@ def leaky_relu(ctx: NodeContext) -> relax.Expr:
 
 
 def prelu(ctx: NodeContext) -> relax.Expr:
-    """PRelu: x, or slope x below zero; before opset 7 a slope per channel stands without its trailing axes."""
+    """PRelu: x, or slope x below zero; before opset 7 a slope per channel lacks its trailing axes."""
     x, slope = ctx.tensor(0), ctx.tensor(1)
     if ctx.opset < 7 and ctx.rank(1) == 1 and ctx.rank(0) > 2:
         shape = [as_expr(dim) for dim in ctx.shape(1)] + [as_expr(1)] * (ctx.rank(0) - 2)

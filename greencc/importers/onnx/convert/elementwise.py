@@ -60,7 +60,7 @@ def variadic(function: Binary) -> Converter:
 
 
 def extreme(name: str, function: Binary) -> Converter:
-    """Max, Min: floats by a kernel that passes NaN on whichever operand holds it, integers by Relax's operator."""
+    """Max, Min: floats by a kernel that passes NaN on from either operand, integers by Relax's operator."""
 
     def convert(ctx: NodeContext) -> relax.Expr | Value:
         if ctx.value(0).dtype not in FLOATS:
@@ -147,7 +147,7 @@ def where(ctx: NodeContext) -> relax.Expr:
 
 
 def clip(ctx: NodeContext) -> relax.Expr | Value:
-    """Clip: bounds are attributes (before opset 11) or optional inputs; where they cross, the upper one wins."""
+    """Clip: bounds are attributes (before opset 11) or optional inputs; where they cross, the upper wins."""
     bounds: list[float | int | None] = [None, None]
     for side, name in enumerate(("min", "max")):
         if ctx.opset < 11:

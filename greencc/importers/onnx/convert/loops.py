@@ -83,7 +83,7 @@ def scan(ctx: NodeContext) -> list[relax.Expr | Value]:
 
 
 def run_body(ctx: NodeContext, body: onnx.GraphProto, inputs: list[Value]) -> list[Value]:
-    """Convert a nested graph in place, its inputs bound to `inputs`; values of the outer graph stay visible."""
+    """Convert a nested graph in place, its inputs bound to `inputs`; outer values stay visible."""
     walker = ctx.walker
     outer, graph = walker.values, walker.graph
     bound = {

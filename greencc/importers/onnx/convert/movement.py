@@ -21,7 +21,7 @@ def product(dims: list[Dim]) -> Dim:
 
 
 def axes_of(ctx: NodeContext, position: int, since: int) -> list[int] | None:
-    """Axes from input `position` (opset `since` and on) or the attribute `axes`; None when neither is given."""
+    """Axes from input `position` (opset `since` and on) or the attribute `axes`; None without either."""
     if ctx.opset >= since:
         return ctx.ints(position) if ctx.has(position) else None
     axes = ctx.attr("axes")
@@ -42,7 +42,7 @@ def reshaped(ctx: NodeContext, tensor: relax.Expr, shape: list[Dim]) -> relax.Ex
 
 
 def reshape(ctx: NodeContext) -> relax.Expr | Value:
-    """Reshape; 0 copies a dimension (unless allowzero), -1 is inferred, symbolic sizes come as expressions."""
+    """Reshape; 0 copies a dimension (unless allowzero), -1 is inferred, symbolic sizes are expressions."""
     source = ctx.shape(0)
     wanted = ctx.dims(1) if ctx.opset >= 5 else [int(dim) for dim in ctx.attr("shape")]
     copy_zero = not ctx.attr("allowzero", 0)
@@ -140,10 +140,8 @@ def split(ctx: NodeContext) -> list[relax.Expr]:
     axis = ctx.axis("axis", 0)
     length = ctx.shape(0)[axis]
     sizes: list[Dim]
-    if ctx.opset >= 13:
-        given = ctx.dims(1) if ctx.has(1) else None
-    else:
-        given = ctx.attr("split")
+    from_input = ctx.dims(1) if ctx.opset >= 13 and ctx.has(1) else None
+    given = from_input if ctx.opset >= 13 else ctx.attr("split")
     sizes = (
         list(given)
         if given is not None
@@ -265,7 +263,7 @@ def eye_like(ctx: NodeContext) -> relax.Expr:
 
 
 def arange(ctx: NodeContext) -> relax.Expr:
-    """Range of integers whose bounds follow from shapes; ones that depend on data have no shape to speak of."""
+    """Range of integers whose bounds follow from shapes; others have a shape that depends on data."""
     if not all(ctx.value(index).dtype.startswith("int") for index in range(3)):
         raise ctx.refuse("its length depends on data")
     start, limit, delta = (ctx.dims(index)[0] for index in range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 from tvm import relax
 
 from greencc.importers.onnx.context import Converter, NodeContext
@@ -31,10 +32,8 @@ def _axis_and_block(ctx: NodeContext) -> tuple[int, int]:
 
 def quantize(ctx: NodeContext) -> relax.Expr:
     """QuantizeLinear to an 8 or 16 bit integer."""
-    if ctx.has(2):
-        dtype = ctx.value(2).dtype
-    else:
-        dtype = checked_type(ctx, ctx.attr("output_dtype", 0) or 2)
+    stated = ctx.attr("output_dtype", 0) or onnx.TensorProto.UINT8
+    dtype = ctx.value(2).dtype if ctx.has(2) else checked_type(ctx, stated)
     if dtype not in _NARROW:
         raise ctx.refuse(f"quantisation to {dtype} is not supported")
     axis, block = _axis_and_block(ctx)

@@ -1,4 +1,4 @@
-"""Sequences and optionals that are resolved while importing: a value's parts are known, no list exists at run time."""
+"""Sequences and optionals that are resolved while importing: no list exists at run time."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def concat(ctx: NodeContext) -> relax.Expr | Value:
 
 
 def split(ctx: NodeContext) -> Value:
-    """SplitToSequence: single slices (the axis dropped unless keepdims), equal parts, or parts of given sizes."""
+    """SplitToSequence: single slices (the axis dropped unless keepdims), equal parts, or given sizes."""
     axis = ctx.axis("axis", 0)
     shape = ctx.shape(0)
     whole = shape[axis]

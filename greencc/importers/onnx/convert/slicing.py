@@ -27,7 +27,7 @@ def larger(a: Dim, b: Dim) -> Dim:
 
 
 def bounds_of(ctx: NodeContext, start: Dim, end: Dim, step: int, size: Dim) -> tuple[Dim, Dim]:
-    """(first index, number of elements) of a slice of an axis, with ONNX's clamping of bounds that are out of range."""
+    """(first index, number of elements) of a slice of an axis, with ONNX's clamping of bounds."""
     first, last = _position(ctx, start, size), _position(ctx, end, size)
     if step > 0:
         first = larger(smaller(first, size), 0)
