@@ -81,7 +81,7 @@ def schedule(module: tvm.IRModule, target: Target) -> dict[str, Scheduled]:
         for rule in rules:
             try:
                 outcome = rule.apply(func, constants.get(name, frozenset()))
-            except s_tir.ScheduleError as error:  # an imperative kernel has no blocks that a rule could take apart
+            except s_tir.ScheduleError as error:  # an imperative kernel has no blocks to take apart
                 outcome = Declined(str(error).strip().splitlines()[-1])
             if isinstance(outcome, Scheduled):
                 result[name] = outcome
