@@ -312,7 +312,7 @@ def symbols_of(expr: relax.Expr | relax.Type) -> Iterator[tirx.Var]:
     elif isinstance(expr, relax.ShapeExpr):
         yield from symbols_of(relax.ShapeType(list(expr.values)))
     elif isinstance(expr.ty, ir.PrimType):
-        yield from symbols_of(relax.ShapeType([expr]))
+        yield from tirx.analysis.undefined_vars(tirx.Evaluate(expr))
     elif isinstance(expr, (relax.Call, relax.Tuple)):
         yield from (s for use in operands(expr) for s in symbols_of(use))
 

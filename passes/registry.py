@@ -14,6 +14,7 @@ from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.fuse_attention import FuseAttention
 from greencc.passes.fuse_gelu import FuseGelu
 from greencc.passes.fuse_layer_norm import FuseLayerNorm
+from greencc.passes.fuse_parallel_matmul import FuseParallelMatmul
 from greencc.passes.fuse_rms_norm import FuseRmsNorm
 from greencc.passes.fuse_rotary import FuseRotary
 from greencc.passes.fuse_silu import FuseSilu
@@ -26,6 +27,7 @@ PASSES: dict[str, type[Pass]] = {
     ElideActivations.name: ElideActivations,
     FuseAttention.name: FuseAttention,
     FuseRotary.name: FuseRotary,
+    FuseParallelMatmul.name: FuseParallelMatmul,
     FuseLayerNorm.name: FuseLayerNorm,
     FuseRmsNorm.name: FuseRmsNorm,
     FuseGelu.name: FuseGelu,
@@ -48,6 +50,7 @@ def default_pipeline() -> tuple[Pass, ...]:
         FuseSilu(),
         FuseRotary(),
         FuseAttention(),  # after rotary, which moves the transpose behind itself, where attention absorbs it
+        FuseParallelMatmul(),  # after attention, which alone makes it pay: it reads merged columns in place
         # Phase 3, elide: after fusion, so that an activation inside a fused form is not taken apart.
         ElideActivations(),
         # Phase 4, sweep: what fusing and eliding left without users, or made equal to something else.
