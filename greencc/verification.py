@@ -106,7 +106,7 @@ def run_library(
         path.write_bytes(library)
         machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
         machine["vm_initialization"](1, 0, 2)
-        arguments = [tensor(np.ascontiguousarray(array)) for array in (*inputs, *weights.values())]
+        arguments = [tensor(np.asarray(array, order="C")) for array in (*inputs, *weights.values())]
         return [np.from_dlpack(output).copy() for output in machine["main"](*arguments)]
 
 

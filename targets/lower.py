@@ -41,7 +41,8 @@ class Lowered:
 
 def lower(module: tvm.IRModule, target: Target) -> Lowered:
     """Lower `module` for `target`."""
-    module, labels = label_values(module)
+    # Fusion drops what nothing uses; so that calls and their origins stay in step, it goes first.
+    module, labels = label_values(relax.transform.DeadCodeElimination(["main"])(module))
     module = restore_labels(target.legalize(module), labels)
     module, origins = fuse(module)
     scheduled = schedule(module, target)
@@ -56,12 +57,17 @@ def lower(module: tvm.IRModule, target: Target) -> Lowered:
 def fuse(module: tvm.IRModule) -> tuple[tvm.IRModule, list[tuple[str, ...]]]:
     """Fuse elementwise operators into their producers and consumers, one PrimFunc per group.
 
-    Also returns the source nodes of every kernel call, in the order of `kernel_calls`.
+    Also returns the source nodes of every kernel call, in the order of `kernel_calls`. A reshape that fused with
+    nothing is no kernel any more but another view of its operand.
     """
     annotated = relax.transform.AnnotateTIROpPattern()(module)
     grouped = relax.transform.FuseOps()(annotated)
     origins = trace_origins(annotated, grouped)
-    return relax.transform.FuseTIR()(grouped), origins
+    fused = relax.transform.FuseTIR()(grouped)
+    viewed = relax.transform.RewriteDataflowReshape()(fused)
+    launched = {call.args[0].name_hint for call in kernel_calls(viewed)}
+    calls = zip(kernel_calls(fused), origins, strict=True)
+    return viewed, [nodes for call, nodes in calls if call.args[0].name_hint in launched]
 
 
 def schedule(module: tvm.IRModule, target: Target) -> dict[str, Scheduled]:

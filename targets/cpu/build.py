@@ -20,7 +20,6 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
     register_math()
     pipeline = tvm.transform.Sequential(
         [
-            relax.transform.RewriteDataflowReshape(),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),

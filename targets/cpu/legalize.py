@@ -11,8 +11,6 @@ from typing import TypeAlias
 
 import tvm
 from tvm import relax, te, tirx, topi
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script import builder as T
 
 from greencc.ir import dtype_of
 from greencc.kernels.base import legalize as legalize_kernel
@@ -20,7 +18,6 @@ from greencc.kernels.reductions import lower_extreme, lower_position
 from greencc.ops import ATTENTION, KERNEL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
 from greencc.targets.cpu.schedules.attention import attention_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
-from greencc.targets.tir import i64
 
 Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -53,23 +50,18 @@ def _attention(builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget)
 
 
 def _shape_to_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """A kernel without inputs; the symbolic sizes reach it as scalar arguments."""
-    dims = list(call.args[0].ty.values)
-    symbols: list[tirx.Var] = []
-    for dim in dims:
-        for var in tirx.analysis.undefined_vars(tirx.Evaluate(dim)):
-            if not any(var.same_as(seen) for seen in symbols):
-                symbols.append(var)
-    with IRBuilder() as ib:
-        with T.prim_func(s_tir=True):
-            for symbol in symbols:
-                T.arg(symbol.name, symbol)
-            result = T.arg("out", T.buffer((i64(len(dims)),), "int64"))
-            T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-shape"})
-            for index, dim in enumerate(dims):
-                T.buffer_store(result, dim, [i64(index)])
-    gv = builder.add_func(ib.get().without_attr("global_symbol"), "shape_to_tensor")
-    return relax.call_tir(gv, symbols, call.ty)
+    """The symbolic sizes reach the kernel as scalar arguments."""
+
+    def compute(sizes: list[tirx.Expr]) -> te.Tensor:
+        def at(index: tirx.Var) -> tirx.Expr:
+            value = tirx.const(0, "int64")
+            for position, size in enumerate(sizes):
+                value = tirx.Select(index.equal(position), size, value)
+            return value
+
+        return te.compute((len(sizes),), at, name="sizes")
+
+    return builder.call_te(compute, call.args[0], primfunc_name_hint="shape_to_tensor")
 
 
 def _gelu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -40,7 +40,7 @@ def attention_kernel(
     attrs: AttentionAttrs, args: list[relax.TensorType], out: relax.TensorType, target: CpuTarget
 ) -> tirx.PrimFunc:
     """The kernel for operands q [B, S, Cq], k [B, T, Ck], v [B, T, Cv], mask (rank 4) or none, out [B, S, H*Dv]."""
-    shapes = [list(ty.shape.values) for ty in args]
+    *shapes, result_shape = _with_own_symbols([list(ty.shape.values) for ty in (*args, out)])
     batch, rows = shapes[0][0], shapes[0][1]
     with IRBuilder() as ib:
         with T.prim_func(s_tir=True):
@@ -48,7 +48,7 @@ def attention_kernel(
             operands = [
                 T.arg(name, T.buffer(tuple(shape), "float32")) for name, shape in zip(names, shapes, strict=False)
             ]
-            result = T.arg("out", T.buffer(tuple(out.shape.values), "float32"))
+            result = T.arg("out", T.buffer(tuple(result_shape), "float32"))
             T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-attention"})
             emitter = _Attention(attrs, shapes, target)
             blocks = tirx.ceildiv(rows, i64(TASK_ROWS))
@@ -61,6 +61,18 @@ def attention_kernel(
                 mask = operands[3] if len(operands) > 3 else None
                 emitter.task(_Buffers(*operands[:3], mask, result, keys, scores), element, head, block)
     return ib.get()
+
+
+def _with_own_symbols(shapes: list[list[tirx.Expr]]) -> list[list[tirx.Expr]]:
+    """Shapes in variables of the kernel's own: a buffer can define `n`, but not solve `n // 2` for `n`."""
+    symbols: dict[str, tirx.Expr] = {}
+
+    def own(dim: tirx.Expr) -> tirx.Expr:
+        if isinstance(dim, tirx.IntImm):
+            return dim
+        return symbols.setdefault(str(dim), tirx.Var(f"n{len(symbols)}", "int64"))
+
+    return [[own(dim) for dim in shape] for shape in shapes]
 
 
 class _Attention:
