@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm import te, tirx
 
 from greencc.kernels.base import Kernel
-from greencc.kernels.shapes import compute
+from greencc.kernels.shapes import compute, element_type
 
 
 def weighted_take(
@@ -58,9 +58,9 @@ def resize_axis(
         if mode == "nearest":
             return at(tirx.Cast("int64", _ROUNDING[rounding](where)))
         low = tirx.floor(where)
-        weight = tirx.Cast(data.dtype, where - low)
+        weight = tirx.Cast(element_type(data), where - low)
         first = tirx.Cast("int64", low)
-        return at(first) * (tirx.const(1, data.dtype) - weight) + at(first + 1) * weight
+        return at(first) * (tirx.const(1, element_type(data)) - weight) + at(first + 1) * weight
 
     return compute(shape, element, "resize_axis")
 

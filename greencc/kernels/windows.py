@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tvm import te, tirx
 
 from greencc.kernels.base import Kernel
-from greencc.kernels.shapes import compute
+from greencc.kernels.shapes import compute, element_type
 
 
 def pad_spatial(data: te.Tensor, *, dims: Sequence[tirx.Expr]) -> te.Tensor:
@@ -21,7 +21,7 @@ def pad_spatial(data: te.Tensor, *, dims: Sequence[tirx.Expr]) -> te.Tensor:
 
     def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
         own = [at - begin for at, begin in zip(index[2:], dims[:count], strict=True)]
-        return _guarded(data, [*index[:2], *own], tirx.const(0, data.dtype))
+        return _guarded(data, [*index[:2], *own], tirx.const(0, element_type(data)))
 
     return compute([*data.shape[:2], *sizes], element, "pad_spatial")
 
@@ -65,7 +65,7 @@ def conv_transpose(
                 if stride > 1
             ]
             weight = filters(source, column, *taps)
-        value = _guarded(data, [index[0], source, *own], tirx.const(0, data.dtype), conditions)
+        value = _guarded(data, [index[0], source, *own], tirx.const(0, element_type(data)), conditions)
         return te.sum(value * weight, axis=[channel, *taps])
 
     return compute([data.shape[0], out_per_group * groups, *dims[:count]], element, "conv_transpose")
@@ -104,13 +104,15 @@ def pool(
         ]
 
     if kind == "max":
-        lowest = tirx.min_value(data.dtype) if not data.dtype.startswith("float") else -_infinity(data.dtype)
+        lowest = _lowest(data)
+        # te.max starts from the lowest finite number instead.
+        largest = te.comm_reducer(lambda a, b: tirx.max(a, b), lambda _: lowest, name="largest")
         return compute(
             shape,
-            lambda index: te.max(_guarded(data, [*index[:2], *own(index)], lowest), axis=taps),
+            lambda index: largest(_guarded(data, [*index[:2], *own(index)], lowest), axis=taps),
             "max_pool",
         )
-    zero = tirx.const(0, data.dtype)
+    zero = tirx.const(0, element_type(data))
 
     def summand(index: Sequence[tirx.Expr]) -> tirx.Expr:
         value = _guarded(data, [*index[:2], *own(index)], zero)
@@ -118,7 +120,7 @@ def pool(
             return value
         if power == 2:
             return value * value
-        return tirx.abs(value) if power == 1 else tirx.power(tirx.abs(value), tirx.const(power, data.dtype))
+        return tirx.abs(value) if power == 1 else tirx.power(tirx.abs(value), tirx.const(power, element_type(data)))
 
     total = compute(shape, lambda index: te.sum(summand(index), axis=taps), f"{kind}_pool_sum")
 
@@ -130,7 +132,7 @@ def pool(
                 if power == 1
                 else tirx.sqrt(value)
                 if power == 2
-                else tirx.power(value, tirx.const(1.0 / power, data.dtype))
+                else tirx.power(value, tirx.const(1.0 / power, element_type(data)))
             )
         hits: tirx.Expr = tirx.IntImm("int64", 1)
         for axis in range(count):
@@ -138,7 +140,7 @@ def pool(
             low, high = (-begin[axis], size + end[axis]) if count_padding else (tirx.IntImm("int64", 0), size)
             start = index[2 + axis] * strides[axis] - begin[axis]
             hits = hits * _hits(start, low, high, kernel[axis], dilations[axis])
-        return value / tirx.Cast(data.dtype, hits)
+        return value / tirx.Cast(element_type(data), hits)
 
     return compute(shape, finish, f"{kind}_pool")
 
@@ -157,7 +159,7 @@ def max_pool_with_indices(
     begin = dims[count : 2 * count]
     taps = [te.reduce_axis((0, size), name=f"tap{i}") for i, size in enumerate(kernel)]
     shape = [*data.shape[:2], *dims[:count]]
-    lowest = tirx.min_value(data.dtype) if not data.dtype.startswith("float") else -_infinity(data.dtype)
+    lowest = _lowest(data)
     sizes = data.shape[2:]
 
     def combine(a: Sequence[tirx.Expr], b: Sequence[tirx.Expr]) -> tuple[tirx.Expr, tirx.Expr]:
@@ -193,7 +195,7 @@ def channel_window_squares(data: te.Tensor, *, dims: Sequence[tirx.Expr], size: 
     def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
         channel = index[1] + tap - (size - 1) // 2
         inside = tirx.all(channel >= 0, channel < data.shape[1])
-        value = tirx.if_then_else(inside, data(index[0], channel, *index[2:]), tirx.const(0, data.dtype))
+        value = tirx.if_then_else(inside, data(index[0], channel, *index[2:]), tirx.const(0, element_type(data)))
         return te.sum(value * value, axis=tap)
 
     return compute(data.shape, element, "channel_window_squares")
@@ -219,8 +221,9 @@ def _hits(start: tirx.Expr, low: tirx.Expr, high: tirx.Expr, taps: int, dilation
     return last - first
 
 
-def _infinity(dtype: str) -> tirx.Expr:
-    return tirx.const(float("inf"), dtype)
+def _lowest(data: te.Tensor) -> tirx.Expr:
+    dtype = element_type(data)
+    return tirx.const(float("-inf"), dtype) if "float" in dtype else tirx.min_value(dtype)
 
 
 KERNELS: dict[str, Kernel] = {

@@ -133,7 +133,7 @@ def _equal_under(a: Dim, b: Dim, symbol: tirx.Var, limit: int) -> bool:
 
 def _asserted(walker: GraphWalker, arg: relax.Expr, shape: list[Dim]) -> relax.Expr:
     own = shape_of(arg.ty)
-    assert own is not None  # noqa: S101 - the callers have looked
+    assert own is not None
     if all(_plainly_equal(as_dim(a), b) for a, b in zip(own, shape, strict=True)):
         return arg
     return walker.emit_cast(arg, relax.TensorType(shape, arg.ty.dtype))

@@ -136,6 +136,12 @@ class GraphWalker:
         self._bindings.append(relax.VarBinding(var, value))
         return var
 
+    def emit_typed(self, expr: relax.Expr, ty: relax.Type, hint: str = "v") -> relax.Var:
+        """Bind an expression whose type is known better than inference would find (an If loses symbolic sizes)."""
+        var = relax.Var(hint, ty)
+        self._bindings.append(relax.VarBinding(var, expr))
+        return var
+
     def emit_cast(self, expr: relax.Expr, ty: relax.Type, hint: str = "v") -> relax.Var:
         """Assert at run time that `expr` has the type `ty` (which shape inference couldn't prove)."""
         var = relax.Var(hint, ty)

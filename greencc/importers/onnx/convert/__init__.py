@@ -7,11 +7,40 @@ A converter covers every opset version of its operator and branches on `ctx.opse
 from __future__ import annotations
 
 from greencc.importers.onnx.context import Converter
-from greencc.importers.onnx.convert import control, elementwise, linear, movement
+from greencc.importers.onnx.convert import (
+    activations,
+    control,
+    convolution,
+    elementwise,
+    gathering,
+    linear,
+    loops,
+    movement,
+    normalization,
+    pooling,
+    quantize,
+    reductions,
+    resize,
+    sequence,
+    slicing,
+    softmax,
+)
 
 CONVERTERS: dict[tuple[str, str], Converter] = {
-    **elementwise.CONVERTERS,
-    **linear.CONVERTERS,
-    **movement.CONVERTERS,
+    **activations.CONVERTERS,
     **control.CONVERTERS,
+    **convolution.CONVERTERS,
+    **elementwise.CONVERTERS,
+    **gathering.CONVERTERS,
+    **linear.CONVERTERS,
+    **loops.CONVERTERS,
+    **movement.CONVERTERS,
+    **normalization.CONVERTERS,
+    **pooling.CONVERTERS,
+    **quantize.CONVERTERS,
+    **reductions.CONVERTERS,
+    **resize.CONVERTERS,
+    **sequence.CONVERTERS,
+    **slicing.CONVERTERS,
+    **softmax.CONVERTERS,
 }

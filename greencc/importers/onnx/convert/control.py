@@ -31,7 +31,7 @@ def if_(ctx: NodeContext) -> list[relax.Expr | Value]:
     if condition.rank:
         test = ctx.emit(relax.op.reshape(test, ()))
     call = relax.If(test, relax.Call(then_fn, [*args, *shape_args]), relax.Call(else_fn, [*args, *shape_args]))
-    result = ctx.emit(call)
+    result = ctx.walker.emit_typed(call, relax.TupleType(then_types))
     return [ctx.emit(relax.TupleGetItem(result, index)) for index in range(len(then_types))]
 
 

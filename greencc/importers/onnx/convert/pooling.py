@@ -24,8 +24,7 @@ def max_pool(ctx: NodeContext) -> Result:
         )
         pair = ctx.emit(call)
         return [ctx.emit(relax.TupleGetItem(pair, index)) for index in range(2)]
-    if _is_plain(ctx, window):
-        return relax.op.nn.max_pool2d(ctx.tensor(0), window.kernel, window.strides, window.static_pads)
+    # relax.nn.max_pool2d starts from the lowest finite number, which is wrong for a window of -inf.
     return _kernel("pool", ctx, window, outputs, kind="max")
 
 
@@ -101,7 +100,7 @@ def _kernel_shape(ctx: NodeContext, spatial: int) -> list[int]:
 
 
 def _is_plain(ctx: NodeContext, window: Window) -> bool:
-    """Whether Relax's own 2-D pools mean the same: no rounding up, no dilation, static pads, floating point."""
+    """Whether Relax's own 2-D pool means the same: no rounding up, no dilation, static pads, floating point."""
     return (
         len(window.kernel) == 2
         and not ctx.attr("ceil_mode", 0)
