@@ -82,9 +82,11 @@ def same_type(a: relax.Type, b: relax.Type) -> bool:
     """Whether two types are equal, symbolic dimensions compared as expressions."""
     if isinstance(a, relax.TensorType) and isinstance(b, relax.TensorType):
         shape_a, shape_b = shape_of(a), shape_of(b)
-        if str(a.dtype) != str(b.dtype) or (shape_a is None) != (shape_b is None):
+        if str(a.dtype) != str(b.dtype):
             return False
-        return shape_a is None or same_shape(shape_a, shape_b)
+        if shape_a is None or shape_b is None:
+            return shape_a is None and shape_b is None
+        return same_shape(shape_a, shape_b)
     return bool(tvm_ffi.structural_equal(a, b))
 
 

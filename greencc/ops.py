@@ -53,9 +53,19 @@ class AttentionAttrs:
     @staticmethod
     def of(call: relax.Call) -> AttentionAttrs:
         """The attributes of an attention call, as Python values."""
-        attrs = {field: call.attrs[field] for field in AttentionAttrs.__dataclass_fields__}
-        kinds = {"scale": float, "causal": bool, "nan_to_zero": bool}
-        return AttentionAttrs(**{name: kinds.get(name, int)(value) for name, value in attrs.items()})
+        attrs = call.attrs
+        return AttentionAttrs(
+            heads=int(attrs["heads"]),
+            kv_heads=int(attrs["kv_heads"]),
+            head_dim=int(attrs["head_dim"]),
+            value_dim=int(attrs["value_dim"]),
+            q_offset=int(attrs["q_offset"]),
+            k_offset=int(attrs["k_offset"]),
+            v_offset=int(attrs["v_offset"]),
+            scale=float(attrs["scale"]),
+            causal=bool(attrs["causal"]),
+            nan_to_zero=bool(attrs["nan_to_zero"]),
+        )
 
 
 def attention(
@@ -65,7 +75,8 @@ def attention(
 
     Args:
         q: [B, S, Cq] float32; head h occupies columns q_offset + h * head_dim and on.
-        k: [B, T, Ck], v: [B, T, Cv], like q with kv_heads heads.
+        k: [B, T, Ck], like q with kv_heads heads.
+        v: [B, T, Cv], kv_heads heads of value_dim columns from v_offset on.
         mask: float32 added to the scores, broadcastable to [B, heads, S, T] (rank 4), or None.
         attrs: see AttentionAttrs.
 

@@ -197,6 +197,8 @@ def mask_name(c: Candidate) -> str | None:
 def softmax_over_keys(c: Candidate) -> bool:
     """Condition 2."""
     call = c.graph.call(c.captures["softmax"])
+    if call is None:
+        return False
     rank = len(shape_of(call.args[0].ty) or ())
     return bool(int(call.attrs.axis) % rank == rank - 1)
 

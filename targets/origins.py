@@ -6,6 +6,8 @@ groups that fusion forms tell which nodes share a kernel.
 
 from __future__ import annotations
 
+import functools
+
 import tvm
 from tvm import ir, relax
 
@@ -53,8 +55,12 @@ def restore_labels(module: tvm.IRModule, labels: dict[str, str]) -> tvm.IRModule
             following = labels.get(binding.var.name, following)
             if following is not None and isinstance(binding.value, relax.Call):
                 nodes[binding.value] = following
-        result.update_func(gv, rebuild_function(function, lambda value, n=nodes: with_span(value, n.get(value))))
+        result.update_func(gv, rebuild_function(function, functools.partial(_relabel, nodes)))
     return result
+
+
+def _relabel(nodes: dict[relax.Expr, str], value: relax.Expr) -> relax.Expr:
+    return with_span(value, nodes.get(value))
 
 
 def trace_origins(before: tvm.IRModule, after: tvm.IRModule) -> list[tuple[str, ...]]:
@@ -99,8 +105,8 @@ class _Replay:
         found: list[tuple[str, ...]] = []
         for binding in bindings_of(function):
             value = binding.value
-            if isinstance(value, relax.Call) and isinstance(value.op, ir.GlobalVar) and value.op.name_hint in self._groups:
-                group = self._groups[value.op.name_hint]
+            group = self._group(value)
+            if group is not None:
                 inner = {p: self._identity(a, known) for p, a in zip(group.params, value.args, strict=True)}
                 nodes, inner = self._walk(group, inner)
                 found.append(tuple(dict.fromkeys(node for names in nodes for node in names)))
@@ -116,6 +122,12 @@ class _Replay:
             known[binding.var] = identity
             found.append((node,) if node else ())
         return found, known
+
+    def _group(self, value: relax.Expr) -> relax.Function | None:
+        """The group of kernels that a call stands for, or None for anything else."""
+        if isinstance(value, relax.Call) and isinstance(value.op, ir.GlobalVar):
+            return self._groups.get(value.op.name_hint)
+        return None
 
     def _key(self, value: relax.Expr, known: dict[relax.Var, object]) -> tuple[object, ...] | None:
         """What a kernel call computes: the kernel and its operands. None for anything else."""

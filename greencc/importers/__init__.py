@@ -36,4 +36,4 @@ def import_model(
         from greencc.importers.onnx import import_onnx
 
         return import_onnx(model, shapes=shapes, dynamic=dynamic)
-    raise ModelError(f"{model}: unknown format '{model.suffix}'; greencc reads .onnx files and Hugging Face directories")
+    raise ModelError(f"{model}: unknown format '{model.suffix}'; greencc reads .onnx and Hugging Face directories")

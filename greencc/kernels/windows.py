@@ -182,7 +182,10 @@ def max_pool_with_indices(
         for size in sizes:
             plane = plane * size
         where = tirx.if_then_else(inside, tirx.Cast("int64", plane + flat), tirx.const(-1, "int64"))
-        return reducer((where, _guarded(data, [*index[:2], *own], lowest)), axis=taps)
+        result: tuple[tirx.Expr, tirx.Expr] = reducer(
+            (where, _guarded(data, [*index[:2], *own], lowest)), axis=taps
+        )
+        return result
 
     position, value = te.compute(tuple(shape), element, name="max_pool_with_indices")
     return [value, position]

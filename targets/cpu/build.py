@@ -32,7 +32,7 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    executable = tvm.relax.build(module, target.tvm(), relax_pipeline=pipeline)
+    executable = tvm.relax.build(module, target.llvm_target(), relax_pipeline=pipeline)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "code.so"
         executable.export_library(str(library))

@@ -59,9 +59,9 @@ class CpuTarget:
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in a vector register."""
-        return self.vector_bits // tvm.DataType(dtype).bits
+        return self.vector_bits // int(tvm.DataType(dtype).bits)
 
-    def tvm(self) -> tvm.target.Target:
+    def llvm_target(self) -> tvm.target.Target:
         """The same target for TVM."""
         return tvm.target.Target(
             {

@@ -85,7 +85,7 @@ def tensor_array(path: Path, tensor: onnx.TensorProto) -> np.ndarray:
 
 def node_label(node: onnx.NodeProto) -> str:
     """The name by which greencc speaks of a node: its own, or its first output's."""
-    return node.name or next((name for name in node.output if name), node.op_type)
+    return str(node.name or next((name for name in node.output if name), node.op_type))
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

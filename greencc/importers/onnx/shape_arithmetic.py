@@ -51,7 +51,7 @@ def carry(context: NodeContext) -> list[Value] | None:
 
 def materialize(walker: GraphWalker, value: Value, node: str) -> relax.Expr:
     """A tensor with the symbolic integers of `value`: [elements] computed from the input shapes at run time."""
-    assert value.known is not None  # noqa: S101 - the caller has checked
+    assert value.known is not None
     flat = value.known.reshape(-1).tolist()
     tensor: relax.Expr = walker.emit(shape_to_tensor([as_expr(as_dim(item)) for item in flat]), node, "dims")
     if value.known.shape != (len(flat),):

@@ -85,7 +85,8 @@ def exp(x: tirx.Expr) -> tirx.Expr:
     def scaled(n: tirx.Expr, y: tirx.Expr) -> tirx.Expr:
         # 2^n in two factors, so that results below the smallest normal number are still right.
         whole = tirx.Cast(_type(x, "int32"), n)
-        return _let("i", whole, lambda i: _let("h", i >> _splat(1, x, "int32"), lambda h: (y * _power(h)) * _power(i - h)))
+        half = _splat(1, x, "int32")
+        return _let("i", whole, lambda i: _let("h", i >> half, lambda h: (y * _power(h)) * _power(i - h)))
 
     def _power(k: tirx.Expr) -> tirx.Expr:
         bits = (k + _splat(127, x, "int32")) << _splat(23, x, "int32")
@@ -118,7 +119,7 @@ def exp(x: tirx.Expr) -> tirx.Expr:
 
 
 def tanh(x: tirx.Expr) -> tirx.Expr:
-    """tanh for a float32 scalar or vector; tiny inputs return themselves, NaN stays NaN."""
+    """Tanh for a float32 scalar or vector; tiny inputs return themselves, NaN stays NaN."""
 
     def inside(c: tirx.Expr) -> tirx.Expr:
         return _let("s", c * c, lambda s: c * _horner(_TANH_P, s) / _horner(_TANH_Q, s))

@@ -42,24 +42,24 @@ def attention_kernel(
     """The kernel for operands q [B, S, Cq], k [B, T, Ck], v [B, T, Cv], mask (rank 4) or none, out [B, S, H*Dv]."""
     *shapes, result_shape = _with_own_symbols([list(ty.shape.values) for ty in (*args, out)])
     batch, rows = shapes[0][0], shapes[0][1]
-    with IRBuilder() as ib:
-        with T.prim_func(s_tir=True):
-            names = ["q", "k", "v", "mask"]
-            operands = [
-                T.arg(name, T.buffer(tuple(shape), "float32")) for name, shape in zip(names, shapes, strict=False)
-            ]
-            result = T.arg("out", T.buffer(tuple(result_shape), "float32"))
-            T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-attention"})
-            emitter = _Attention(attrs, shapes, target)
-            blocks = tirx.ceildiv(rows, i64(TASK_ROWS))
-            with T.parallel(i64(0), batch * i64(attrs.heads) * blocks) as task:
-                block = tirx.floormod(task, blocks)
-                head = tirx.floormod(tirx.floordiv(task, blocks), i64(attrs.heads))
-                element = tirx.floordiv(task, blocks * i64(attrs.heads))
-                keys = T.alloc_buffer((emitter.panels, i64(attrs.head_dim), i64(emitter.width)), "float32")
-                scores = T.alloc_buffer((i64(TILE_ROWS), emitter.padded), "float32")
-                mask = operands[3] if len(operands) > 3 else None
-                emitter.task(_Buffers(*operands[:3], mask, result, keys, scores), element, head, block)
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        names = ["q", "k", "v", "mask"]
+        operands = [
+            T.arg(name, T.buffer(tuple(shape), "float32")) for name, shape in zip(names, shapes, strict=False)
+        ]
+        result = T.arg("out", T.buffer(tuple(result_shape), "float32"))
+        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-attention"})
+        emitter = _Attention(attrs, shapes, target)
+        blocks = tirx.ceildiv(rows, i64(TASK_ROWS))
+        with T.parallel(i64(0), batch * i64(attrs.heads) * blocks) as task:
+            block = tirx.floormod(task, blocks)
+            head = tirx.floormod(tirx.floordiv(task, blocks), i64(attrs.heads))
+            element = tirx.floordiv(task, blocks * i64(attrs.heads))
+            keys = T.alloc_buffer((emitter.panels, i64(attrs.head_dim), i64(emitter.width)), "float32")
+            scores = T.alloc_buffer((i64(TILE_ROWS), emitter.padded), "float32")
+            mask = operands[3] if len(operands) > 3 else None
+            q, k, v = operands[:3]
+            emitter.task(_Buffers(q, k, v, mask, result, keys, scores), element, head, block)
     return ib.get()
 
 

@@ -169,40 +169,39 @@ def emit(
     rows = _product(row_dims)
     panels = -(-product.columns // tile.columns)
     count = as_int(rows)
-    with IRBuilder() as ib:
-        with T.prim_func(s_tir=True):
-            buffers: dict[tirx.Var, tirx.Var] = {}
-            for param in func.params:
-                declared = param
-                if layout is not None and param.same_as(product.b):
-                    packed = tuple(map(i64, layout.shape(product.depth, product.columns)))
-                    declared = T.buffer(packed, "float32")
-                buffers[param] = T.arg(param.name, declared)
-            T.func_attr({"tirx.noalias": True})
-            row_tasks = 1 if count is not None and count <= TASK_ROWS else tirx.ceildiv(rows, i64(TASK_ROWS))
-            task_rows = rows if isinstance(row_tasks, int) else i64(TASK_ROWS)
-            # The panel runs fastest, so that neighbouring tasks share rows of A.
-            extents = [*lead, _expr(row_tasks), i64(panels)]
-            total = _product(extents)
-            work = (as_int(total) or 2) * product.depth * tile.columns * (count or TASK_ROWS)
-            loop = T.parallel if work >= MIN_PARALLEL_WORK and as_int(total) != 1 else T.serial
-            with loop(i64(0), total) as task:
-                *batch, block, panel = _unravel(task, extents)
-                emitter = _Tiles(tail, product, tile, layout is not None, buffers, batch, row_dims, rows, panel, panels)
-                first = block * i64(TASK_ROWS)
-                if count is not None and not isinstance(row_tasks, int) and count % TASK_ROWS == 0:
-                    emitter.block(first, TASK_ROWS)
-                elif count is not None and isinstance(row_tasks, int):
-                    emitter.block(i64(0), count)
-                elif count is not None:
-                    with T.If(block < i64(count // TASK_ROWS)):
-                        with T.Then():
-                            emitter.block(first, TASK_ROWS)
-                        with T.Else():
-                            emitter.block(first, count % TASK_ROWS)
-                else:
-                    remaining = tirx.min(task_rows, rows - first)
-                    emitter.symbolic_block(first, remaining)
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        buffers: dict[tirx.Var, tirx.Var] = {}
+        for param in func.params:
+            declared = param
+            if layout is not None and param.same_as(product.b):
+                packed = tuple(map(i64, layout.shape(product.depth, product.columns)))
+                declared = T.buffer(packed, "float32")
+            buffers[param] = T.arg(param.name, declared)
+        T.func_attr({"tirx.noalias": True})
+        row_tasks = 1 if count is not None and count <= TASK_ROWS else tirx.ceildiv(rows, i64(TASK_ROWS))
+        task_rows = rows if isinstance(row_tasks, int) else i64(TASK_ROWS)
+        # The panel runs fastest, so that neighbouring tasks share rows of A.
+        extents = [*lead, _expr(row_tasks), i64(panels)]
+        total = _product(extents)
+        work = (as_int(total) or 2) * product.depth * tile.columns * (count or TASK_ROWS)
+        loop = T.parallel if work >= MIN_PARALLEL_WORK and as_int(total) != 1 else T.serial
+        with loop(i64(0), total) as task:
+            *batch, block, panel = _unravel(task, extents)
+            emitter = _Tiles(tail, product, tile, layout is not None, buffers, batch, row_dims, rows, panel, panels)
+            first = block * i64(TASK_ROWS)
+            if count is not None and not isinstance(row_tasks, int) and count % TASK_ROWS == 0:
+                emitter.block(first, TASK_ROWS)
+            elif count is not None and isinstance(row_tasks, int):
+                emitter.block(i64(0), count)
+            elif count is not None:
+                with T.If(block < i64(count // TASK_ROWS)):
+                    with T.Then():
+                        emitter.block(first, TASK_ROWS)
+                    with T.Else():
+                        emitter.block(first, count % TASK_ROWS)
+            else:
+                remaining = tirx.min(task_rows, rows - first)
+                emitter.symbolic_block(first, remaining)
     result = ib.get()
     return result.with_attr("greencc.rule", "cpu-matmul")
 
@@ -243,9 +242,8 @@ class _Tiles:
         full = tirx.floordiv(count, i64(self.tile.rows))
         with T.serial(i64(0), full) as step:
             self.tile_at(first + step * i64(self.tile.rows), self.tile.rows, None)
-        with T.If(full * i64(self.tile.rows) < count):
-            with T.Then():
-                self.tile_at(first + full * i64(self.tile.rows), self.tile.rows, self.rows)
+        with T.If(full * i64(self.tile.rows) < count), T.Then():
+            self.tile_at(first + full * i64(self.tile.rows), self.tile.rows, self.rows)
 
     def tile_at(self, first: tirx.Expr, rows: int, limit: tirx.Expr | None) -> None:
         """One register tile. With `limit`, rows at or beyond it repeat the last row and aren't stored."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from running import Runner, function, normal, targets
-from tvm import relax, tirx
+from tvm import tirx
 
 from greencc.ops import AttentionAttrs, attention
 from greencc.targets.cpu.target import CpuTarget

@@ -11,7 +11,8 @@ from tvm import relax
 from greencc.targets.cpu.target import CpuTarget
 
 TINY = np.finfo(np.float32).tiny
-SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, TINY, -TINY, 88.72, 88.73, -87.0, -104.5, 1e30, -1e30], np.float32)
+EDGES = [88.72, 88.73, -87.0, -104.5, 1e30, -1e30]
+SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, TINY, -TINY, *EDGES], np.float32)
 REFERENCES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "exp": (np.exp, 2.0),
     "tanh": (np.tanh, 6.0),

@@ -12,9 +12,8 @@ from greencc.importers.onnx.convert.windows import (
     check_sizes,
     larger,
     read_window,
-    simplify,
 )
-from greencc.importers.onnx.values import Dim, as_expr
+from greencc.importers.onnx.values import Dim, as_expr, simplify
 from greencc.ir import constant
 from greencc.kernels import kernel
 

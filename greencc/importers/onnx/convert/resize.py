@@ -89,7 +89,7 @@ def _resize_axis(ctx: NodeContext, data: relax.Expr, axis: Axis, options: Option
 
 def coordinates(axis: Axis, transform: str) -> np.ndarray:
     """Where each output element lies on the input axis. Formulas of the ONNX operator's documentation."""
-    size, out = int(axis.size), int(axis.out)  # type: ignore[arg-type]
+    size, out = int(axis.size), int(axis.out)
     scale = out / size if axis.scale is None else axis.scale
     at = np.arange(out, dtype=np.float64)
     match transform:
@@ -116,11 +116,11 @@ def coordinates(axis: Axis, transform: str) -> np.ndarray:
 
 def tables(axis: Axis, options: Options) -> tuple[np.ndarray, np.ndarray]:
     """(indices, weights) [out, taps]: output i is the sum over taps of weight times the element at the index."""
-    at, size = coordinates(axis, options.transform), int(axis.size)  # type: ignore[arg-type]
+    at, size = coordinates(axis, options.transform), int(axis.size)
     if options.mode == "nearest":
         nearest = _ROUNDING[options.rounding](at)
         return np.clip(nearest, 0, size - 1).astype(np.int64)[:, None], np.ones((len(at), 1))
-    scale = int(axis.out) / size if axis.scale is None else axis.scale  # type: ignore[arg-type]
+    scale = int(axis.out) / size if axis.scale is None else axis.scale
     stretch = min(scale, 1.0) if options.antialias else 1.0
     reach = (2.0 if options.mode == "cubic" else 1.0) / stretch
     count = int(np.ceil(reach)) * 2
@@ -159,7 +159,7 @@ def _extrapolate(
     rank = ctx.rank(0)
     for axis in axes:
         at = coordinates(axis, options.transform)
-        outside = (at < 0) | (at > int(axis.size) - 1)  # type: ignore[arg-type]
+        outside = (at < 0) | (at > int(axis.size) - 1)
         if outside.any():
             mask = constant(outside.reshape([-1 if i == axis.index else 1 for i in range(rank)]))
             data = ctx.emit(relax.op.where(mask, ctx.const(options.extrapolation, dtype), data))
@@ -205,10 +205,11 @@ def _axes(ctx: NodeContext) -> list[Axis]:
     if scales is not None:
         if len(scales) != len(names) or min(scales) <= 0:
             raise ctx.refuse(f"scales {scales} do not fit the axes {names}")
-        outs = [_scaled(shape[name], scale, ends) for name, scale, ends in zip(names, scales, _spans(ctx, region, names), strict=True)]
+        spans = _spans(ctx, region, names)
+        outs = [_scaled(shape[name], scale, ends) for name, scale, ends in zip(names, scales, spans, strict=True)]
         return [
             Axis(name, shape[name], out, scale, ends)
-            for name, out, scale, ends in zip(names, outs, scales, _spans(ctx, region, names), strict=True)
+            for name, out, scale, ends in zip(names, outs, scales, spans, strict=True)
         ]
     if at_sizes is None or not ctx.has(at_sizes):
         raise ctx.refuse("it states neither scales nor sizes")
@@ -220,9 +221,9 @@ def _axes(ctx: NodeContext) -> list[Axis]:
     if policy != "stretch":
         if not all(isinstance(d, int) for d in (*sizes, *(shape[name] for name in names))):
             raise ctx.refuse("keep_aspect_ratio_policy needs static sizes")
-        ratios = [int(size) / int(shape[name]) for size, name in zip(sizes, names, strict=True)]  # type: ignore[arg-type]
+        ratios = [int(size) / int(shape[name]) for size, name in zip(sizes, names, strict=True)]
         stated = min(ratios) if policy == "not_larger" else max(ratios)
-        sizes = [int(np.floor(stated * int(shape[name]) + 0.5)) for name in names]  # type: ignore[arg-type]
+        sizes = [int(np.floor(stated * int(shape[name]) + 0.5)) for name in names]
     return [
         Axis(name, shape[name], size, stated, ends)
         for name, size, ends in zip(names, sizes, _spans(ctx, region, names), strict=True)
