@@ -143,7 +143,8 @@ class RewritePass(Pass, Generic[MatchT]):
                     covered.update(self.inner(match))
                     found.append(self.kind_of(match))
                 else:
-                    node = span_of(value) or var.name
+                    made = graph.value(value.tuple_value) if isinstance(value, relax.TupleGetItem) else value
+                    node = span_of(made) or var.name
                     refused.append(Refusal(self.name, node, failed.number, failed.reason))
             refusals.extend(reversed(refused))
             if matches:

@@ -57,7 +57,7 @@ class Convolution:
         return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
 
     def vector(self, array: np.ndarray | None) -> np.ndarray | None:
-        """A constant as a float64 vector over the channels, or None where it varies otherwise, or is unknown."""
+        """A constant as a float64 vector over the channels; None where it varies otherwise or is unknown."""
         if array is None or array.size not in (1, self.channels):
             return None
         rank = len(dims_of(self.value))
@@ -69,7 +69,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Folding:
-    """`root` is a normalisation, product, quotient, sum or difference (`call`) of a convolution and constants."""
+    """`root` is a normalisation, product, quotient, sum or difference (`call`) after a convolution."""
 
     graph: Graph
     root: relax.Var
@@ -89,9 +89,9 @@ def find(graph: Graph, root: relax.Var) -> Folding | None:
     else:
         call = graph.call(root)
         operand = _beside_constant(graph, call) if call is not None and call.op.name in _KINDS else None
-        kind = _KINDS[call.op.name] if operand is not None else kind
+        kind = _KINDS[call.op.name] if call is not None and operand is not None else kind
     conv = _convolution(graph, operand) if operand is not None else None
-    if conv is None or (kind == "bias" and conv.bias is None):
+    if call is None or conv is None or (kind == "bias" and conv.bias is None):
         return None  # a lone bias has nothing to fold into
     leaves = [*conv.call.args, *call.args[1:], *([] if conv.bias is None else [conv.bias])]
     return Folding(graph, root, kind, call, conv, graph.between(root, leaves))

@@ -1,4 +1,4 @@
-"""The pass that folds batch normalisation, and other constants per channel, into the convolution before them."""
+"""The pass that folds batch normalisation, and other constants per channel, into a convolution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from tvm import relax
 
-from greencc.ir import constant
+from greencc.ir import constant, span_of, with_span
 from greencc.passes import channel_folding as folding
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.channel_folding import Folding
@@ -25,9 +25,9 @@ class FuseBatchNorm(RewritePass[Folding]):
     becomes
         g = gamma / sqrt(var + eps); y = conv(x, w * g) + ((b - mean) * g + beta)
 
-    with the constants computed now, in float64. A product or quotient with constants per channel folds the same
-    way, and constants added to a biased convolution join the bias: so a normalisation that was exported as
-    those folds too. Any layout and number of spatial axes. Legal when
+    with the constants computed now, in float64. A product or quotient with constants per channel folds the
+    same way, and constants added to a biased convolution join the bias: so a normalisation that was exported
+    as those folds too. Any layout and number of spatial axes. Legal when
     1. the weight of the convolution is constant;
     2. the parameters of the normalisation are constant;
     3. the normalisation uses its stored statistics, not those of the batch;
@@ -63,7 +63,7 @@ class FuseBatchNorm(RewritePass[Folding]):
         """See RewritePass."""
         conv, (gain, shift) = match.conv, folding.affine(match)
         weight = conv.call.args[1]
-        if match.kind != "bias":
+        if match.kind != "bias" and conv.weight is not None:
             scaled = conv.weight * conv.spread(gain, conv.kernel_axis, conv.weight.ndim)
             weight = constant(scaled.astype("float32"))
         data = conv.call.args[0]
@@ -74,4 +74,6 @@ class FuseBatchNorm(RewritePass[Folding]):
             return result
         rank = len(match.root.ty.shape.values)
         spread = conv.spread(total, conv.axis, rank).astype("float32")
-        return relax.op.add(builder.emit(result), constant(np.asarray(spread)))
+        # The root may be a field of the normalisation's result, which has no name of its own.
+        biased = relax.op.add(builder.emit(result), constant(np.asarray(spread)))
+        return with_span(biased, span_of(match.call))

@@ -12,6 +12,7 @@ from greencc.passes.base import Pass
 from greencc.passes.elide_activations import ElideActivations
 from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.fuse_attention import FuseAttention
+from greencc.passes.fuse_batch_norm import FuseBatchNorm
 from greencc.passes.fuse_gelu import FuseGelu
 from greencc.passes.fuse_layer_norm import FuseLayerNorm
 from greencc.passes.fuse_parallel_matmul import FuseParallelMatmul
@@ -25,6 +26,7 @@ PASSES: dict[str, type[Pass]] = {
     PruneDeadNodes.name: PruneDeadNodes,
     FoldConstants.name: FoldConstants,
     ElideActivations.name: ElideActivations,
+    FuseBatchNorm.name: FuseBatchNorm,
     FuseAttention.name: FuseAttention,
     FuseRotary.name: FuseRotary,
     FuseParallelMatmul.name: FuseParallelMatmul,
@@ -44,6 +46,7 @@ def default_pipeline() -> tuple[Pass, ...]:
         PruneDeadNodes(),
         FoldConstants(),
         # Phase 2, fuse operators into larger ones. Each line says what it must come after.
+        FuseBatchNorm(),
         FuseLayerNorm(),
         FuseRmsNorm(),  # after layer norm, whose second half is an RMS norm of the centred values
         FuseGelu(),
