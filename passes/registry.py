@@ -19,6 +19,7 @@ from greencc.passes.fuse_parallel_matmul import FuseParallelMatmul
 from greencc.passes.fuse_rms_norm import FuseRmsNorm
 from greencc.passes.fuse_rotary import FuseRotary
 from greencc.passes.fuse_silu import FuseSilu
+from greencc.passes.fuse_transpose_matmul import FuseTransposeMatmul
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 
 # name -> class, explicit: nothing registers itself by being imported.
@@ -30,6 +31,7 @@ PASSES: dict[str, type[Pass]] = {
     FuseAttention.name: FuseAttention,
     FuseRotary.name: FuseRotary,
     FuseParallelMatmul.name: FuseParallelMatmul,
+    FuseTransposeMatmul.name: FuseTransposeMatmul,
     FuseLayerNorm.name: FuseLayerNorm,
     FuseRmsNorm.name: FuseRmsNorm,
     FuseGelu.name: FuseGelu,
@@ -54,6 +56,7 @@ def default_pipeline() -> tuple[Pass, ...]:
         FuseRotary(),
         FuseAttention(),  # after rotary, which moves the transpose behind itself, where attention absorbs it
         FuseParallelMatmul(),  # after attention, which alone makes it pay: it reads merged columns in place
+        FuseTransposeMatmul(),  # after attention, whose form has transposes before its matmuls
         # Phase 3, elide: after fusion, so that an activation inside a fused form is not taken apart.
         ElideActivations(),
         # Phase 4, sweep: what fusing and eliding left without users, or made equal to something else.
