@@ -187,7 +187,7 @@ def _write_tensors(file: Path, tensors: Mapping[str, Array]) -> None:
     # The old file may be mapped by the model that has just been run on it: replace it, don't overwrite it.
     file.unlink(missing_ok=True)
     with file.open("wb") as stream:
-        write_tensors(stream, {name: np.ascontiguousarray(array) for name, array in tensors.items()})
+        write_tensors(stream, {name: np.asarray(array, order="C") for name, array in tensors.items()})
         stream.flush()
         _flush(stream.fileno())
 

@@ -74,7 +74,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for array, gap in zip(tensors.values(), gaps, strict=True):
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
         file.write(little.reshape(-1).view(np.uint8).data)
         file.write(bytes(gap))
 

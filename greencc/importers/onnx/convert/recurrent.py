@@ -1,5 +1,7 @@
-"""RNN, GRU and LSTM over a sequence of known length: the input projections of all steps in one product, then one
-small set of operators per step. Formulas and defaults of the ONNX operators' documentation.
+"""RNN, GRU and LSTM over a sequence of known length.
+
+The input projections of all steps are one product; a small set of operators follows per step. Formulas and defaults
+are those of the ONNX operators' documentation.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
 from tvm import relax
 
 from greencc.importers.onnx.context import Converter, NodeContext, Result
