@@ -19,6 +19,9 @@ from greencc.importers.onnx.values import Dim, as_expr, same_dim, simplify
 from greencc.ir import constant
 from greencc.kernels import kernel
 
+# Scales of open sizes must be short binary fractions: then every product with a size is exact.
+MAX_DENOMINATOR = 1 << 10
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -75,6 +78,8 @@ def _resize_axis(ctx: NodeContext, data: relax.Expr, axis: Axis, options: Option
         return kernel("weighted_take", [data, constant(indices), table], axis=axis.index)
     if options.mode == "cubic" or options.antialias or options.transform == "tf_crop_and_resize":
         raise ctx.refuse(f"mode '{options.mode}' with these options needs a static size on axis {axis.index}")
+    if options.transform == "align_corners" and axis.scale and axis.scale % 1:
+        raise ctx.refuse("align_corners with a scale that may give no whole size: its meaning is not settled")
     return kernel(
         "resize_axis",
         [data],
@@ -206,7 +211,7 @@ def _axes(ctx: NodeContext) -> list[Axis]:
         if len(scales) != len(names) or min(scales) <= 0:
             raise ctx.refuse(f"scales {scales} do not fit the axes {names}")
         spans = _spans(ctx, region, names)
-        outs = [_scaled(shape[name], scale, ends) for name, scale, ends in zip(names, scales, spans, strict=True)]
+        outs = [_scaled(ctx, shape[name], scale, ends) for name, scale, ends in zip(names, scales, spans, strict=True)]
         return [
             Axis(name, shape[name], out, scale, ends)
             for name, out, scale, ends in zip(names, outs, scales, spans, strict=True)
@@ -236,11 +241,14 @@ def _spans(ctx: NodeContext, region: list[float], names: list[int]) -> list[tupl
     return list(zip(region[: len(names)], region[len(names) :], strict=True))
 
 
-def _scaled(size: Dim, scale: float, region: tuple[float, float]) -> Dim:
-    """floor(size * (end - start) * scale), exactly for a symbolic size."""
+def _scaled(ctx: NodeContext, size: Dim, scale: float, region: tuple[float, float]) -> Dim:
+    """floor(size * (end - start) * scale), in float32 like ONNX Runtime; a symbolic size is scaled exactly."""
     if isinstance(size, int):
-        return int(np.floor(size * (region[1] - region[0]) * scale))
+        extent = np.float32(region[1]) - np.float32(region[0])
+        return int(np.floor(np.float32(size) * extent * np.float32(scale)))
     ratio = Fraction(scale)
+    if ratio.denominator > MAX_DENOMINATOR:
+        raise ctx.refuse(f"scale {scale} of the open size {size}: the product's rounding can't be known; give --shape")
     return simplify(size * ratio.numerator // ratio.denominator)
 
 

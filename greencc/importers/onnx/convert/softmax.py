@@ -8,6 +8,7 @@ from tvm import relax
 
 from greencc.importers.onnx.context import Converter, NodeContext
 from greencc.importers.onnx.values import Dim, as_expr, simplify
+from greencc.kernels import kernel
 
 
 def along_axis(function: Callable[[NodeContext, relax.Expr, int], relax.Expr]) -> Converter:
@@ -63,7 +64,7 @@ def _product(dims: list[Dim]) -> Dim:
 def _hardmax(ctx: NodeContext, data: relax.Expr, axis: int) -> relax.Expr:
     """1 at the first maximum along the axis, 0 elsewhere."""
     shape = list(data.ty.shape.values)
-    winner = ctx.emit(relax.op.argmax(data, axis, keepdims=True))
+    winner = ctx.emit(kernel("arg_extreme", [data], axis=axis, largest=True, last=False))
     places = ctx.emit(relax.op.arange(0, shape[axis], 1, "int64"))
     places = ctx.emit(relax.op.reshape(places, [-1 if i == axis else 1 for i in range(len(shape))]))
     return relax.op.astype(ctx.emit(relax.op.equal(winner, places)), ctx.value(0).dtype)
