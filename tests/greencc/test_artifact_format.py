@@ -193,16 +193,22 @@ def test_a_failure_half_way_leaves_no_trace(tmp_path: Path) -> None:
 # Damage
 
 
+def overwrite(path: Path, data: bytes | bytearray) -> None:
+    """Replace a file by a new one: this process may have mapped the old one, which must not change under it."""
+    path.unlink()
+    path.write_bytes(data)
+
+
 def test_every_byte_of_the_small_members_is_guarded(copy: Path) -> None:
     for name in (MANIFEST, "weights.safetensors", "golden.safetensors"):
         original = (copy / name).read_bytes()
         for position in range(len(original)):
             damaged = bytearray(original)
             damaged[position] ^= 1 << position % 8
-            (copy / name).write_bytes(damaged)
+            overwrite(copy / name, damaged)
             with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
                 verify_members(copy)
-        (copy / name).write_bytes(original)
+        overwrite(copy / name, original)
     verify_members(copy)
 
 
@@ -216,16 +222,16 @@ def test_any_changed_byte_is_refused(artifact: Path, data: st.DataObject) -> Non
     damaged = bytearray(original)
     damaged[position] ^= flip
     try:
-        (artifact / name).write_bytes(damaged)
+        overwrite(artifact / name, damaged)
         assert_refused(artifact, name)
     finally:
-        (artifact / name).write_bytes(original)
+        overwrite(artifact / name, original)
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, -1])
 def test_truncation_is_refused(copy: Path, name: str, keep: int) -> None:
-    (copy / name).write_bytes((copy / name).read_bytes()[:keep])
+    overwrite(copy / name, (copy / name).read_bytes()[:keep])
     assert_refused(copy, name)
 
 
