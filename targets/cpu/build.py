@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from greencc.targets.cpu.intrinsics.math import register_math
 
@@ -29,6 +29,7 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            tvm.ir.transform.module_pass(_order_shape_functions, opt_level=0),
             relax.transform.AttachGlobalSymbol(),
         ]
     )
@@ -37,3 +38,19 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
         library = Path(folder) / "code.so"
         executable.export_library(str(library))
         return library.read_bytes()
+
+
+def _order_shape_functions(module: tvm.IRModule, _context: tvm.ir.transform.PassContext) -> tvm.IRModule:
+    """Put the statements of shape functions in the order of the slots that they write.
+
+    VMShapeLower iterates a hash table of addresses, so that their order differs from run to run, and with it the
+    machine code. A statement reads only slots that are written before the function is called.
+    """
+    result = module.clone()
+    for gv, func in module.functions_items():
+        if gv.name_hint.startswith("shape_func") and isinstance(func.body, tirx.SeqStmt):
+            stores = list(func.body.seq)
+            if all(isinstance(store, tirx.BufferStore) for store in stores):
+                stores.sort(key=lambda store: int(store.indices[0]))
+                result.update_func(gv, func.with_body(tirx.SeqStmt(stores)))
+    return result
