@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from greencc.kernels import elementwise, indexing, movement, quantize, reductions, resize, windows
+from greencc.kernels import contraction, elementwise, indexing, movement, quantize, reductions, resize, sampling, windows
 from greencc.kernels.base import Kernel
 
 KERNELS: dict[str, Kernel] = {
+    **contraction.KERNELS,
     **elementwise.KERNELS,
     **indexing.KERNELS,
     **movement.KERNELS,
     **quantize.KERNELS,
     **reductions.KERNELS,
     **resize.KERNELS,
+    **sampling.KERNELS,
     **windows.KERNELS,
 }
