@@ -15,9 +15,15 @@ class GreenccError(Exception):
 
 
 class UserError(GreenccError):
-    """The user's input or request is wrong. Nothing has been written."""
+    """The user's input or request is wrong. Nothing has been written.
+
+    Names that come from files may hold anything: what can't be printed is escaped, so that a message stays one line.
+    """
 
     exit_status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class ModelError(UserError):

@@ -22,7 +22,8 @@ def einsum(
         result: letters of the result's axes.
         summed: all other letters.
     """
-    axes = {label: te.reduce_axis((0, size), name=label) for label, size in zip(summed, dims[len(result) :], strict=True)}
+    extents = zip(summed, dims[len(result) :], strict=True)
+    axes = {label: te.reduce_axis((0, size), name=label) for label, size in extents}
 
     def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
         places = {**axes, **dict(zip(result, index, strict=True))}

@@ -47,7 +47,11 @@ def grid_sample(
 
     # Places, then weights and indices of the elements around them, are computed once for all channels.
     lead, count = [data.shape[0], *grid.shape[1:-1]], {"nearest": 1, "linear": 2, "cubic": 4}[mode]
-    places = compute([rank, *lead], lambda index: _chosen(index[0], [place(index[1:], axis) for axis in range(rank)]), "place")
+
+    def coordinate(index: Sequence[tirx.Expr]) -> tirx.Expr:
+        return _chosen(index[0], [place(index[1:], axis) for axis in range(rank)])
+
+    places = compute([rank, *lead], coordinate, "place")
     numbers = [tirx.IntImm("int64", axis) for axis in range(rank)]
 
     def weight(index: Sequence[tirx.Expr]) -> tirx.Expr:

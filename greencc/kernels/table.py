@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from greencc.kernels import contraction, elementwise, indexing, movement, quantize, reductions, resize, sampling, windows
+from greencc.kernels import (
+    contraction,
+    elementwise,
+    indexing,
+    movement,
+    quantize,
+    reductions,
+    resize,
+    sampling,
+    windows,
+)
 from greencc.kernels.base import Kernel
 
 KERNELS: dict[str, Kernel] = {

@@ -58,7 +58,8 @@ def _parsed(ctx: NodeContext, ranks: list[int]) -> Equation:
         raise ctx.refuse(f"equation '{text}' is for {len(terms)} operands, there are {len(ranks)}")
     # Capital letters that the equation doesn't use stand for the axes under an ellipsis.
     spare = [letter for letter in string.ascii_uppercase if letter not in text]
-    hidden = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    pairs = list(zip(terms, ranks, strict=True))
+    hidden = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in pairs]
     width = max(hidden)
     if min(hidden) < 0 or width > len(spare):
         raise ctx.refuse(f"equation '{text}' does not fit the ranks {ranks}")

@@ -24,7 +24,8 @@ def grid_sample(ctx: NodeContext) -> relax.Expr:
     if ctx.value(0).dtype not in ("float32", "float64"):
         raise ctx.refuse(f"{ctx.value(0).dtype} elements are not supported")
     aligned = bool(ctx.attr("align_corners", 0))
-    return kernel("grid_sample", [ctx.tensor(0), ctx.tensor(1)], mode=_MODES[mode], padding=padding, align_corners=aligned)
+    tensors = [ctx.tensor(0), ctx.tensor(1)]
+    return kernel("grid_sample", tensors, mode=_MODES[mode], padding=padding, align_corners=aligned)
 
 
 def deform_conv(ctx: NodeContext) -> relax.Expr:
