@@ -1,8 +1,9 @@
 """Makes the sizes of an operator's operands agree where shape inference can't prove that they do.
 
 Two symbolic sizes that have to be equal (or broadcast) may be written differently: `sequence` beside
-`min(sequence, 512)`. Either the model implies a bound of a dimension, which is learnt (the import starts again with
-it, and the runtime checks it on the user's inputs), or one size is asserted to equal the other when the model runs.
+`min(sequence, 512)`. Either the model implies a bound of a dimension or the equality of two, which is learnt (the
+import starts again with it, and the runtime checks it on the user's inputs), or one size is asserted to equal the
+other when the model runs.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ _BROADCASTING = frozenset(
 )  # fmt: skip
 
 
-class ImpliedBound(Exception):
-    """The model only makes sense when dimension `symbol` is at most `limit`."""
+class ImpliedFact(Exception):
+    """The model only makes sense when dimension `symbol` is at most `limit`, or equal to the dimension `other`."""
 
-    def __init__(self, symbol: str, limit: int) -> None:
-        super().__init__(f"{symbol} <= {limit}")
+    def __init__(self, symbol: str, *, limit: int | None = None, other: str | None = None) -> None:
+        super().__init__(f"{symbol} <= {limit}" if other is None else f"{symbol} == {other}")
         self.symbol = symbol
         self.limit = limit
+        self.other = other
 
 
 def settle(walker: GraphWalker, call: relax.Call) -> relax.Call:
     """`call` with operands whose sizes agree; the operands are asserted to have them.
 
-    Raises ImpliedBound when a bound of a dimension makes them agree.
+    Raises ImpliedFact when a bound of a dimension, or its being equal to another one, makes them agree.
     """
     if not isinstance(call.op, ir.Op):
         return call
@@ -83,17 +85,22 @@ def _alike(walker: GraphWalker, args: list[relax.Expr], axis: int) -> list[relax
 
 
 def _agree(shapes: list[list[Dim]], members: Sequence[int], axis: int) -> None:
-    """Give all members the same size on an axis: a static one if there is one, else the simplest."""
+    """Give all members the same size on an axis: a static one if there is one, else the simplest expression.
+
+    A symbol alone is the last choice: to TVM, asserting that a size is `n` defines `n`, which checks nothing.
+    """
     sizes = [shapes[i][axis] for i in members]
     if len(sizes) < 2 or all(_plainly_equal(sizes[0], size) for size in sizes):
         return
-    chosen = min(sizes, key=lambda size: (not isinstance(size, int), len(str(size))))
+    chosen = min(sizes, key=lambda size: (not isinstance(size, int), isinstance(size, tirx.Var), len(str(size))))
     for i in members:
         size = shapes[i][axis]
         if not same_dim(size, chosen):
             for symbol, limit in _candidates([size, chosen]):
                 if limit > 1 and _equal_under(size, chosen, symbol, limit):
-                    raise ImpliedBound(symbol.name, limit)
+                    raise ImpliedFact(symbol.name, limit=limit)
+            if isinstance(size, tirx.Var) and isinstance(chosen, tirx.Var):
+                raise ImpliedFact(size.name, other=chosen.name)
             if isinstance(size, int) and isinstance(chosen, int):
                 continue  # a plain mistake of the model, which type inference reports
         shapes[i][axis] = chosen

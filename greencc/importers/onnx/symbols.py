@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -15,6 +16,30 @@ from greencc.importers.onnx.values import SUPPORTED, Dim
 _NAMELESS = frozenset({"", "?", "None"})
 # Buffers are planned for upper bounds; beyond this one a dimension counts as unbounded.
 MAX_PLANNED_SIZE = 1 << 20
+MAX_SIZE = 1 << 31
+
+
+@dataclass
+class Implied:
+    """What the graph says of symbolic dimensions: inclusive upper limits by name, and names that mean another one."""
+
+    limits: dict[str, int] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def learn(self, symbol: str, limit: int | None, other: str | None) -> bool:
+        """Take up a limit or an equality; False when it is no news."""
+        if other is not None:
+            if symbol == other or symbol in self.aliases:
+                return False
+            self.aliases = {name: other if to == symbol else to for name, to in self.aliases.items()}
+            self.aliases[symbol] = other
+            if symbol in self.limits:
+                self.limits[other] = min(self.limits.pop(symbol), self.limits.get(other, MAX_SIZE))
+            return True
+        if limit is None or self.limits.get(symbol, MAX_SIZE) <= limit:
+            return False
+        self.limits[symbol] = limit
+        return True
 
 
 class Symbols:
@@ -25,21 +50,21 @@ class Symbols:
         path: Path,
         shapes: dict[str, tuple[int, ...]],
         dynamic: dict[str, tuple[int, int]],
-        implied: dict[str, int],
+        implied: Implied,
     ) -> None:
         self._path = path
-        self._implied = implied
+        self._implied = implied.limits
+        self._aliases = implied.aliases
         self._shapes = shapes
-        self._dynamic = dynamic
         self._vars: dict[str, tirx.Var] = {}
         self._fixed: dict[str, int] = {}
         for name, (low, high) in dynamic.items():
             if low < 1 or high < low:
                 raise UserError(f"--dynamic {name}={low}..{high}: bounds must satisfy 1 <= low <= high")
-            if name in implied and high > implied[name]:
-                raise UserError(
-                    f"--dynamic {name}={low}..{high}: the model's constants allow at most {implied[name]}"
-                )
+            limit = self._implied.get(self._aliases.get(name, name), MAX_SIZE)
+            if high > limit:
+                raise UserError(f"--dynamic {name}={low}..{high}: the model's constants allow at most {limit}")
+        self._dynamic = self._merged(dynamic)
 
     def parameters(self, infos: list[onnx.ValueInfoProto]) -> list[relax.Var]:
         """The Relax parameters for the graph inputs. Raises UserError when an option names nothing of them."""
@@ -101,22 +126,39 @@ class Symbols:
         return {var: (lower[name], upper.get(name)) for name, var in self._vars.items()}
 
     def _symbol(self, name: str, owner: str, axis: int) -> Dim:
-        label = _identifier(f"{owner}_dim{axis}" if name in _NAMELESS else name)
-        if name not in _NAMELESS and label in self._fixed:
+        label = self._label(name, owner, axis)
+        if label in self._fixed:
             return self._fixed[label]
         return self._vars.setdefault(label, tirx.Var(label, "int64"))
+
+    def _label(self, name: str, owner: str, axis: int) -> str:
+        """The symbol's name: the dimension's own, or one made from the input, or of the dimension it must equal."""
+        label = _identifier(f"{owner}_dim{axis}" if name in _NAMELESS else name)
+        return self._aliases.get(label, label)
+
+    def _merged(self, dynamic: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+        """Bounds by symbol; dimensions that must be equal share the intersection of theirs."""
+        merged: dict[str, tuple[int, int]] = {}
+        for name, (low, high) in dynamic.items():
+            label = self._aliases.get(name, name)
+            others = merged.get(label, (low, high))
+            merged[label] = max(low, others[0]), min(high, others[1])
+            if merged[label][0] > merged[label][1]:
+                text = f"the model makes it equal to '{label}', which has other bounds"
+                raise UserError(f"--dynamic {name}={low}..{high}: {text}")
+        return merged
 
     def _settle(self, name: str, declared: list[onnx.TensorShapeProto.Dimension], fixed: tuple[int, ...]) -> None:
         text = ",".join(map(str, fixed))
         if len(declared) != len(fixed):
             raise UserError(f"--shape {name}={text}: the input has {len(declared)} dimensions")
-        for dim, size in zip(declared, fixed, strict=True):
+        for axis, (dim, size) in enumerate(zip(declared, fixed, strict=True)):
             if size < 1:
                 raise UserError(f"--shape {name}={text}: sizes must be at least 1")
             if dim.dim_value > 0 and dim.dim_value != size:
                 raise UserError(f"--shape {name}={text}: the model fixes {dim.dim_value} where {size} is asked for")
-            if dim.dim_param and dim.dim_param not in _NAMELESS:
-                label = _identifier(dim.dim_param)
+            if dim.dim_value <= 0:
+                label = self._label(dim.dim_param, name, axis)
                 if self._fixed.setdefault(label, size) != size:
                     raise UserError(
                         f"--shape {name}={text}: dimension '{label}' is {self._fixed[label]} in another input"

@@ -19,12 +19,12 @@ from tvm import relax
 from greencc.errors import GreenccError, ModelError, UnsupportedNode, UnsupportedOperators
 from greencc.importers.base import Imported
 from greencc.importers.onnx import folding, shape_arithmetic
-from greencc.importers.onnx.agreement import ImpliedBound, settle
+from greencc.importers.onnx.agreement import ImpliedFact, settle
 from greencc.importers.onnx.context import NodeContext, Refused
 from greencc.importers.onnx.convert import CONVERTERS
 from greencc.importers.onnx.functions import function_body, has_function_body
 from greencc.importers.onnx.reader import OnnxFile, read_onnx, subgraphs, tensor_array
-from greencc.importers.onnx.symbols import Symbols
+from greencc.importers.onnx.symbols import Implied, Symbols
 from greencc.importers.onnx.values import SUPPORTED, Value, bounded
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR, constant, with_span
 from greencc.ops import register_ops
@@ -50,19 +50,18 @@ def import_onnx(
     """
     register_ops()
     file = read_onnx(Path(path))
-    implied: dict[str, int] = {}
+    implied = Implied()
     while True:
         symbols = Symbols(file.path, dict(shapes or {}), dict(dynamic or {}), implied)
         try:
             return _build(file, symbols)
-        except ImpliedBound as bound:
-            if bound.symbol in implied and implied[bound.symbol] <= bound.limit:
-                raise GreenccError(f"{path}: dimension '{bound.symbol}' is bounded again; please report it") from bound
-            implied[bound.symbol] = bound.limit
+        except ImpliedFact as fact:
+            if not implied.learn(fact.symbol, fact.limit, fact.other):
+                raise GreenccError(f"{path}: '{fact}' is learnt again; please report it") from fact
 
 
 def _build(file: OnnxFile, symbols: Symbols) -> Imported:
-    """The module, with what `symbols` settles about the inputs. Raises ImpliedBound when a dimension has to be less."""
+    """The module, with what `symbols` settles about the inputs. Raises ImpliedFact when dimensions are related."""
     importer = ModuleBuilder(file)
     constants = {tensor.name for tensor in file.model.graph.initializer}
     params = symbols.parameters([info for info in file.model.graph.input if info.name not in constants])

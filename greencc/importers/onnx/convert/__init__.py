@@ -28,6 +28,7 @@ from greencc.importers.onnx.convert import (
     sequence,
     slicing,
     softmax,
+    transformer,
 )
 
 CONVERTERS: dict[tuple[str, str], Converter] = {
@@ -51,4 +52,5 @@ CONVERTERS: dict[tuple[str, str], Converter] = {
     **sequence.CONVERTERS,
     **slicing.CONVERTERS,
     **softmax.CONVERTERS,
+    **transformer.CONVERTERS,
 }
