@@ -5,7 +5,7 @@ A *node* is an operator call (constants excluded, nested graphs counted); an *ed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tvm
@@ -136,6 +136,29 @@ def operands(value: relax.Expr) -> Iterator[relax.Expr]:
             yield from operands(child)
         else:
             yield child
+
+
+def substitute(value: relax.Expr, env: Mapping[relax.Expr, relax.Expr]) -> relax.Expr:
+    """`value` with its operands replaced by `env`; the same object when nothing changes."""
+    if isinstance(value, (relax.Var, ir.GenericConst)):
+        return env.get(value, value)
+    if isinstance(value, relax.Call):
+        args = [substitute(arg, env) for arg in value.args]
+        if all(a is b for a, b in zip(args, value.args, strict=True)):
+            return value
+        ret_ty = value.ty if not isinstance(value.op, ir.Op) or value.op.name == "relax.call_tir" else None
+        return relax.Call(value.op, args, value.attrs, value.ty_args, value.span, ret_ty=ret_ty)
+    if isinstance(value, relax.Tuple):
+        fields = [substitute(field, env) for field in value.fields]
+        if all(a is b for a, b in zip(fields, value.fields, strict=True)):
+            return value
+        return relax.Tuple(fields, value.span)
+    if isinstance(value, relax.TupleGetItem):
+        source = substitute(value.tuple_value, env)
+        if isinstance(source, relax.Tuple):
+            return source.fields[value.index]
+        return value if source is value.tuple_value else relax.TupleGetItem(source, value.index)
+    return value
 
 
 def count_graph(module: tvm.IRModule) -> tuple[int, int]:

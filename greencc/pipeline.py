@@ -91,7 +91,7 @@ def compile_model(
 
     pipeline = default_pipeline() if passes is None else parse_pipeline(passes)
     progress("importing")
-    imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {})
+    imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {}, outputs=outputs)
     _warn_unbounded(imported.module)
     inputs = golden_inputs(imported.module)
     verifier = Verifier(model, imported.module, target, inputs, outputs) if verify else None

@@ -9,8 +9,8 @@ import tvm
 import tvm_ffi
 from tvm import ir, relax
 
-from greencc.ir import bindings_of, constant_array, operands, relax_functions, same_type
-from greencc.passes.graph import Graph, rebuild, substitute
+from greencc.ir import bindings_of, constant_array, operands, relax_functions, same_type, substitute
+from greencc.passes.graph import Graph, rebuild
 from greencc.passes.no_ops import Candidate
 from greencc.passes.patterns import COMMUTATIVE
 

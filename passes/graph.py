@@ -15,15 +15,7 @@ import tvm
 from tvm import ir, relax, tirx
 
 from greencc.errors import GreenccError
-from greencc.ir import (
-    bindings_of,
-    constant_array,
-    operands,
-    same_type,
-    scalar_value,
-    span_of,
-    with_span,
-)
+from greencc.ir import bindings_of, constant_array, operands, same_type, scalar_value, span_of, substitute, with_span
 
 Replacement = Callable[["Builder"], relax.Expr]
 AnalysisT = TypeVar("AnalysisT")
@@ -143,29 +135,6 @@ def result_vars(body: relax.SeqExpr) -> Iterator[relax.Var]:
     if isinstance(body.body, relax.Var):
         yield body.body
     yield from (use for use in operands(body.body) if isinstance(use, relax.Var))
-
-
-def substitute(value: relax.Expr, env: Mapping[relax.Expr, relax.Expr]) -> relax.Expr:
-    """`value` with its operands replaced by `env`; the same object when nothing changes."""
-    if isinstance(value, (relax.Var, ir.GenericConst)):
-        return env.get(value, value)
-    if isinstance(value, relax.Call):
-        args = [substitute(arg, env) for arg in value.args]
-        if all(a is b for a, b in zip(args, value.args, strict=True)):
-            return value
-        ret_ty = value.ty if not isinstance(value.op, ir.Op) or value.op.name == "relax.call_tir" else None
-        return relax.Call(value.op, args, value.attrs, value.ty_args, value.span, ret_ty=ret_ty)
-    if isinstance(value, relax.Tuple):
-        fields = [substitute(field, env) for field in value.fields]
-        if all(a is b for a, b in zip(fields, value.fields, strict=True)):
-            return value
-        return relax.Tuple(fields, value.span)
-    if isinstance(value, relax.TupleGetItem):
-        source = substitute(value.tuple_value, env)
-        if isinstance(source, relax.Tuple):
-            return source.fields[value.index]
-        return value if source is value.tuple_value else relax.TupleGetItem(source, value.index)
-    return value
 
 
 def rebuild(

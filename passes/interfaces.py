@@ -9,8 +9,8 @@ import tvm
 from tvm import ir, relax, tirx
 
 from greencc.errors import GreenccError, UserError
-from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, bindings_of, operands, relax_functions, shape_of
-from greencc.passes.graph import Graph, publish, substitute, symbols_of
+from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, bindings_of, operands, relax_functions, shape_of, substitute
+from greencc.passes.graph import Graph, publish, symbols_of
 
 
 @dataclass(frozen=True)

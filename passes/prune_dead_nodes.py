@@ -8,24 +8,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import tvm
-from tvm import ir, relax
 
 from greencc.errors import GreenccError
-from greencc.ir import relax_functions, span_of
+from greencc.ir import relax_functions
 from greencc.passes import common_subexpressions, compositions, interfaces, no_ops
 from greencc.passes.base import MAX_ROUNDS, Condition, Pass, PassContext, PassResult, Refusal
-from greencc.passes.graph import Graph, Replacement, Unused, eliminate_dead, is_pure, rebuild
+from greencc.passes.graph import Graph, Unused, eliminate_dead, is_pure, rebuild
 from greencc.passes.interfaces import Slot
-from greencc.passes.no_ops import Candidate, Rule
+from greencc.passes.no_ops import Candidate
+from greencc.passes.shortcuts import may_remove, replacements_of
 
-Allowed = Callable[[object, str], bool]
 UNUSED_INPUTS_ATTR = "greencc.unused_inputs"
-# A no-op is tried before a composition: it leaves nothing behind.
-_RULES: dict[str, tuple[Rule, ...]] = {
-    op: (*no_ops.NO_OP_RULES.get(op, ()), *compositions.COMPOSITION_RULES.get(op, ()))
-    for op in (*no_ops.NO_OP_RULES, *compositions.COMPOSITION_RULES)
-}
-
 
 def _if_candidate(check: Callable[[Candidate], bool]) -> Callable[[object], bool]:
     return lambda match: not isinstance(match, Candidate) or check(match)
@@ -125,60 +118,15 @@ class PruneDeadNodes(Pass):
             return allowed(slot, slot.node)
 
         for gv, function in list(relax_functions(module)):
-            replacements = _replacements(Graph(module, function), allowed, found)
+            replacements = replacements_of(Graph(module, function), allowed, found)
             new = rebuild(function, replacements, owner=self.name) if replacements else function
             module = module.clone()
-            module.update_func(gv, eliminate_dead(new, lambda unused: _may_remove(unused, allowed, found)))
+            module.update_func(gv, eliminate_dead(new, lambda unused: may_remove(unused, allowed, found)))
         module, found["dead-function"] = interfaces.drop_unreachable(module)
         module, found["unused-slot"] = interfaces.shrink_private_functions(module, may_drop)
         if self.drop_unused_inputs:
             module, found["unused-input"] = interfaces.drop_inputs(module, may_drop)
         return module, found, refusals
-
-
-def _replacements(graph: Graph, allowed: Allowed, found: Counter[str]) -> dict[relax.Var, Replacement]:
-    """What to put in place of each value that a rule applies to, or that is there already."""
-    replacements: dict[relax.Var, Replacement] = {}
-
-    def is_legal(c: Candidate) -> bool:
-        return allowed(c, span_of(c.value) or c.var.name)
-
-    for var, value in graph.definitions():
-        if isinstance(value, (relax.Var, ir.GenericConst)):
-            replacements[var] = _use(value)
-            found["alias"] += 1
-        elif isinstance(value, relax.TupleGetItem):
-            fields = graph.value(value.tuple_value)
-            if isinstance(fields, relax.Tuple):
-                replacements[var] = _use(fields.fields[value.index])
-                found["projection"] += 1
-        elif isinstance(value, relax.Call) and isinstance(value.op, ir.Op):
-            for rule in _RULES.get(value.op.name, ()):
-                candidate = rule.match(graph, var, value)
-                if candidate is not None and is_legal(candidate):
-                    replacements[var] = _apply(rule, candidate)
-                    found[candidate.kind] += 1
-                    break
-    for repeated in common_subexpressions.duplicates(graph, is_legal):
-        if repeated.var not in replacements:
-            replacements[repeated.var] = _use(repeated.source)
-            found["duplicate" if isinstance(repeated.value, relax.Call) else "projection"] += 1
-    return replacements
-
-
-def _use(value: relax.Expr) -> Replacement:
-    return lambda _builder: value
-
-
-def _apply(rule: Rule, candidate: Candidate) -> Replacement:
-    return lambda builder: rule.rewrite(builder, candidate)
-
-
-def _may_remove(unused: Unused, allowed: Allowed, found: Counter[str]) -> bool:
-    may = allowed(unused, span_of(unused.value) or unused.var.name)
-    is_node = isinstance(unused.value, (relax.Call, relax.If))
-    found["dead-node"] += may and is_node
-    return may
 
 
 def _record_unused(module: tvm.IRModule) -> tvm.IRModule:

@@ -11,7 +11,7 @@ import functools
 import tvm
 from tvm import ir, relax
 
-from greencc.ir import bindings_of, rebuild_function, relax_functions, span_of, with_span
+from greencc.ir import bindings_of, rebuild_function, relax_functions, span_of, substitute, with_span
 
 PRIMITIVE_ATTR = "Primitive"
 
@@ -32,8 +32,6 @@ def label_values(module: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, str]]:
             return renamed[var]
 
         def replaced(value: relax.Expr, renamed: dict[relax.Var, relax.Var] = renamed) -> relax.Expr:
-            from greencc.passes.graph import substitute
-
             return substitute(value, renamed)
 
         new = rebuild_function(function, replaced, rename)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def import_model(
-    model: Path, *, shapes: Mapping[str, tuple[int, ...]], dynamic: Mapping[str, tuple[int, int]]
+    model: Path,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    dynamic: Mapping[str, tuple[int, int]],
+    outputs: Sequence[str] | None = None,
 ) -> Imported:
     """Import an .onnx file or a Hugging Face directory.
 
@@ -21,17 +25,20 @@ def import_model(
         model: the file or directory.
         shapes: fixed shapes by input name.
         dynamic: inclusive bounds by dimension name.
+        outputs: what the user wants of the model; None for what it gives by default. A format whose outputs are
+            a choice builds those; one whose outputs are fixed has all of them, to be dropped by a pass.
 
     Raises:
         ModelError: no such model, another format, or a damaged one.
-        UserError: `shapes` or `dynamic` do not fit the model.
+        UserError: `shapes`, `dynamic` or `outputs` do not fit the model.
     """
     if not model.exists():
         raise ModelError(f"{model}: no such file or directory")
     if model.is_dir():
         from greencc.importers.huggingface import import_huggingface
 
-        return import_huggingface(model, shapes=shapes, dynamic=dynamic)
+        chosen = {} if outputs is None else {"outputs": outputs}
+        return import_huggingface(model, shapes=shapes, dynamic=dynamic, **chosen)
     if model.suffix == ".onnx":
         from greencc.importers.onnx import import_onnx
 

@@ -10,13 +10,18 @@ import tvm
 from tvm import relax, tirx
 
 from greencc.targets.cpu.intrinsics.math import register_math
+from greencc.targets.cpu.runtime_functions import check_runtime_functions
 
 if TYPE_CHECKING:
     from greencc.targets.cpu.target import CpuTarget
 
 
 def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
-    """The module as a shared library whose entry is `vm_load_executable`."""
+    """The module as a shared library whose entry is `vm_load_executable`.
+
+    Raises:
+        GreenccError: the code would call what the runtime of an artifact does not have.
+    """
     register_math()
     pipeline = tvm.transform.Sequential(
         [
@@ -37,7 +42,9 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "code.so"
         executable.export_library(str(library))
-        return library.read_bytes()
+        code = library.read_bytes()
+    check_runtime_functions(executable, code, [gv.name_hint for gv in module.get_global_vars()])
+    return code
 
 
 def _order_shape_functions(module: tvm.IRModule, _context: tvm.ir.transform.PassContext) -> tvm.IRModule:

@@ -12,6 +12,7 @@ import tvm
 from tvm.target import codegen
 
 from greencc.errors import UserError
+from greencc.runtime.features import physical_cores
 from greencc.targets.base import Rule
 
 # Feature -> (what it needs, in LLVM's names). What isn't listed is of no interest to a schedule.
@@ -137,19 +138,6 @@ def load_target(path: Path, threads: int | None = None) -> CpuTarget:
     if not isinstance(count, int) or count < 1:
         raise UserError(f"--target {path}: threads must be a positive integer, not {count}")
     return CpuTarget(fields["triple"], fields["cpu"], tuple(sorted(features)), count)
-
-
-def physical_cores() -> int:
-    """Physical cores that this process may use; logical ones where the system doesn't tell them apart."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(len(cores), 1)
 
 
 def _proc_features() -> set[str]:

@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-
-from benchmarks.export_minilm import VARIANTS
+from real_models import ENCODERS
 
 ATOL = 1e-4
 MAX_KERNELS = 60
-DYNAMIC = {"batch": (1, 8), "sequence": (1, 512)}
 SIZES = [(batch, length) for batch in (1, 4) for length in (7, 128, 256)]
 LAYERS = 6
-SOURCES = [*VARIANTS, "directory"]
-
-
-@pytest.fixture(scope="module")
-def sources(minilm_exports: dict[str, Path], minilm_hf: Path) -> dict[str, Path]:
-    return {**minilm_exports, "directory": minilm_hf}
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +40,13 @@ def padded_batch(batch: int, length: int) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def options(source: str) -> dict[str, object]:
-    return {} if source.endswith("static") else {"dynamic": DYNAMIC}
-
-
 @pytest.mark.slow
 @pytest.mark.network
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ENCODERS)
 def test_equals_onnx_runtime_on_padded_batches(
-    source: str, sources: dict[str, Path], compiled: Callable[..., object], reference: Callable[..., np.ndarray]
+    source: str, compiled: Callable[..., object], reference: Callable[..., np.ndarray]
 ) -> None:
-    model = compiled(sources[source], **options(source))
+    model = compiled(ENCODERS[source].source(), **ENCODERS[source].options)
     for batch, length in [(1, 128)] if source.endswith("static") else SIZES:
         inputs = padded_batch(batch, length)
         got = model(inputs)["last_hidden_state"]  # type: ignore[operator]
@@ -67,11 +55,11 @@ def test_equals_onnx_runtime_on_padded_batches(
 
 @pytest.mark.slow
 @pytest.mark.network
-@pytest.mark.parametrize("source", SOURCES)
-def test_every_block_is_fused(source: str, sources: dict[str, Path], compiled_path: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("source", ENCODERS)
+def test_every_block_is_fused(source: str, compiled_path: Callable[..., Path]) -> None:
     from greencc.artifact.format import read_artifact
 
-    manifest = read_artifact(compiled_path(sources[source], **options(source))).manifest
+    manifest = read_artifact(compiled_path(ENCODERS[source].source(), **ENCODERS[source].options)).manifest
     report = manifest.report
     fused = {entry["name"]: entry["rewrites"] for entry in report["passes"]}
     launched = [call.kernel for call in manifest.calls]

@@ -9,13 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from real_models import LIGHT, OTHERS
 
 ATOL = 1e-4
-LIGHT = (
-    "alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet", "vgg19",
-    "zfnet512",
-)  # fmt: skip
-
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
 
@@ -40,56 +36,69 @@ def images(*shape: int) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(sum(shape)).uniform(-1, 1, shape).astype(np.float32)}
 
 
-def test_magika(magika: Path, compiled: Callable[..., Any]) -> None:
-    model = compiled(magika, dynamic={"unk__214": (1, 16)})
+@pytest.fixture(scope="module")
+def loaded(compiled: Callable[..., Any]) -> Callable[[str], tuple[Any, Path]]:
+    """`loaded(name)`: the compiled model, and the file that it comes from."""
+
+    def load(name: str) -> tuple[Any, Path]:
+        case = OTHERS[name]
+        path = case.source()
+        return compiled(path, **case.options), path
+
+    return load
+
+
+Loaded = Callable[[str], tuple[Any, Path]]
+
+
+def test_magika(loaded: Loaded) -> None:
+    model, path = loaded("magika")
     rng = np.random.default_rng(0)
     for count in (1, 3):
-        assert_equal(model, magika, {"bytes": rng.integers(0, 257, (count, 2048)).astype(np.int32)})
+        assert_equal(model, path, {"bytes": rng.integers(0, 257, (count, 2048)).astype(np.int32)})
 
 
-def test_recognition_of_a_fixed_width(ppocr_rec: Path, compiled: Callable[..., Any]) -> None:
-    model = compiled(ppocr_rec, shapes={"x": (1, 3, 48, 320)})
-    assert_equal(model, ppocr_rec, images(1, 3, 48, 320))
+def test_recognition_of_a_fixed_width(loaded: Loaded) -> None:
+    assert_equal(*loaded("recognition"), images(1, 3, 48, 320))
 
 
-def test_recognition_of_any_width(ppocr_rec: Path, compiled: Callable[..., Any]) -> None:
-    bounds = {"p2o_DynamicDimension_0": (1, 4), "x_dim2": (48, 48), "p2o_DynamicDimension_1": (32, 640)}
-    model = compiled(ppocr_rec, dynamic=bounds)
+def test_recognition_of_any_width(loaded: Loaded) -> None:
     for count, width in ((1, 64), (2, 100), (1, 333)):
-        assert_equal(model, ppocr_rec, images(count, 3, 48, width))
+        assert_equal(*loaded("recognition-any-width"), images(count, 3, 48, width))
 
 
-def test_direction_classifier_of_a_fixed_width(ppocr_cls: Path, compiled: Callable[..., Any]) -> None:
-    model = compiled(ppocr_cls, shapes={"x": (2, 3, 48, 192)})
-    assert_equal(model, ppocr_cls, images(2, 3, 48, 192))
+def test_direction_classifier_of_a_fixed_width(loaded: Loaded) -> None:
+    assert_equal(*loaded("direction"), images(2, 3, 48, 192))
 
 
-def test_weight_int8_encoder_of_any_size(minilm_int8: Path, compiled: Callable[..., Any]) -> None:
-    model = compiled(minilm_int8, dynamic={"batch": (1, 8), "sequence": (1, 512)})
+def test_direction_classifier_of_any_width(loaded: Loaded) -> None:
+    for count, width in ((1, 192), (3, 100), (2, 33)):
+        assert_equal(*loaded("direction-any-width"), images(count, 3, 48, width))
+
+
+def test_weight_int8_encoder_of_any_size(loaded: Loaded) -> None:
     for batch, length in ((1, 7), (4, 33)):
         rng = np.random.default_rng(length)
         ids, mask = rng.integers(0, 30000, (batch, length)), np.ones((batch, length), np.int64)
         mask[1:, length // 2 :] = 0
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        assert_equal(model, minilm_int8, inputs)
+        assert_equal(*loaded("weight-int8-encoder"), inputs)
 
 
-def test_voice_detector_takes_either_branch(silero_ifless: Path, compiled: Callable[..., Any]) -> None:
+def test_voice_detector_takes_either_branch(loaded: Loaded) -> None:
     rng = np.random.default_rng(0)
     for rate, length in ((16000, 576), (8000, 288)):
-        model = compiled(silero_ifless, shapes={"input": (1, length)})
         inputs = {
             "input": rng.uniform(-1, 1, (1, length)).astype(np.float32),
             "sr": np.array(rate, np.int64),
             "state": rng.standard_normal((2, 1, 128)).astype(np.float32),
         }
-        assert_equal(model, silero_ifless, inputs)
+        assert_equal(*loaded(f"voice-{rate}"), inputs)
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_light_network(name: str, light_networks: dict[str, Path], compiled: Callable[..., Any]) -> None:
-    path = next(p for key, p in light_networks.items() if key.endswith(name))
-    model = compiled(path)
+def test_light_network(name: str, loaded: Loaded) -> None:
+    model, path = loaded(name)
     (spec,) = model.artifact.manifest.inputs
     data = np.random.default_rng(0).uniform(0, 1, spec.shape).astype(np.float32)
     assert_equal(model, path, {spec.name: data})

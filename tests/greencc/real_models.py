@@ -1,0 +1,65 @@
+"""The real models that tests compile, each with the options it is compiled with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import export_minilm, models
+
+ENCODER_SIZES = {"batch": (1, 8), "sequence": (1, 512)}
+LIGHT = (
+    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
+    "vgg19", "zfnet512",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """A model and the options of `greencc.compile`. `source` may fetch or make the file."""
+
+    source: Callable[[], Path]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _export(variant: str) -> RealModel:
+    options = {} if variant.endswith("static") else {"dynamic": ENCODER_SIZES}
+    return RealModel(lambda: export_minilm.minilm_exports()[variant], options)
+
+
+def _light(name: str) -> RealModel:
+    return RealModel(lambda: models.light_networks()[f"light_{name}"])
+
+
+def _silero(length: int) -> RealModel:
+    return RealModel(models.silero_ifless, {"shapes": {"input": (1, length)}})
+
+
+ENCODERS = {
+    **{variant: _export(variant) for variant in export_minilm.VARIANTS},
+    "directory": RealModel(models.minilm_hf, {"dynamic": ENCODER_SIZES}),
+}
+OTHERS = {
+    "magika": RealModel(models.magika, {"dynamic": {"unk__214": (1, 16)}}),
+    "recognition": RealModel(models.ppocr_rec, {"shapes": {"x": (1, 3, 48, 320)}}),
+    "recognition-any-width": RealModel(
+        models.ppocr_rec,
+        {
+            "dynamic": {
+                "p2o_DynamicDimension_0": (1, 4),
+                "x_dim2": (48, 48),
+                "p2o_DynamicDimension_1": (32, 640),
+            }
+        },
+    ),
+    "direction": RealModel(models.ppocr_cls, {"shapes": {"x": (2, 3, 48, 192)}}),
+    "direction-any-width": RealModel(
+        models.ppocr_cls, {"dynamic": {"x_dim0": (1, 4), "x_dim2": (48, 48), "x_dim3": (32, 320)}}
+    ),
+    "weight-int8-encoder": RealModel(models.minilm_int8, {"dynamic": ENCODER_SIZES}),
+    "voice-16000": _silero(576),
+    "voice-8000": _silero(288),
+    **{name: _light(name) for name in LIGHT},
+}
