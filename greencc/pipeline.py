@@ -13,6 +13,7 @@ from tvm import relax, tirx
 
 from greencc.artifact.bundle import Compiled, TensorSpec
 from greencc.errors import UserError
+from greencc.extents import require_elements
 from greencc.golden import golden_inputs
 from greencc.importers import import_model
 from greencc.ir import (
@@ -92,12 +93,13 @@ def compile_model(
     pipeline = default_pipeline() if passes is None else parse_pipeline(passes)
     progress("importing")
     imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {}, outputs=outputs)
-    _warn_unbounded(imported.module)
-    inputs = golden_inputs(imported.module)
-    verifier = Verifier(model, imported.module, target, inputs, outputs) if verify else None
+    module = require_elements(imported.module, dynamic or {})
+    _warn_unbounded(module)
+    inputs = golden_inputs(module)
+    verifier = Verifier(model, module, target, inputs, outputs) if verify else None
     progress("optimizing")
     result = run_pipeline(
-        imported.module,
+        module,
         pipeline,
         PassContext(outputs=outputs),
         observer=verifier.after_pass if verifier else None,
@@ -113,7 +115,7 @@ def compile_model(
         "edges_before": imported.edges,
         "edges_after": edges_after,
         "kernels": len(lowered.calls),
-        "bytes_before": constant_bytes(imported.module),
+        "bytes_before": constant_bytes(module),
         "bytes_after": sum(array.nbytes for array in lowered.weights.values()),
         "rules": dict(sorted(lowered.rules.items())),
     }

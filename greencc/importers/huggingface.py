@@ -243,7 +243,7 @@ class _Encoder:
     def pooler(self, hidden: relax.Expr) -> relax.Expr:
         """The tanh of a linear layer over the first token: [batch, hidden]."""
         path, size = str(self.config.family.pooler), self.config.hidden
-        first = self.emit(relax.op.take(hidden, relax.const(0, "int64"), axis=1), f"{path}/first")
+        first = self.emit(relax.op.take(hidden, relax.const(0, "int64"), axis=1, mode="clip"), f"{path}/first")
         return self.emit(relax.op.tanh(self.linear(first, path, size, size)), f"{path}/activation")
 
     def linear(self, value: relax.Expr, path: str, inputs: int, outputs: int) -> relax.Expr:

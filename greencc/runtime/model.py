@@ -8,6 +8,7 @@ loaded with one thread runs in its caller's thread, any number of calls at a tim
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -69,7 +70,7 @@ class Model:
         self.threads = threads
         self._ffi = load_library().ffi
         try:
-            self._module = self._ffi.load_module(str(artifact.code.resolve()))
+            self._module = _load_code(self._ffi, artifact.code.resolve())
         except (RuntimeError, OSError) as error:
             raise ArtifactError(f"{artifact.code} can't be loaded: {_first_line(error)}") from error
         self._weights = [self._ffi.from_dlpack(array) for array in artifact.weights.values()]
@@ -193,6 +194,18 @@ def _byte_range(array: Array) -> tuple[int, int]:
     """Addresses of a contiguous array's first byte and of the byte after its last."""
     start: int = array.__array_interface__["data"][0]
     return start, start + array.nbytes
+
+
+def _load_code(ffi: Any, path: Path) -> Any:
+    """Load a shared library, the one that lies at `path` now.
+
+    The system's loader knows libraries by name: an artifact that was replaced since this process loaded it would
+    come back as it was, and meet the new one's weights. So every load has a name of its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
+        name = Path(folder) / path.name
+        name.symlink_to(path)
+        return ffi.load_module(str(name))
 
 
 def _thread_count(manifest: Manifest, threads: int | None) -> int:

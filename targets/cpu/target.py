@@ -18,6 +18,9 @@ from greencc.targets.base import Rule
 # Feature -> (what it needs, in LLVM's names). What isn't listed is of no interest to a schedule.
 X86_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avxvnni")
 ARM_FEATURES = ("neon", "dotprod", "i8mm", "fullfp16", "sve")
+# LLVM 22 vectorises some loops wrongly: it takes x[i % 8] in a loop over 16 values of i for consecutive elements
+# (tests/targets/cpu/test_elementwise.py has one). Schedules make their vectors themselves.
+_LLVM_OPTIONS = {"cl-opt": ["-vectorize-loops:bool=0"]}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class CpuTarget:
                 "mcpu": self.cpu,
                 "mattr": [f"+{feature}" for feature in self.features],
                 "num-cores": self.threads,
+                **_LLVM_OPTIONS,
             }
         )
 

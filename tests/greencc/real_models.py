@@ -61,5 +61,6 @@ OTHERS = {
     "weight-int8-encoder": RealModel(models.minilm_int8, {"dynamic": ENCODER_SIZES}),
     "voice-16000": _silero(576),
     "voice-8000": _silero(288),
+    "voice-any-length": RealModel(models.silero_ifless, {"dynamic": {"batch": (1, 4), "sequence": (192, 1024)}}),
     **{name: _light(name) for name in LIGHT},
 }

@@ -85,15 +85,23 @@ def test_weight_int8_encoder_of_any_size(loaded: Loaded) -> None:
         assert_equal(*loaded("weight-int8-encoder"), inputs)
 
 
+def voice(rate: int, length: int, count: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(length)
+    return {
+        "input": rng.uniform(-1, 1, (count, length)).astype(np.float32),
+        "sr": np.array(rate, np.int64),
+        "state": rng.standard_normal((2, count, 128)).astype(np.float32),
+    }
+
+
 def test_voice_detector_takes_either_branch(loaded: Loaded) -> None:
-    rng = np.random.default_rng(0)
     for rate, length in ((16000, 576), (8000, 288)):
-        inputs = {
-            "input": rng.uniform(-1, 1, (1, length)).astype(np.float32),
-            "sr": np.array(rate, np.int64),
-            "state": rng.standard_normal((2, 1, 128)).astype(np.float32),
-        }
-        assert_equal(*loaded(f"voice-{rate}"), inputs)
+        assert_equal(*loaded(f"voice-{rate}"), voice(rate, length))
+
+
+def test_voice_detector_takes_either_branch_for_any_length(loaded: Loaded) -> None:
+    for rate, length, count in ((16000, 576, 1), (8000, 288, 3), (8000, 576, 2)):
+        assert_equal(*loaded("voice-any-length"), voice(rate, length, count))
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -54,6 +54,17 @@ def test_inputs_by_mapping_or_by_name(affine: Model) -> None:
         np.testing.assert_allclose(outputs["y"], expected, rtol=1e-6, atol=1e-6)
 
 
+def test_an_artifact_that_was_replaced_is_loaded_anew(tmp_path: Path) -> None:
+    """The loader of the system knows libraries by name, and would give back the code that it has."""
+    path = tmp_path / "model"
+    tiny_models.write(path, tiny_models.affine())
+    first = load(path, threads=1)
+    tiny_models.write(path, tiny_models.affine(library=tiny_models.affine_library(negated=True)))
+    assert_right(first, 2)
+    inputs = tiny_models.affine_inputs(2)
+    np.testing.assert_allclose(load(path, threads=1)(inputs)["y"], -tiny_models.affine_reference(inputs), rtol=1e-6)
+
+
 def test_an_input_given_twice_is_refused(affine: Model) -> None:
     inputs = tiny_models.affine_inputs()
     with pytest.raises(InputError, match="given twice"):

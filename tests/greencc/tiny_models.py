@@ -40,8 +40,8 @@ def affine_reference(inputs: Mapping[str, Array]) -> Array:
 
 
 @cache
-def affine_library() -> bytes:
-    """Machine code of y = relu(x w + b) * scale; it also returns x, w and y again, as they are."""
+def affine_library(negated: bool = False) -> bytes:
+    """Machine code of y = relu(x w + b) * scale, or -y; it also returns x, w and y again, as they are."""
     import tvm
     from tvm import relax
 
@@ -58,6 +58,7 @@ def affine_library() -> bytes:
         with builder.dataflow():
             product = builder.emit(relax.op.add(relax.op.matmul(x, w), b))
             y = builder.emit(relax.op.multiply(relax.op.nn.relu(product), scale))
+            y = builder.emit(relax.op.negative(y)) if negated else y
             result = builder.emit_output(relax.Tuple([y, x, w, y]))
         builder.emit_func_output(result)
     executable = tvm.compile(builder.get(), target=tvm.target.Target({"kind": "llvm"}))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from tvm import tirx
+from tvm import ir, tirx
 
 _EXP_HIGH = 88.72283935546875
 _EXP_LOW = -103.97208404541016
@@ -163,6 +163,9 @@ def register_math() -> None:
     """Register the lowering rules with TVM's LLVM backend. Calling it again does nothing."""
     for name, rule in {"exp": exp, "tanh": tanh, "erf": erf, "sigmoid": sigmoid}.items():
         tirx.op.register_intrin_lowering(f"tirx.{name}", target="llvm", f=_by_type(name, rule), level=90)
+    # Without the attribute, a call in a vectorised loop turns the whole loop back into a scalar one.
+    for name in ("erf", "rsqrt"):
+        ir.register_op_attr(f"tirx.{name}", "TVectorizable", True)
 
 
 def _by_type(name: str, rule: Rule) -> Callable[[tirx.Call], tirx.Expr]:

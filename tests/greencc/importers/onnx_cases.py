@@ -60,7 +60,7 @@ def check(cases: Iterable[Case], folder: Path, *, opset: int, contrib: bool = Fa
     for graph in graphs:
         for part in ("node", "input", "output", "initializer"):
             getattr(merged, part).extend(getattr(graph, part))
-    model = _model(merged, opset, contrib)
+    model = graph_model(merged, opset, contrib)
     path = folder / "cases.onnx"
     onnx.save(model, path)
     module = import_onnx(path).module
@@ -85,7 +85,7 @@ def check(cases: Iterable[Case], folder: Path, *, opset: int, contrib: bool = Fa
 def refusal(case: Case, folder: Path, *, opset: int, contrib: bool = False) -> str:
     """The reason with which the importer refuses the case's one unsupported node."""
     path = folder / "refused.onnx"
-    onnx.save(_model(case.graph(), opset, contrib), path)
+    onnx.save(graph_model(case.graph(), opset, contrib), path)
     with pytest.raises(UnsupportedOperators) as refused:
         import_onnx(path)
     (node,) = refused.value.nodes
@@ -114,12 +114,12 @@ def _reference(graph: onnx.GraphProto, feeds: Mapping[str, np.ndarray], opset: i
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        _model(graph, opset, contrib).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        graph_model(graph, opset, contrib).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return session.run(None, {info.name: feeds[info.name] for info in graph.input})
 
 
-def _model(graph: onnx.GraphProto, opset: int, contrib: bool) -> onnx.ModelProto:
+def graph_model(graph: onnx.GraphProto, opset: int, contrib: bool) -> onnx.ModelProto:
     opsets = [onnx.helper.make_opsetid("", opset)]
     if contrib:
         opsets.append(onnx.helper.make_opsetid("com.microsoft", 1))

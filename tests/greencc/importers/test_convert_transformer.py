@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
-from onnx_cases import Case, check, refusal
+from onnx_cases import Case, check, graph_model, refusal, run
+
+from greencc.importers.onnx import import_onnx
 
 
 def weights(*shape: int) -> np.ndarray:
@@ -66,3 +69,12 @@ def test_rotary_embedding_agrees_with_onnx_runtime(tmp_path):
 @pytest.mark.parametrize(("case", "reason"), REFUSED, ids=lambda value: getattr(value, "name", ""))
 def test_what_is_not_converted_exactly_is_refused(case, reason, tmp_path):
     assert reason in refusal(case, tmp_path, opset=17, contrib=True)
+
+
+def test_a_token_outside_of_the_table_reads_nothing_else(tmp_path):
+    case = Case("embeddings", "(int32[N,S] i) => (float y, int32 l)"
+                "{ y, l = " + MS + "EmbedLayerNormalization(i, , word, place, , g, e) }", TABLES)  # fmt: skip
+    onnx.save(graph_model(case.graph(), 17, True), tmp_path / "m.onnx")
+    module = import_onnx(tmp_path / "m.onnx").module
+    inside, outside = (run(module, [np.array([ids], np.int32)])[0] for ids in ([0, 19], [-(10**6), 10**6]))
+    np.testing.assert_array_equal(inside, outside)

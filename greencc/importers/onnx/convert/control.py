@@ -80,7 +80,8 @@ def _branch(
     if ctx.walker.importer.unsupported:
         raise ctx.refuse("a branch holds unsupported operators")
     results = [walker.tensor(value, ctx.label) for value in outputs]
-    function = walker.function(params, results)
+    # Symbolic sizes belong to one function each: the caller and the other branch have their own.
+    function = relax.utils.copy_with_new_vars(walker.function(params, results))
     gv = ctx.walker.importer.add_function(f"{graph.name or 'branch'}", function, private=True)
     return gv, [result.ty for result in results]
 

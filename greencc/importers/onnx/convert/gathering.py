@@ -20,7 +20,7 @@ def gather(ctx: NodeContext) -> relax.Expr:
         known = np.where(indices.known < 0, indices.known + size, indices.known)
         if known.size and (known.min() < 0 or known.max() >= size):
             raise ctx.refuse(f"an index is outside of the {size} elements of axis {axis}")
-        return relax.op.take(ctx.tensor(0), ctx.const(known, indices.dtype), axis, mode="fast")
+        return relax.op.take(ctx.tensor(0), ctx.const(known, indices.dtype), axis, mode="clip")
     return relax.op.take(ctx.tensor(0), ctx.tensor(1), axis, mode="wrap")
 
 
@@ -68,9 +68,9 @@ def compress(ctx: NodeContext) -> relax.Expr:
         for dim in ctx.shape(0):
             total = total * as_expr(dim)
         return relax.op.take(
-            ctx.emit(relax.op.reshape(data, [total])), ctx.const(keep, "int64"), 0, mode="fast"
+            ctx.emit(relax.op.reshape(data, [total])), ctx.const(keep, "int64"), 0, mode="clip"
         )
-    return relax.op.take(data, ctx.const(keep, "int64"), ctx.axis("axis"), mode="fast")
+    return relax.op.take(data, ctx.const(keep, "int64"), ctx.axis("axis"), mode="clip")
 
 
 def one_hot(ctx: NodeContext) -> relax.Expr:

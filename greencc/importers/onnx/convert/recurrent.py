@@ -131,7 +131,7 @@ class _Layer:
         hiddens: list[relax.Expr | None] = [None] * sizes.steps
         times = range(sizes.steps)
         for time in reversed(times) if direction.reverse else times:
-            inputs = self._emit(relax.op.take(direction.inputs, relax.const(time, "int64"), 0, mode="fast"))
+            inputs = self._emit(relax.op.take(direction.inputs, relax.const(time, "int64"), 0, mode="clip"))
             new = step(direction, inputs, states, sizes)
             output = new[0]
             if masks is not None:
@@ -209,7 +209,7 @@ class _Layer:
                 states.append(self._emit(relax.op.zeros(shape, self.dtype)))
                 continue
             axis = 1 if self.batch_first else 0
-            part = relax.op.take(self.ctx.tensor(position), relax.const(index, "int64"), axis, mode="fast")
+            part = relax.op.take(self.ctx.tensor(position), relax.const(index, "int64"), axis, mode="clip")
             states.append(self._emit(part))
         return states
 
@@ -230,14 +230,14 @@ class _Layer:
         value = self.ctx.value(position)
         if value.is_constant and value.known is not None:
             return constant(value.known[index].T)
-        part = relax.op.take(self.ctx.tensor(position), relax.const(index, "int64"), 0, mode="fast")
+        part = relax.op.take(self.ctx.tensor(position), relax.const(index, "int64"), 0, mode="clip")
         return self._emit(relax.op.permute_dims(self._emit(part), [1, 0]))
 
     def _part(self, position: int, index: int, begin: int, end: int) -> relax.Expr:
         value = self.ctx.value(position)
         if value.is_constant and value.known is not None:
             return constant(value.known[index, begin:end])
-        whole = relax.op.take(self.ctx.tensor(position), relax.const(index, "int64"), 0, mode="fast")
+        whole = relax.op.take(self.ctx.tensor(position), relax.const(index, "int64"), 0, mode="clip")
         return self._columns(self._emit(whole), begin, end)
 
     def _columns(self, data: relax.Expr, begin: int, end: int) -> relax.Expr:

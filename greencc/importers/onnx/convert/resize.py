@@ -73,7 +73,7 @@ def _resize_axis(ctx: NodeContext, data: relax.Expr, axis: Axis, options: Option
             raise ctx.refuse("align_corners with a scale that gives no whole size: its meaning is not settled")
         indices, weights = tables(axis, options)
         if options.mode == "nearest":
-            return relax.op.take(data, constant(indices[:, 0]), axis=axis.index)
+            return relax.op.take(data, constant(indices[:, 0]), axis=axis.index, mode="clip")
         table = constant(weights.astype(dtype))
         return kernel("weighted_take", [data, constant(indices), table], axis=axis.index)
     if options.mode == "cubic" or options.antialias or options.transform == "tf_crop_and_resize":

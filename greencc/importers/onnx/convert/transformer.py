@@ -144,12 +144,12 @@ def embed_layer_norm(ctx: NodeContext) -> Result:
     if isinstance(length, int) and isinstance(ctx.shape(3)[0], int) and length > ctx.shape(3)[0]:
         raise ctx.refuse(f"{length} positions, of which {ctx.shape(3)[0]} have an embedding")
     if ctx.has(8):
-        positions = ctx.emit(relax.op.take(ctx.tensor(3), ctx.tensor(8), 0, mode="fast"))
+        positions = ctx.emit(relax.op.take(ctx.tensor(3), ctx.tensor(8), 0, mode="clip"))
     else:
         positions = ctx.emit(slice_axes(ctx, ctx.tensor(3), [0], [0], [length], [1]))
-    total = ctx.emit(relax.op.add(ctx.emit(relax.op.take(ctx.tensor(2), ctx.tensor(0), 0, mode="fast")), positions))
+    total = ctx.emit(relax.op.add(ctx.emit(relax.op.take(ctx.tensor(2), ctx.tensor(0), 0, mode="clip")), positions))
     if ctx.has(1) and ctx.has(4):
-        segments = ctx.emit(relax.op.take(ctx.tensor(4), ctx.tensor(1), 0, mode="fast"))
+        segments = ctx.emit(relax.op.take(ctx.tensor(4), ctx.tensor(1), 0, mode="clip"))
         total = ctx.emit(relax.op.add(total, segments))
     epsilon = float(ctx.attr("epsilon", 1e-12))
     result = ctx.emit(relax.op.nn.layer_norm(total, ctx.tensor(5), ctx.tensor(6), [-1], epsilon=epsilon))

@@ -1,0 +1,38 @@
+"""Kernels without a reduction: what moves elements about, against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from running import Runner, function, host, normal
+from tvm import relax
+
+from greencc.targets.cpu.target import CpuTarget
+
+HALF = 4
+
+
+def turned_halves(emit, x, angles):
+    """Rotates the halves of groups of eight columns: reads at positions modulo eight."""
+    groups = emit(relax.op.reshape(x, (2, 3, 4, 2 * HALF)))
+    first, second = (emit(relax.op.strided_slice(groups, [3], [i * HALF], [(i + 1) * HALF])) for i in (0, 1))
+    spread = emit(relax.op.reshape(angles, (2, 3, 1, HALF)))
+    turned = emit(relax.op.concat([emit(relax.op.multiply(second, spread)), emit(relax.op.add(first, spread))], axis=3))
+    return [emit(relax.op.reshape(turned, (2, 3, 32)))]
+
+
+@pytest.mark.parametrize("cpu", ["", "znver4", "haswell"])
+def test_positions_modulo_a_power_of_two(cpu: str) -> None:
+    """LLVM 22 turns `y[i % 4]` in a loop over 16 columns into 16 neighbours of y[0], for AVX-512 with fast masks."""
+    target = host()
+    if cpu:
+        known = {"znver4": ("avx", "avx2", "avx512bw", "avx512f", "avx512vl", "fma"), "haswell": ("avx", "avx2", "fma")}
+        if not set(known[cpu]) <= set(target.features):
+            pytest.skip(f"this machine can't run code for {cpu}")
+        target = CpuTarget(target.triple, cpu, known[cpu], target.threads)
+    module = function({"x": ((2, 3, 32), "float32"), "angles": ((2, 3, HALF), "float32")}, turned_halves)
+    x, angles = normal(2, 3, 32), normal(2, 3, HALF, seed=1)
+    groups, spread = x.reshape(2, 3, 4, 2, HALF), angles[:, :, None]
+    wanted = np.stack([groups[..., 1, :] * spread, groups[..., 0, :] + spread], axis=3).reshape(2, 3, 32)
+    (got,) = Runner(module, target)(x, angles)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
