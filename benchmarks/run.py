@@ -51,6 +51,7 @@ CASES = {
     "ppocr-cls": Case(models.ppocr_cls, shapes={"x": (1, 3, 48, 192)}),
     "resnet50": Case(lambda: models.light_networks()["light_resnet50"]),
     "squeezenet": Case(lambda: models.light_networks()["light_squeezenet"]),
+    "shufflenet": Case(lambda: models.light_networks()["light_shufflenet"]),
 }
 
 

@@ -17,6 +17,7 @@ from greencc.artifact.bundle import KernelCall
 from greencc.errors import GreenccError
 from greencc.ir import bindings_of, constant_array, rebuild_function, relax_functions
 from greencc.targets.base import Declined, Layout, Scheduled, Target
+from greencc.targets.fusion import keep_reductions_apart
 from greencc.targets.origins import label_values, restore_labels, trace_origins
 
 RULE_ATTR = "greencc.rule"
@@ -60,7 +61,7 @@ def fuse(module: tvm.IRModule) -> tuple[tvm.IRModule, list[tuple[str, ...]]]:
     Also returns the source nodes of every kernel call, in the order of `kernel_calls`. A reshape that fused with
     nothing is no kernel any more but another view of its operand.
     """
-    annotated = relax.transform.AnnotateTIROpPattern()(module)
+    annotated = keep_reductions_apart(relax.transform.AnnotateTIROpPattern()(module))
     grouped = relax.transform.FuseOps()(annotated)
     origins = trace_origins(annotated, grouped)
     fused = relax.transform.FuseTIR()(grouped)

@@ -30,3 +30,28 @@ class ColumnPanels:
         if full < panels:
             packed[full, :, : columns - full * width] = weight[:, full * width :]
         return packed
+
+
+@dataclass(frozen=True)
+class ChannelBlocks:
+    """[K, C, KH, KW] stored as [groups * ceil(K / groups / width), C, KH, KW, width].
+
+    Neighbouring filters lie side by side. The last block of a group is filled up with zeros.
+    """
+
+    width: int
+    groups: int
+
+    def shape(self, filters: int, channels: int, rows: int, columns: int) -> tuple[int, int, int, int, int]:
+        """Shape of the packed array."""
+        return (self.groups * -(-(filters // self.groups) // self.width), channels, rows, columns, self.width)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Pack a [K, C, KH, KW] array."""
+        filters, *inner = weight.shape
+        each = filters // self.groups
+        blocks = -(-each // self.width)
+        padded = np.zeros((self.groups, blocks * self.width, *inner), weight.dtype)
+        padded[:, :each] = weight.reshape(self.groups, each, *inner)
+        split = padded.reshape(self.groups * blocks, self.width, *inner)
+        return np.ascontiguousarray(np.moveaxis(split, 1, -1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greencc.targets.base import Rule
+from greencc.targets.cpu.schedules.convolution import ConvolutionRule
 from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.cpu.schedules.fallback import FallbackRule
 from greencc.targets.cpu.schedules.matmul import MatmulRule
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def rules(target: CpuTarget) -> tuple[Rule, ...]:
-    """Matmuls first (they hold the time), then single passes over rows, then everything without a reduction."""
+    """Matmuls and convolutions first (they hold the time), then single passes over rows, then the rest."""
     return (
         MatmulRule(target),
+        ConvolutionRule(target),
         RowwiseRule(target),
         TiledReductionRule(target),
         ElementwiseRule(target),

@@ -41,10 +41,13 @@ def is_reduction(block: s_tir.SBlock) -> bool:
     return any(int(axis.iter_type) == REDUCE for axis in block.iter_vars)
 
 
-def inline_tail(func: tirx.PrimFunc) -> Tail | str:
-    """Inline everything behind the first block into the last one, or say why that isn't possible."""
+def inline_tail(func: tirx.PrimFunc, skip: int = 0) -> Tail | str:
+    """Inline everything behind the producer into the last block, or say why that isn't possible.
+
+    The producer is the first block after the `skip` first ones.
+    """
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
-    all_blocks = blocks(schedule)
+    all_blocks = blocks(schedule)[skip:]
     if any(is_reduction(schedule.get(rv)) for rv in all_blocks[1:]):
         return "a second reduction follows"
     try:

@@ -35,28 +35,28 @@ def run_onnx(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, p
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
-def test_convolutions_with_bias_and_relu(target: CpuTarget) -> None:
+def test_convolutions_by_weights_that_are_inputs(target: CpuTarget) -> None:
     parts = [
         (normal(k, c // g, n, n, seed=i) / np.float32(n), normal(k, seed=i + 50))
         for i, (c, k, _, _, n, _, _, g) in enumerate(CONVOLUTIONS)
     ]
     params = {f"x{i}": ((2, c, h, w), "float32") for i, (c, _, h, w, *_) in enumerate(CONVOLUTIONS)}
+    weights = {f"w{i}": (weight.shape, "float32") for i, (weight, _) in enumerate(parts)}
 
     def body(emit, *values):
         results = []
-        for x, (weight, bias), (*_, stride, pad, groups) in zip(values, parts, CONVOLUTIONS, strict=True):
-            y = emit(
-                relax.op.nn.conv2d(x, relax.const(weight), strides=stride, padding=[pad] * 4, groups=groups)
-            )
+        operands = zip(values, values[len(parts) :], parts, CONVOLUTIONS, strict=False)
+        for x, weight, (_, bias), (*_, stride, pad, groups) in operands:
+            y = emit(relax.op.nn.conv2d(x, weight, strides=stride, padding=[pad] * 4, groups=groups))
             y = emit(relax.op.add(y, relax.const(bias.reshape(1, -1, 1, 1))))
             results.append(emit(relax.op.nn.relu(y)))
         return results
 
-    runner = Runner(function(params, body), target)
+    runner = Runner(function({**params, **weights}, body), target)
     assert runner.rules <= {"cpu-tiled-reduction", "cpu-elementwise"}
     arrays = [normal(*shape, seed=9) for shape, _ in params.values()]
     for x, (weight, bias), (*_, stride, pad, groups), got in zip(
-        arrays, parts, CONVOLUTIONS, runner(*arrays), strict=True
+        arrays, parts, CONVOLUTIONS, runner(*arrays, *(weight for weight, _ in parts)), strict=True
     ):
         np.testing.assert_allclose(got, run_onnx(x, weight, bias, stride, pad, groups), atol=2e-5, rtol=0)
 
