@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from tvm import relax
 
 from greencc.errors import ModelError, UserError
+from greencc.importers import import_model
 from greencc.importers.huggingface import import_huggingface
 from greencc.ir import bindings_of, shape_of, span_of
 
@@ -184,6 +185,11 @@ def test_symbolic_matches_numpy(bert: Path) -> None:
         arrays = arrays_for(batch, sequence)
         for actual, wanted in zip(run(arrays), reference(tensors, BERT_PATHS, "gelu", arrays), strict=True):
             np.testing.assert_allclose(actual, wanted, rtol=0, atol=2e-5)
+
+
+def test_outputs_that_are_asked_for_reach_the_importer(bert: Path) -> None:
+    imported = import_model(bert, shapes={}, dynamic={}, outputs=("pooler_output",))
+    assert [str(name) for name in imported.module["main"].attrs["greencc.outputs"]] == ["pooler_output"]
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "relu", "silu"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from running import Runner, function, normal, targets
-from tvm import relax
+from tvm import relax, tirx
 
 from greencc.targets.packing import ChannelBlocks
 
@@ -113,6 +113,20 @@ def test_any_sizes_equal_onnx_runtime(data) -> None:
         ),
         targets()[0],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_a_symbolic_batch(pad: int) -> None:
+    case = Case((1, 5, 9, 20), 6, (3, 3), pads=(pad,) * 4)
+
+    def body(emit, x):
+        return [emit(relax.op.nn.conv2d(x, relax.const(case.weight), padding=pad))]
+
+    runner = Runner(function({"x": ((tirx.Var("n", "int64"), *case.shape[1:]), "float32")}, body))
+    assert runner.rules == {"cpu-convolution"}
+    for count in (1, 3):
+        x = normal(count, *case.shape[1:])
+        np.testing.assert_allclose(runner(x)[0], output(case, x), atol=1e-4, rtol=1e-5)
 
 
 def test_depthwise_convolutions_are_left_to_another_rule() -> None:
