@@ -14,7 +14,7 @@ help:
 	@echo "make test        run the tests (TESTS=path narrows them)"
 	@echo "make check       what CI runs: ruff, mypy, the tests"
 	@echo "make conditions  take every legality condition away in turn; a test must fail each time"
-	@echo "make bench       time MiniLM against ONNX Runtime"
+	@echo "make bench       time real models against ONNX Runtime and OpenVINO"
 	@echo "make node-suite  run the ONNX operator test suite and print a table"
 	@echo "make clean       remove .venv and build outputs"
 
