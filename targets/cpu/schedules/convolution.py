@@ -252,13 +252,15 @@ class _Emitter:
         vectors: int,
     ) -> None:
         conv, plan = self.conv, self.plan
-        spread, zero = ramp(i64(0), plan.lanes), splat(tirx.const(0.0, "float32"), plan.lanes)
-        acc = [
-            [T.alloc_buffer((plan.lanes,), "float32", scope="local") for _ in range(vectors)] for _ in range(plan.rows)
+        zero = splat(tirx.const(0.0, "float32"), plan.lanes)
+        # One buffer for all accumulators: each allocation is a call at run time, once for every tile.
+        acc = T.alloc_buffer((plan.rows * vectors * plan.lanes,), "float32", scope="local")
+        registers = [
+            [ramp(i64((i * vectors + v) * plan.lanes), plan.lanes) for v in range(vectors)] for i in range(plan.rows)
         ]
-        for row in acc:
+        for row in registers:
             for register in row:
-                T.buffer_store(register, zero, [spread])
+                T.buffer_store(acc, zero, [register])
         depth = conv.in_channels // conv.groups
         blocks = -(-(conv.out_channels // conv.groups) // plan.rows)
         weights = self.buffers[conv.weight]
@@ -276,11 +278,12 @@ class _Emitter:
                 weight = tirx.BufferLoad(weights, [group * i64(blocks) + block, c, r, q, i64(i)])
                 value = splat(weight, plan.lanes)
                 for v in range(vectors):
-                    T.buffer_store(acc[i][v], acc[i][v][spread] + value * columns[v], [spread])
+                    register = registers[i][v]
+                    T.buffer_store(acc, acc[register] + value * columns[v], [register])
         for i in range(plan.rows):
             for v in range(vectors):
                 at = i64(i * self.run + v * plan.lanes) + start
-                T.buffer_store(sums, acc[i][v][spread], [ramp(at, plan.lanes)])
+                T.buffer_store(sums, acc[registers[i][v]], [ramp(at, plan.lanes)])
 
     def _finish(
         self, sums: tirx.Var, n: tirx.Expr, group: tirx.Expr, block: tirx.Expr, y0: tirx.Expr

@@ -248,12 +248,13 @@ class _Tiles:
     def tile_at(self, first: tirx.Expr, rows: int, limit: tirx.Expr | None) -> None:
         """One register tile. With `limit`, rows at or beyond it repeat the last row and aren't stored."""
         tile, lanes = self.tile, self.tile.lanes
-        spread = ramp(i64(0), lanes)
         zero = splat(tirx.const(0.0, "float32"), lanes)
-        acc = [[T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(tile.vectors)] for _ in range(rows)]
-        for row in acc:
+        # One buffer for all accumulators: each allocation is a call at run time, once for every tile.
+        acc = T.alloc_buffer((rows * tile.columns,), "float32", scope="local")
+        registers = [[ramp(i64(r * tile.columns + v * lanes), lanes) for v in range(tile.vectors)] for r in range(rows)]
+        for row in registers:
             for register in row:
-                T.buffer_store(register, zero, [spread])
+                T.buffer_store(acc, zero, [register])
         positions = [first + i64(r) for r in range(rows)]
         sources = positions if limit is None else [tirx.min(p, limit - i64(1)) for p in positions]
         with T.serial(i64(0), i64(self.product.depth)) as k:
@@ -261,13 +262,14 @@ class _Tiles:
             for r in range(rows):
                 value = splat(self._a(sources[r], k), lanes)
                 for v in range(tile.vectors):
-                    T.buffer_store(acc[r][v], acc[r][v][spread] + value * columns[v], [spread])
+                    register = registers[r][v]
+                    T.buffer_store(acc, acc[register] + value * columns[v], [register])
         for r in range(rows):
             if limit is None:
-                self._store_row(acc[r], positions[r])
+                self._store_row(acc, r, positions[r])
             else:
                 with T.If(positions[r] < limit), T.Then():
-                    self._store_row(acc[r], positions[r])
+                    self._store_row(acc, r, positions[r])
 
     def _a(self, row: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
         return tirx.BufferLoad(self.buffers[self.product.a], [*self.batch, *_unravel(row, self.row_dims), k])
@@ -282,23 +284,24 @@ class _Tiles:
             indices = [*self.batch, k, ramp(start, lanes)]
         return tirx.BufferLoad(self.buffers[self.product.b], indices)
 
-    def _store_row(self, registers: list[tirx.Var], row: tirx.Expr) -> None:
+    def _store_row(self, acc: tirx.Var, number: int, row: tirx.Expr) -> None:
         """Apply the tail to one row of the tile and store it; the last panel may be narrower than the tile."""
         surplus = self.panels * self.tile.columns - self.product.columns
         if surplus == 0:
-            self._store_vectors(registers, row, self.tile.columns)
+            self._store_vectors(acc, number, row, self.tile.columns)
         elif self.panels == 1:
-            self._store_vectors(registers, row, self.tile.columns - surplus)
+            self._store_vectors(acc, number, row, self.tile.columns - surplus)
         else:
             with T.If(self.panel < i64(self.panels - 1)):
                 with T.Then():
-                    self._store_vectors(registers, row, self.tile.columns)
+                    self._store_vectors(acc, number, row, self.tile.columns)
                 with T.Else():
-                    self._store_vectors(registers, row, self.tile.columns - surplus)
+                    self._store_vectors(acc, number, row, self.tile.columns - surplus)
 
-    def _store_vectors(self, registers: list[tirx.Var], row: tirx.Expr, columns: int) -> None:
+    def _store_vectors(self, acc: tirx.Var, number: int, row: tirx.Expr, columns: int) -> None:
         base = self.panel * i64(self.tile.columns)
-        for v, register in enumerate(registers):
+        for v in range(self.tile.vectors):
+            first = i64(number * self.tile.columns + v * self.tile.lanes)
             lanes = min(self.tile.lanes, columns - v * self.tile.lanes)
             if lanes <= 0:
                 return
@@ -306,15 +309,15 @@ class _Tiles:
             with loop(i64(0), i64(lanes)) as lane:  # type: ignore[attr-defined]
                 column = base + i64(v * self.tile.lanes) + lane
                 position = [*self.batch, *_unravel(row, self.row_dims), column]
-                T.buffer_store(self.buffers[self.tail.output], self._tail_value(register, lane, position), position)
+                T.buffer_store(self.buffers[self.tail.output], self._tail_value(acc, first + lane, position), position)
 
-    def _tail_value(self, register: tirx.Var, lane: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
-        """The tail's expression at one output position; the product is read from its register."""
+    def _tail_value(self, acc: tirx.Var, at: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
+        """The tail's expression at one output position; the product is read from its accumulator."""
         where = dict(zip(self.tail.axes, position, strict=True))
 
         def replace(node: tirx.Expr) -> tirx.Expr | None:
             if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
-                return tirx.BufferLoad(register, [lane])
+                return tirx.BufferLoad(acc, [at])
             if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
                 indices = [rewrite(index, replace) for index in node.indices]
                 return tirx.BufferLoad(self.buffers[node.source], indices)
