@@ -13,7 +13,9 @@ from greencc.artifact.bundle import Array, TensorSpec
 from greencc.compare import Comparison, Tolerance, compare
 from greencc.energy.meter import Meter, choose_meter
 from greencc.errors import UserError
+from greencc.limits import measure_limits
 from greencc.peers import Peer, open_peer
+from greencc.roofline import operations_of, rates, share_of_arithmetic, symbol_values
 from greencc.runtime.features import cpu_name, physical_cores
 from greencc.runtime.model import Model, load
 from greencc.runtime.profile import profile
@@ -51,12 +53,15 @@ def bench_artifact(
     choice = choose_meter(watts_per_core)
     programs = {_OURS: lambda: ours(inputs), **{peer.name: peer.run for peer in peers}}
     series = measure(programs, choice.meter, repeat, progress)
+    symbols = symbol_values(ours.inputs, inputs)
+    operations = operations_of(ours.artifact.manifest.calls, symbols)
     ratios = {peer.name: ratio_of(series[_OURS], series[peer.name]) for peer in peers}
     result: dict[str, object] = {
         "artifact": artifact.name,
         "source": ours.artifact.manifest.source.name,
         "threads": ours.threads,
         "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in inputs.items()},
+        "operations": operations,
         "latency_ms": series[_OURS].summary(),
         "energy": _energy(series[_OURS], choice.meter) | {"note": _join(choice.meter.note, choice.reason)},
         "peers": {
@@ -68,7 +73,14 @@ def bench_artifact(
     }
     if with_profile:
         progress("profiling")
-        result["profile"] = [asdict(launch) for launch in profile(ours, inputs)]
+        launches = profile(ours, inputs)
+        progress("measuring the machine's limits")
+        from greencc.targets.cpu.target import described_target  # loads the compiler, which nothing else here needs
+
+        limits = measure_limits(described_target(ours.artifact.manifest.target, ours.threads))
+        result["limits"] = asdict(limits)
+        result["share_of_arithmetic"] = share_of_arithmetic(operations, series[_OURS].summary()["median"], limits)
+        result["profile"] = [rate.as_json() for rate in rates(launches, symbols, limits)]
     return result
 
 

@@ -78,6 +78,22 @@ def dtype_of(ty: relax.Type) -> str | None:
     return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else None
 
 
+def dim_text(dim: tirx.Expr) -> str:
+    """An integer expression in Python's spelling: a symbol is its name."""
+    binary = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.FloorMod: "%"}
+    if isinstance(dim, tirx.IntImm):
+        return str(int(dim))
+    if isinstance(dim, tirx.Var):
+        return str(dim.name)
+    for kind, sign in binary.items():
+        if isinstance(dim, kind):
+            return f"({dim_text(dim.a)} {sign} {dim_text(dim.b)})"
+    if isinstance(dim, (tirx.Min, tirx.Max)):
+        name = "min" if isinstance(dim, tirx.Min) else "max"
+        return f"{name}({dim_text(dim.a)}, {dim_text(dim.b)})"
+    return "?"
+
+
 def same_type(a: relax.Type, b: relax.Type) -> bool:
     """Whether two types are equal, symbolic dimensions compared as expressions."""
     if isinstance(a, relax.TensorType) and isinstance(b, relax.TensorType):

@@ -24,6 +24,7 @@ from greencc.ir import (
     bindings_of,
     constant_array,
     count_graph,
+    dim_text,
     dtype_of,
     operands,
     relax_functions,
@@ -169,28 +170,7 @@ def _names(main: relax.Function, attribute: str) -> list[str]:
 
 
 def _dims(ty: relax.TensorType) -> tuple[int | str, ...]:
-    return tuple(int(dim) if isinstance(dim, tirx.IntImm) else _text(dim) for dim in shape_of(ty) or [])
-
-
-def _text(dim: tirx.Expr) -> str:
-    """A symbolic dimension as text: a name, or an expression in names that Python reads."""
-    return dim.name if isinstance(dim, tirx.Var) else dim_text(dim)
-
-
-def dim_text(dim: tirx.Expr) -> str:
-    """An integer expression in Python's spelling."""
-    binary = {tirx.Add: "+", tirx.Sub: "-", tirx.Mul: "*", tirx.FloorDiv: "//", tirx.FloorMod: "%"}
-    if isinstance(dim, tirx.IntImm):
-        return str(int(dim))
-    if isinstance(dim, tirx.Var):
-        return str(dim.name)
-    for kind, sign in binary.items():
-        if isinstance(dim, kind):
-            return f"({dim_text(dim.a)} {sign} {dim_text(dim.b)})"
-    if isinstance(dim, (tirx.Min, tirx.Max)):
-        name = "min" if isinstance(dim, tirx.Min) else "max"
-        return f"{name}({dim_text(dim.a)}, {dim_text(dim.b)})"
-    return "?"
+    return tuple(int(dim) if isinstance(dim, tirx.IntImm) else dim_text(dim) for dim in shape_of(ty) or [])
 
 
 def _specs(params: list[relax.Var], names: list[str]) -> tuple[TensorSpec, ...]:
@@ -222,4 +202,4 @@ class UnboundedWarning(UserWarning):
     """A dimension is neither fixed nor bounded."""
 
 
-__all__ = ["Compilation", "UnboundedWarning", "UserError", "compile_model", "dim_text", "symbol_bounds"]
+__all__ = ["Compilation", "UnboundedWarning", "UserError", "compile_model", "symbol_bounds"]

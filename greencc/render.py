@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +81,19 @@ def bench_report(result: Result) -> RenderableType:
         table,
     ]
     if "profile" in result:
+        limits = result["limits"]
+        parts.append(
+            _facts(
+                [
+                    (
+                        "limits",
+                        f"{limits['float32'] / 1e9:.0f} GFLOP/s float32, {limits['int8'] / 1e9:.0f} Gop/s int8, "
+                        f"{limits['bandwidth'] / 1e9:.1f} GB/s, measured",
+                    ),
+                    ("of the limit", f"{result['share_of_arithmetic']:.1%} of the median time is arithmetic at peak"),
+                ]
+            )
+        )
         parts.append(_profile_table(result["profile"]))
     return Group(*parts)
 
@@ -231,20 +243,40 @@ def _passes_table(passes: Sequence[Result] | None) -> list[RenderableType]:
 def _profile_table(launches: Sequence[Result]) -> RenderableType:
     """Kernels by the time they take, launches of one kernel together."""
     total = sum(launch["milliseconds"] for launch in launches) or 1.0
-    times: dict[str, float] = {}
-    nodes: dict[str, list[str]] = {}
-    counts = Counter(launch["kernel"] for launch in launches)
+    groups: dict[str, list[Result]] = {}
     for launch in launches:
-        times[launch["kernel"]] = times.get(launch["kernel"], 0.0) + launch["milliseconds"]
-        nodes.setdefault(launch["kernel"], []).extend(launch["nodes"])
-    table = _table("kernel", "launches", "ms", "share", "computes", numbers=("launches", "ms", "share"))
-    for kernel, milliseconds in sorted(times.items(), key=lambda item: -item[1]):
-        names = nodes[kernel]
+        groups.setdefault(launch["kernel"], []).append(launch)
+    columns = ("launches", "ms", "share", "Gop/s", "of peak", "GB/s", "of memory")
+    table = _table("kernel", *columns, "computes", numbers=columns)
+    for kernel, group in sorted(groups.items(), key=lambda item: -_sum(item[1], "milliseconds")):
+        milliseconds = _sum(group, "milliseconds")
+        names = [name for launch in group for name in launch["nodes"]]
         shown = (names[0] if names else "") + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        nodes_text = Text(shown, overflow="ellipsis", no_wrap=True)
-        share = f"{milliseconds / total:.1%}"
-        table.add_row(kernel, str(counts[kernel]), f"{milliseconds:.3f}", share, nodes_text)
+        table.add_row(
+            kernel,
+            str(len(group)),
+            f"{milliseconds:.3f}",
+            f"{milliseconds / total:.1%}",
+            *_rates(group, "operations"),
+            *_rates(group, "bytes"),
+            Text(shown, overflow="ellipsis", no_wrap=True),
+        )
     return table
+
+
+def _rates(group: Sequence[Result], amount: str) -> tuple[str, str]:
+    """Rate of a kernel's launches together, in billions per second, and its share of the limit."""
+    share = {"operations": "share_of_arithmetic", "bytes": "share_of_bandwidth"}[amount]
+    first = group[0]
+    if first[share] is None:
+        return "", ""
+    rate = _sum(group, amount) / _sum(group, "milliseconds") / 1e6
+    limit = first[f"{amount}_per_second"] / first[share]
+    return f"{rate:.1f}", f"{rate * 1e9 / limit:.0%}"
+
+
+def _sum(group: Sequence[Result], field: str) -> float:
+    return sum(launch[field] or 0 for launch in group)
 
 
 def _timing(entry: Result) -> tuple[str, str, str]:

@@ -15,8 +15,9 @@ from tvm import ir, relax, s_tir, tirx
 
 from greencc.artifact.bundle import KernelCall
 from greencc.errors import GreenccError
-from greencc.ir import bindings_of, constant_array, rebuild_function, relax_functions
+from greencc.ir import bindings_of, constant_array, dim_text, rebuild_function, relax_functions
 from greencc.targets.base import Declined, Layout, Scheduled, Target
+from greencc.targets.cost import call_cost
 from greencc.targets.fusion import keep_reductions_apart
 from greencc.targets.origins import label_values, restore_labels, trace_origins
 
@@ -48,11 +49,20 @@ def lower(module: tvm.IRModule, target: Target) -> Lowered:
     module, origins = fuse(module)
     scheduled = schedule(module, target)
     calls = tuple(
-        KernelCall(call.args[0].name_hint, nodes)
-        for call, nodes in zip(kernel_calls(module), origins, strict=True)
+        _describe(module, call, nodes) for call, nodes in zip(kernel_calls(module), origins, strict=True)
     )
     module, weights = lift_constants(module, scheduled)
     return Lowered(module, weights, calls, {name: item.rule for name, item in scheduled.items()})
+
+
+def _describe(module: tvm.IRModule, call: relax.Call, nodes: tuple[str, ...]) -> KernelCall:
+    cost = call_cost(module, call)
+    operations, moved = _amount(cost.operations), _amount(cost.bytes)
+    return KernelCall(call.args[0].name_hint, nodes, operations, moved, cost.arithmetic)
+
+
+def _amount(expr: tirx.Expr | None) -> int | str | None:
+    return int(expr) if isinstance(expr, tirx.IntImm) else None if expr is None else dim_text(expr)
 
 
 def fuse(module: tvm.IRModule) -> tuple[tvm.IRModule, list[tuple[str, ...]]]:

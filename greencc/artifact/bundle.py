@@ -17,6 +17,9 @@ DTYPES = (
 )  # fmt: skip
 """Element types of inputs, outputs and weights, by their numpy names."""
 
+ARITHMETIC = ("float32", "int8")
+"""What a kernel's products are computed with; its limit is the machine's rate of these."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -43,10 +46,17 @@ class KernelCall:
     Attributes:
         kernel: function name in the machine code; layers of one shape share kernels.
         nodes: names of the nodes in the user's model.
+        operations: arithmetic operations that the computation needs (a multiply-add is 2): an integer, or an
+            expression in symbols; None where that is unknown.
+        bytes: what it has to read and write at least, likewise.
+        arithmetic: what it computes with, one of `ARITHMETIC`.
     """
 
     kernel: str
     nodes: tuple[str, ...]
+    operations: int | str | None = None
+    bytes: int | str | None = None
+    arithmetic: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,20 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from greencc.artifact.bundle import DTYPES, KernelCall, TensorSpec
+from greencc.artifact.bundle import ARITHMETIC, DTYPES, KernelCall, TensorSpec
 from greencc.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = "greencc-artifact"
-VERSION = 1
+VERSION = 2
 MEMBERS = ("code.so", "golden.safetensors", "weights.safetensors")
 """Every file of an artifact but the manifest. The set is closed: a manifest can't name any other file."""
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_DIM = 1 << 48
 """No tensor that fits a machine has a longer dimension."""
+_MAX_AMOUNT = 1 << 62
+"""No kernel has more operations to do, or bytes to move."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -175,6 +177,9 @@ class _Fields:
             raise self.fail(field, f"holds something that is not an integer from 0 to {limit}")
         return value
 
+    def amount(self, value: object, field: str) -> int | str | None:
+        return value if value is None or isinstance(value, str) else self.whole(value, field, _MAX_AMOUNT)
+
     def texts(self, value: object, field: str) -> dict[str, str]:
         return {key: self.text(item, field) for key, item in self.table(value, field).items()}
 
@@ -225,9 +230,13 @@ class _Fields:
     def calls(self, value: object) -> tuple[KernelCall, ...]:
         result = []
         for item in self.items(value, "calls"):
-            table = self.record(item, "calls", ("kernel", "nodes"))
+            table = self.record(item, "calls", tuple(KernelCall.__dataclass_fields__))
             nodes = tuple(self.text(node, "calls") for node in self.items(table["nodes"], "calls"))
-            result.append(KernelCall(self.text(table["kernel"], "calls"), nodes))
+            arithmetic = self.text(table["arithmetic"], "calls")
+            if arithmetic not in ARITHMETIC:
+                raise self.fail("calls", f"has arithmetic {arithmetic!r}, not one of {', '.join(ARITHMETIC)}")
+            operations, moved = (self.amount(table[name], "calls") for name in ("operations", "bytes"))
+            result.append(KernelCall(self.text(table["kernel"], "calls"), nodes, operations, moved, arithmetic))
         return tuple(result)
 
     def members(self, value: object) -> dict[str, Member]:

@@ -180,6 +180,12 @@ def logical_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache_bytes() -> int | None:
+    """Size of the last-level cache as the system reports it, None where it doesn't."""
+    sizes = [_read(file).strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) << 10 for size in sizes if re.fullmatch(r"\d+K", size)), default=None)
+
+
 def _linux_cores() -> int:
     allowed = os.sched_getaffinity(0)
     topology = Path("/sys/devices/system/cpu")

@@ -20,13 +20,11 @@ class KernelTime:
     """Time of one kernel launch.
 
     Attributes:
-        kernel: the kernel's name.
-        nodes: the source model's nodes that this launch computes; empty where a branch left them unknown.
+        call: the kernel and the nodes that this launch computes; nothing but its name where a branch left it unknown.
         milliseconds: median over the profiled runs. The instrument itself adds some microseconds.
     """
 
-    kernel: str
-    nodes: tuple[str, ...]
+    call: KernelCall
     milliseconds: float
 
 
@@ -52,8 +50,8 @@ def profile(model: Model, inputs: Mapping[str, object], runs: int = 5) -> tuple[
         recorded.append(recorder.launches)
     kernels = [name for name, _ in recorded[0]]
     times = [median(run[i][1] for run in recorded[1:]) for i in range(len(kernels))]
-    nodes = _nodes_of(kernels, model.artifact.manifest.calls)
-    return tuple(KernelTime(*launch) for launch in zip(kernels, nodes, times, strict=True))
+    launched = _match(kernels, model.artifact.manifest.calls)
+    return tuple(KernelTime(*launch) for launch in zip(launched, times, strict=True))
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,12 @@ class _Recorder:
         return 0
 
 
-def _nodes_of(kernels: list[str], calls: tuple[KernelCall, ...]) -> list[tuple[str, ...]]:
-    """Nodes of each launch: the manifest's calls are in launch order, but a branch not taken is skipped."""
-    result: list[tuple[str, ...]] = []
+def _match(kernels: list[str], calls: tuple[KernelCall, ...]) -> list[KernelCall]:
+    """The call of each launch: the manifest's calls are in launch order, but a branch not taken is skipped."""
+    result: list[KernelCall] = []
     position = 0
     for kernel in kernels:
         found = next((i for i in range(position, len(calls)) if calls[i].kernel == kernel), None)
-        result.append(calls[found].nodes if found is not None else ())
+        result.append(KernelCall(kernel, ()) if found is None else calls[found])
         position = position if found is None else found + 1
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +120,13 @@ def host_target(threads: int | None = None) -> CpuTarget:
     features = tuple(sorted(feature for feature in known if feature in available))
     triple = f"{'aarch64' if machine == 'arm64' else machine}-linux-gnu"
     return CpuTarget(triple, cpu, features, threads or physical_cores())
+
+
+def described_target(description: Mapping[str, object], threads: int) -> CpuTarget:
+    """The target that `CpuTarget.describe` described: the instructions that an artifact's code may use."""
+    features = description["features"]
+    names = tuple(map(str, features)) if isinstance(features, list) else ()
+    return CpuTarget(str(description["triple"]), str(description["mcpu"]), names, threads)
 
 
 def load_target(path: Path, threads: int | None = None) -> CpuTarget:

@@ -308,7 +308,7 @@ HASH = {"bytes": 1, "sha256": "0" * 64}
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_set("version", to=2), "format version 2"),
+        (_set("version", to=99), "format version 99"),
         (_set("version", to="1"), "format version '1'"),
         (_set("format", to="zip"), "does not describe a greencc artifact"),
         (_set("members", "../../etc/passwd", to=HASH), "'members' does not list exactly"),
@@ -330,6 +330,8 @@ HASH = {"bytes": 1, "sha256": "0" * 64}
         (_set("symbols", "batch", to=[4, 1]), "the empty range 4..1"),
         (_set("symbols", "batch", to=[1]), "two bounds"),
         (_set("calls", 0, "nodes", to=[1]), "'calls' holds something that is not text"),
+        (_set("calls", 0, "arithmetic", to="float8"), "arithmetic 'float8'"),
+        (_set("calls", 0, "operations", to=-1), "'calls' holds something that is not an integer"),
         (_set("weights", to=["layer/w", "layer/w"]), "'weights' names something twice"),
         (_set("versions", to={"tvm": 0.27}), "'versions' holds something that is not text"),
         (_set("surprise", to=1), "missing or unknown: surprise"),

@@ -476,8 +476,8 @@ print(torch.real)
 
 def test_a_profile_names_the_users_nodes(affine: Model) -> None:
     launches = profile(affine, tiny_models.affine_inputs(4), runs=3)
-    assert [launch.kernel for launch in launches] == ["matmul", "add", "relu", "multiply"]
-    assert [launch.nodes for launch in launches] == [
+    assert [launch.call.kernel for launch in launches] == ["matmul", "add", "relu", "multiply"]
+    assert [launch.call.nodes for launch in launches] == [
         ("/layer/MatMul",),
         ("/layer/Add",),
         ("/Relu",),

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.ops import AttentionAttrs
+from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, i64, ramp, splat
 
@@ -23,6 +24,23 @@ TASK_ROWS = 128
 # Query rows that go through the softmax together.
 TILE_ROWS = 4
 NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class _Register:
+    """A vector of a local buffer."""
+
+    buffer: tirx.Var
+    at: tirx.Expr
+
+    @property
+    def value(self) -> tirx.Expr:
+        """What it holds."""
+        return tirx.BufferLoad(self.buffer, [self.at])
+
+    def store(self, value: tirx.Expr) -> None:
+        """Emit a store."""
+        T.buffer_store(self.buffer, value, [self.at])
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,10 @@ def attention_kernel(
             mask = operands[3] if len(operands) > 3 else None
             q, k, v = operands[:3]
             emitter.task(_Buffers(q, k, v, mask, result, keys, scores), element, head, block)
-    return ib.get()
+    pairs = batch * i64(attrs.heads) * rows * shapes[1][1]
+    # Two products, and for every score: scale, maximum, difference, exponential, sum.
+    operations = pairs * i64(2 * (attrs.head_dim + attrs.value_dim) + 5)
+    return ib.get().with_attr(OPERATIONS_ATTR, operations)
 
 
 def _with_own_symbols(shapes: list[list[tirx.Expr]]) -> list[list[tirx.Expr]]:
@@ -123,7 +144,6 @@ class _Attention:
     def _scores(self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr, rows: list[tirx.Expr]) -> None:
         """Scaled scores of a few rows against all keys (surplus keys get the last key's score)."""
         lanes = self.lanes
-        spread = ramp(i64(0), lanes)
         start = i64(self.attrs.q_offset) + head * i64(self.attrs.head_dim)
         with T.serial(i64(0), self.panels) as panel:
             acc = self._accumulators(len(rows), self.vectors, lanes)
@@ -135,12 +155,12 @@ class _Attention:
                 for r, row in enumerate(rows):
                     value = splat(tirx.BufferLoad(buffers.q, [element, row, start + d]), lanes)
                     for v, column in enumerate(columns):
-                        T.buffer_store(acc[r][v], acc[r][v][spread] + value * column, [spread])
+                        acc[r][v].store(acc[r][v].value + value * column)
             scale = splat(tirx.const(self.attrs.scale, "float32"), lanes)
             for r in range(len(rows)):
                 for v in range(self.vectors):
                     column = panel * i64(self.width) + i64(v * lanes)
-                    value = acc[r][v][spread] * scale
+                    value = acc[r][v].value * scale
                     T.buffer_store(buffers.scores, value, [i64(r), ramp(column, lanes)])
 
     def _softmax(
@@ -215,7 +235,6 @@ class _Attention:
         """Probabilities times values, a few vectors of the head at a time."""
         lanes = self.value_lanes
         total = self.attrs.value_dim // lanes
-        spread = ramp(i64(0), lanes)
         source = i64(self.attrs.v_offset) + kv_head * i64(self.attrs.value_dim)
         target = head * i64(self.attrs.value_dim)
         for start in range(0, total, self.vectors):
@@ -231,22 +250,23 @@ class _Attention:
                 for r in range(len(positions)):
                     value = splat(buffers.scores[i64(r), key], lanes)
                     for v, column in enumerate(columns):
-                        T.buffer_store(acc[r][v], acc[r][v][spread] + value * column, [spread])
+                        acc[r][v].store(acc[r][v].value + value * column)
             for r, position in enumerate(positions):
                 with T.If(position < self.rows), T.Then():
                     factor = splat(inverse[i64(r)], lanes)
                     for v, vector in enumerate(vectors):
                         column = ramp(target + i64(vector * lanes), lanes)
-                        T.buffer_store(buffers.out, acc[r][v][spread] * factor, [element, position, column])
+                        T.buffer_store(buffers.out, acc[r][v].value * factor, [element, position, column])
 
     @staticmethod
-    def _accumulators(rows: int, vectors: int, lanes: int) -> list[list[tirx.Var]]:
-        acc = [[T.alloc_buffer((lanes,), "float32", scope="local") for _ in range(vectors)] for _ in range(rows)]
+    def _accumulators(rows: int, vectors: int, lanes: int) -> list[list[_Register]]:
+        # One buffer for all of them: each allocation is a call at run time.
+        buffer = T.alloc_buffer((rows * vectors * lanes,), "float32", scope="local")
         zero = splat(tirx.const(0.0, "float32"), lanes)
-        for row in acc:
-            for register in row:
-                T.buffer_store(register, zero, [ramp(i64(0), lanes)])
-        return acc
+        registers = [_Register(buffer, ramp(i64(i * lanes), lanes)) for i in range(rows * vectors)]
+        for register in registers:
+            register.store(zero)
+        return [registers[r * vectors : (r + 1) * vectors] for r in range(rows)]
 
     def _reduce(self, register: tirx.Var, combine: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]) -> tirx.Expr:
         """Combine the lanes of a register into a scalar that is stored once and read many times."""

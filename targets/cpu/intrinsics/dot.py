@@ -1,0 +1,79 @@
+"""Integer dot products: int32 accumulators plus sums of products of bytes, exact in every instruction set.
+
+Of x86's instructions `pmaddubsw` is left out: it saturates its 16-bit sums, so that a bit of one operand would have to
+be given up. `vpdpbusd` (VNNI) sums in 32 bits, and so does `pmaddwd` over operands that were widened to 16 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+
+if TYPE_CHECKING:
+    from greencc.targets.cpu.target import CpuTarget
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """How a CPU multiplies a row of activations with columns of signed bytes.
+
+    One step adds `depth` products to each of `lanes` int32 sums: `depth` neighbouring activations of one row, the same
+    for every lane, times `depth` neighbouring weights of each lane's column.
+
+    Attributes:
+        lanes: int32 sums per vector.
+        depth: products per lane and step.
+        activation: element type that the activations are stored in; together `depth` of them are a 32-bit word.
+        intrinsic: name of the LLVM intrinsic, None for plain multiplication and addition.
+    """
+
+    lanes: int
+    depth: int
+    activation: str
+    intrinsic: str | None
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether activations are -128..127; otherwise they are 0..255."""
+        return self.activation == "int8"
+
+    def accumulate(self, total: tirx.Expr, word: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+        """`total` with one step's products added.
+
+        Args:
+            total: int32 x lanes.
+            word: int32, `depth` activations as they lie in memory; a single activation where depth is 1.
+            weights: int8 x (lanes * depth), each lane's weights side by side.
+        """
+        kind = f"int32x{self.lanes}"
+        if self.intrinsic is None:
+            value = tirx.Broadcast(word.astype("int32"), self.lanes)
+            return total + value * tirx.Cast(kind, weights)
+        spread = tirx.Broadcast(word, self.lanes)
+        activations = tirx.reinterpret(f"{self.activation}x{self.lanes * self.depth}", spread)
+        if self.activation == "int16":
+            wide = tirx.Cast(f"int16x{self.lanes * self.depth}", weights)
+            return total + tirx.call_llvm_pure_intrin(kind, self.intrinsic, activations, wide)
+        return tirx.call_llvm_pure_intrin(kind, self.intrinsic, total, activations, weights)
+
+
+def dot_product(target: CpuTarget) -> DotProduct:
+    """The widest that `target` has."""
+    features = set(target.features)
+    if {"avx512vnni", "avx512f"} <= features:
+        return DotProduct(16, 4, "uint8", "llvm.x86.avx512.vpdpbusd.512")
+    if "avxvnni" in features:
+        return DotProduct(8, 4, "uint8", "llvm.x86.avx512.vpdpbusd.256")
+    if "avx512bw" in features:
+        return DotProduct(16, 2, "int16", "llvm.x86.avx512.pmaddw.d.512")
+    if "avx2" in features:
+        return DotProduct(8, 2, "int16", "llvm.x86.avx2.pmadd.wd")
+    if target.is_x86:
+        return DotProduct(4, 2, "int16", "llvm.x86.sse2.pmadd.wd")
+    if "i8mm" in features:
+        return DotProduct(4, 4, "uint8", "llvm.aarch64.neon.usdot.v4i32.v16i8")
+    if "dotprod" in features:
+        return DotProduct(4, 4, "int8", "llvm.aarch64.neon.sdot.v4i32.v16i8")
+    return DotProduct(4, 1, "uint8", None)
