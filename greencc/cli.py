@@ -46,6 +46,12 @@ def cli() -> None:
 @click.option("--dynamic", multiple=True, metavar="DIM=LO..HI", help="Keep a dimension symbolic, bounded.")
 @click.option("--outputs", metavar="A,B", help="Outputs to keep. [default: all]")
 @click.option("--passes", metavar="LIST", help="Passes to run: a,b{opt=1}. [default: the whole pipeline]")
+@click.option(
+    "--quantize",
+    default="none",
+    type=click.Choice(["none", "int8"]),
+    help="Compute products with constant weights in int8.",
+)
 @click.option("--verify", is_flag=True, help="Compare with the reference after every pass.")
 @_json
 def compile_command(
@@ -57,6 +63,7 @@ def compile_command(
     dynamic: Sequence[str],
     outputs: str | None,
     passes: str | None,
+    quantize: str,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -76,6 +83,7 @@ def compile_command(
             dynamic=parse_bounds(dynamic),
             outputs=parse_names(outputs, "--outputs"),
             passes=passes,
+            quantize=quantize,
             verify=verify,
             progress=progress,
         )

@@ -19,6 +19,7 @@ from greencc.ir import dtype_of, shape_of
 
 ATTENTION = "greencc.attention"
 KERNEL = "greencc.kernel"  # see greencc/kernels
+QUANTIZED_MATMUL = "greencc.quantized_matmul"
 ROTARY = "greencc.rotary"
 SHAPE_TO_TENSOR = "greencc.shape_to_tensor"
 
@@ -104,6 +105,37 @@ def rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, *, interleaved: bool
     return relax.Call(ir.Op.get(ROTARY), [x, cos, sin], attrs, [])
 
 
+def quantized_matmul(
+    x: relax.Expr, weight: relax.Expr, scale: relax.Expr, factors: relax.Expr | None = None
+) -> relax.Call:
+    """X @ (weight * scale), computed in int8: each row of x is quantised when it is known.
+
+    A row gets a scale and a zero point so that 0..255 spans its values and 0 (asymmetric, per token). Sums are int32.
+
+    Args:
+        x: [..., K] float32.
+        weight: [K, N] int8, a constant.
+        scale: [N] float32, a constant: what a unit of each column of `weight` is worth.
+        factors: [K] float32, a constant that x is multiplied by before it is quantised, or None. (SmoothQuant,
+            arXiv:2211.10438, moves range from activations to weights with it.)
+
+    Returns a call of type [..., N] float32.
+    """
+    register_ops()
+    args = [x, weight, scale] if factors is None else [x, weight, scale, factors]
+    return relax.Call(ir.Op.get(QUANTIZED_MATMUL), args, None, [])
+
+
+def _infer_quantized_matmul(call: relax.Call, _context: object) -> relax.TensorType:
+    x, weight, scale = (shape_of(arg.ty) for arg in call.args[:3])
+    kinds = [dtype_of(arg.ty) for arg in call.args[:3]]
+    if x is None or weight is None or scale is None or len(x) < 1 or len(weight) != 2 or len(scale) != 1:
+        raise GreenccError(f"{QUANTIZED_MATMUL}: takes x [..., K], weight [K, N] and scale [N]")
+    if kinds != ["float32", "int8", "float32"]:
+        raise GreenccError(f"{QUANTIZED_MATMUL}: takes float32, int8 and float32, not {', '.join(map(str, kinds))}")
+    return relax.TensorType((*x[:-1], weight[1]), "float32")
+
+
 def _infer_rotary(call: relax.Call, _context: object) -> relax.TensorType:
     x, *angles = (shape_of(arg.ty) for arg in call.args)
     if x is None or len(x) != 4 or not isinstance(x[3], tirx.IntImm) or int(x[3]) % 2:
@@ -147,6 +179,7 @@ def _infer_kernel(call: relax.Call, context: object) -> relax.Type:
 _INFER_TYPE = {
     ATTENTION: _infer_attention,
     KERNEL: _infer_kernel,
+    QUANTIZED_MATMUL: _infer_quantized_matmul,
     ROTARY: _infer_rotary,
     SHAPE_TO_TENSOR: _infer_shape_to_tensor,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version as package_version
 from importlib.util import find_spec
@@ -52,8 +54,9 @@ def open_peer(
     """
     if name not in PEERS:
         raise UserError(f"--vs {name}: unknown runtime; known: {', '.join(PEERS)}")
-    if find_spec(name) is None:
-        raise UserError(f"--vs {name}: not installed: pip install {name}")
+    package = name.partition("-")[0]
+    if find_spec(package) is None:
+        raise UserError(f"--vs {name}: not installed: pip install {package}")
     if model.suffix != ".onnx":
         raise UserError(f"--vs {name}: {model} is not an .onnx file: name one with --model FILE.onnx")
     if not model.is_file():
@@ -82,6 +85,27 @@ def _open_onnxruntime(model: Path, inputs: Mapping[str, Array], outputs: Sequenc
         return dict(zip(names, session.run(list(names), feed), strict=True))
 
     return Peer("onnxruntime", package_version("onnxruntime"), names, run)
+
+
+APPROXIMATE_PEERS = ("onnxruntime-int8",)
+"""Peers whose outputs differ by design."""
+
+
+def _open_onnxruntime_int8(
+    model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int
+) -> Peer:
+    """ONNX Runtime on the model that its own tool makes with dynamic quantisation, all settings at their defaults."""
+    quantization = import_module("onnxruntime.quantization")
+    root = logging.getLogger()
+    level = root.level
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = Path(folder) / model.name
+        root.setLevel(logging.ERROR)  # the tool advises on the root logger
+        try:
+            quantization.quantize_dynamic(model, quantized)
+        finally:
+            root.setLevel(level)
+        return replace(_open_onnxruntime(quantized, inputs, outputs, threads), name="onnxruntime-int8")
 
 
 def _open_openvino(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
@@ -128,6 +152,7 @@ def _feed(model: Path, inputs: Mapping[str, Array], wanted: Sequence[str]) -> di
 
 PEERS: dict[str, Callable[[Path, Mapping[str, Array], Sequence[str], int], Peer]] = {
     "onnxruntime": _open_onnxruntime,
+    "onnxruntime-int8": _open_onnxruntime_int8,
     "openvino": _open_openvino,
 }
-"""Every runtime that `bench --vs` knows, by the name of its package."""
+"""Every runtime that `bench --vs` knows, by the name of its package, and behind a dash a way to use it."""

@@ -30,8 +30,9 @@ from greencc.ir import (
     relax_functions,
     shape_of,
 )
-from greencc.passes.base import PassContext
+from greencc.passes.base import Pass, PassContext
 from greencc.passes.pipeline import run_pipeline
+from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.registry import default_pipeline, parse_pipeline
 from greencc.targets.lower import lower
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from greencc.targets.base import Target
 
 Progress = Callable[[str], None]
+# What --quantize adds to the pipeline. It comes last: other passes look for products of float32.
+QUANTIZE: dict[str, tuple[Pass, ...]] = {"none": (), "int8": (QuantizeInt8(),)}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def compile_model(
     dynamic: Mapping[str, tuple[int, int]] | None = None,
     outputs: tuple[str, ...] | None = None,
     passes: str | None = None,
+    quantize: str = "none",
     verify: bool = False,
     progress: Progress = lambda _: None,
 ) -> Compilation:
@@ -82,6 +86,7 @@ def compile_model(
         dynamic: inclusive bounds by dimension name.
         outputs: names of the outputs to keep; None keeps all.
         passes: a pipeline as text; None runs the default pipeline.
+        quantize: a key of QUANTIZE: passes that follow the pipeline.
         verify: compare with the reference after every pass that changed something.
         progress: told what stage begins.
 
@@ -91,7 +96,9 @@ def compile_model(
     """
     from greencc.verification import Verifier
 
-    pipeline = default_pipeline() if passes is None else parse_pipeline(passes)
+    if quantize not in QUANTIZE:
+        raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
+    pipeline = (*(default_pipeline() if passes is None else parse_pipeline(passes)), *QUANTIZE[quantize])
     progress("importing")
     imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {}, outputs=outputs)
     module = require_elements(imported.module, dynamic or {})
@@ -119,6 +126,7 @@ def compile_model(
         "bytes_before": constant_bytes(module),
         "bytes_after": sum(array.nbytes for array in lowered.weights.values()),
         "rules": dict(sorted(lowered.rules.items())),
+        "approximated_by": [item.name for item in pipeline if item.approximates],
     }
     main = result.module["main"]
     compiled = Compiled(

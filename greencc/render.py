@@ -11,6 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from greencc.peers import APPROXIMATE_PEERS
+
 Result = Mapping[str, Any]
 
 _MOST_REASONS = 3
@@ -59,12 +61,14 @@ def bench_report(result: Result) -> RenderableType:
             *_timing(peer),
             Text(f"{result['ratio'][name]:.3f}", style),
             f"{low:.3f}-{high:.3f}",
-            Text("agree") if peer["agrees"] else Text("DIFFER", "bold red"),
+            _outputs(peer, name in APPROXIMATE_PEERS or bool(result["approximated_by"])),
         )
         size = peer["max_abs_difference"]
         differences.append(f"{name} {'beyond comparison' if size is None else f'{size:.1e}'}")
     if result["peers"]:
         table.caption = "ratio: greencc's median time over the peer's"
+        if any(not peer["agrees"] for peer in result["peers"].values()):
+            table.caption += "; apart: relative L2 distance of the outputs"
     shapes = ", ".join(f"{name} {_shape(spec)}" for name, spec in result["inputs"].items())
     energy = result["energy"]
     parts: list[RenderableType] = [
@@ -277,6 +281,15 @@ def _rates(group: Sequence[Result], amount: str) -> tuple[str, str]:
 
 def _sum(group: Sequence[Result], field: str) -> float:
     return sum(launch[field] or 0 for launch in group)
+
+
+def _outputs(peer: Result, by_design: bool) -> Text:
+    if peer["agrees"]:
+        return Text("agree")
+    distance = peer["relative_l2"]
+    if by_design and distance is not None:
+        return Text(f"{distance:.3f} apart", "yellow")
+    return Text("DIFFER", "bold red")
 
 
 def _timing(entry: Result) -> tuple[str, str, str]:

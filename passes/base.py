@@ -68,6 +68,8 @@ class Pass(ABC):
     """A pure rewrite of a module. Subclasses are frozen dataclasses whose fields are the pass's options."""
 
     name: ClassVar[str]
+    # Whether outputs may change by more than rounding, as they do in lower precision.
+    approximates: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:

@@ -21,6 +21,7 @@ from greencc.passes.fuse_rotary import FuseRotary
 from greencc.passes.fuse_silu import FuseSilu
 from greencc.passes.fuse_transpose_matmul import FuseTransposeMatmul
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
+from greencc.passes.quantize_int8 import QuantizeInt8
 
 # name -> class, explicit: nothing registers itself by being imported.
 PASSES: dict[str, type[Pass]] = {
@@ -36,6 +37,7 @@ PASSES: dict[str, type[Pass]] = {
     FuseRmsNorm.name: FuseRmsNorm,
     FuseGelu.name: FuseGelu,
     FuseSilu.name: FuseSilu,
+    QuantizeInt8.name: QuantizeInt8,
 }
 
 _ITEM = re.compile(r"\s*([a-z0-9-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")

@@ -124,7 +124,8 @@ def _multiplies_bytes(value: tirx.Expr) -> bool:
 
 
 def _is_widened_byte(value: tirx.Expr) -> bool:
-    return isinstance(value, tirx.Cast) and str(value.value.ty) in ("int8", "uint8") and str(value.ty) == "int32"
+    narrow = ("int8", "uint8", "int16")
+    return isinstance(value, tirx.Cast) and str(value.value.ty) in narrow and str(value.ty) == "int32"
 
 
 def _is_tensor(param: tirx.Var) -> bool:

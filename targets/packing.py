@@ -33,6 +33,30 @@ class ColumnPanels:
 
 
 @dataclass(frozen=True)
+class DotPanels:
+    """[K, N] stored as [ceil(N / width), ceil(K / depth), width * depth]: `depth` values of k side by side per column.
+
+    K and N are filled up with zeros.
+    """
+
+    width: int
+    depth: int
+
+    def shape(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """Shape of the packed array."""
+        return (-(-columns // self.width), -(-rows // self.depth), self.width * self.depth)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Pack a [K, N] array."""
+        rows, columns = weight.shape
+        panels, steps, _ = self.shape(rows, columns)
+        padded = np.zeros((steps * self.depth, panels * self.width), weight.dtype)
+        padded[:rows, :columns] = weight
+        split = padded.reshape(steps, self.depth, panels, self.width).transpose(2, 0, 3, 1)
+        return np.ascontiguousarray(split).reshape(self.shape(rows, columns))
+
+
+@dataclass(frozen=True)
 class ChannelBlocks:
     """[K, C, KH, KW] stored as [groups * ceil(K / groups / width), C, KH, KW, width].
 

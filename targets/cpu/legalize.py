@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
 import tvm
 from tvm import relax, te, tirx, topi
 
-from greencc.ir import dtype_of
+from greencc.errors import GreenccError
+from greencc.ir import constant, constant_array, dtype_of
 from greencc.kernels.base import legalize as legalize_kernel
 from greencc.kernels.reductions import lower_extreme, lower_position
-from greencc.ops import ATTENTION, KERNEL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
+from greencc.ops import ATTENTION, KERNEL, QUANTIZED_MATMUL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
+from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.attention import attention_kernel
+from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
 
 Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
@@ -37,6 +41,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         SHAPE_TO_TENSOR: _shape_to_tensor,
         KERNEL: legalize_kernel,
         ROTARY: _rotary,
+        QUANTIZED_MATMUL: lambda builder, call: _quantized_matmul(builder, call, chosen),
         ATTENTION: lambda builder, call: _attention(builder, call, chosen),
     }
     return relax.transform.LegalizeOps(table)(module)
@@ -47,6 +52,51 @@ def _attention(builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget)
     kernel = attention_kernel(AttentionAttrs.of(call), [arg.ty for arg in args], call.ty, target)
     gv = builder.add_func(kernel.without_attr("global_symbol"), "attention")
     return relax.call_tir(gv, args, call.ty)
+
+
+def _quantized_matmul(builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget) -> relax.Expr:
+    """Quantised rows in one kernel; in another the products, of which the rest is an elementwise tail."""
+    x, weight, scale, *factors = call.args
+    dot = dot_product(target)
+    kernel = quantize_rows_kernel(x.ty, target, dot, with_factors=bool(factors))
+    gv = builder.add_func(kernel.without_attr("global_symbol"), "quantize_rows")
+    lead, depth = list(x.ty.shape.values[:-1]), int(x.ty.shape.values[-1])
+    types = [
+        relax.TensorType([*lead, padded_depth(depth, dot)], dot.activation),
+        relax.TensorType([*lead, 1], "float32"),
+        relax.TensorType([*lead, 1], "int32"),
+    ]
+    rows = builder.emit(relax.call_tir(gv, [x, *factors], types))
+    levels = constant_array(weight)
+    if levels is None:
+        raise GreenccError(f"{QUANTIZED_MATMUL}: the weight is not a constant")
+    # The zero point's share of every sum is the same for all rows but for the zero point itself.
+    column_sums = constant(levels.sum(axis=0, dtype=np.int32))
+
+    def product(q: te.Tensor, w: te.Tensor) -> te.Tensor:
+        k = te.reduce_axis((0, depth), name="k")
+
+        def at(*index: tirx.Var) -> tirx.Expr:
+            value = q(*index[:-1], k).astype("int32") * w(k, index[-1]).astype("int32")
+            return te.sum(value, axis=k)
+
+        return te.compute((*q.shape[:-1], w.shape[1]), at, name="int8_matmul")
+
+    def dequantize(
+        total: te.Tensor, row_scale: te.Tensor, zero: te.Tensor, scale: te.Tensor, sums: te.Tensor
+    ) -> te.Tensor:
+        def at(*index: tirx.Var) -> tirx.Expr:
+            row, column = index[:-1], index[-1]
+            exact = total(*index) - zero(*row, 0) * sums(column)
+            return exact.astype("float32") * (row_scale(*row, 0) * scale(column))
+
+        return te.compute(total.shape, at, name="dequantize")
+
+    quantized, row_scale, zero = (builder.emit(relax.TupleGetItem(rows, i)) for i in range(3))
+    total = builder.emit(builder.call_te(product, quantized, weight, primfunc_name_hint="int8_matmul"))
+    return builder.call_te(
+        dequantize, total, row_scale, zero, scale, column_sums, primfunc_name_hint="dequantize"
+    )
 
 
 def _shape_to_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -8,8 +8,9 @@ from tvm.tirx.script import builder as T
 
 from greencc.artifact.bundle import Compiled, KernelCall, TensorSpec
 from greencc.targets.cpu.intrinsics.dot import dot_product
+from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import i64, ramp, splat
+from greencc.targets.tir import i64, ramp
 
 # Independent sums: more than an instruction's latency times its throughput, fewer than there are registers.
 _CHAINS = 12
@@ -30,16 +31,14 @@ def fma_limit(target: CpuTarget) -> tuple[Compiled, int]:
         out = T.arg("out", T.buffer((target.threads, lanes), "float32"))
         T.func_attr({"tirx.noalias": True})
         with T.parallel(i64(0), i64(target.threads)) as task:
-            sums = T.alloc_buffer((_CHAINS * lanes,), "float32", scope="local")
-            places = [ramp(i64(c * lanes), lanes) for c in range(_CHAINS)]
+            sums = registers(_CHAINS, lanes)
             factor = tirx.BufferLoad(x, [ramp(i64(0), lanes)])
-            for c, place in enumerate(places):
-                T.buffer_store(sums, splat(tirx.const(float(c), "float32"), lanes), [place])
+            for c, item in enumerate(sums):
+                item.fill(c)
             with T.serial(i64(0), i64(_STEPS)):
-                for place in places:
-                    T.buffer_store(sums, tirx.BufferLoad(sums, [place]) * factor + factor, [place])
-            total = sum((tirx.BufferLoad(sums, [p]) for p in places[1:]), tirx.BufferLoad(sums, [places[0]]))
-            T.buffer_store(out, total, [task, ramp(i64(0), lanes)])
+                for item in sums:
+                    item.store(item.value * factor + factor)
+            T.buffer_store(out, _total(sums), [task, ramp(i64(0), lanes)])
     operations = 2 * _CHAINS * lanes * _STEPS * target.threads
     return _compiled(ib.get(), target, (lanes,), "float32", (target.threads, lanes), operations), operations
 
@@ -54,11 +53,10 @@ def dot_limit(target: CpuTarget) -> tuple[Compiled, int]:
         out = T.arg("out", T.buffer((target.threads, dot.lanes), "int32"))
         T.func_attr({"tirx.noalias": True})
         with T.parallel(i64(0), i64(target.threads)) as task:
-            sums = T.alloc_buffer((_CHAINS * dot.lanes,), "int32", scope="local")
-            places = [ramp(i64(c * dot.lanes), dot.lanes) for c in range(_CHAINS)]
+            sums = registers(_CHAINS, dot.lanes, "int32")
             weights = [tirx.BufferLoad(x, [ramp(i64(c * wide), wide)]) for c in range(_DOT_COLUMNS)]
-            for c, place in enumerate(places):
-                T.buffer_store(sums, splat(tirx.const(c, "int32"), dot.lanes), [place])
+            for c, item in enumerate(sums):
+                item.fill(c)
             with T.serial(i64(0), i64(_STEPS)) as step:
                 # As in a product, a word meets several columns. Words come from memory: products that don't change
                 # from step to step would be computed once.
@@ -67,11 +65,9 @@ def dot_limit(target: CpuTarget) -> tuple[Compiled, int]:
                     bytes_ = tirx.BufferLoad(x, [ramp(i64(_DOT_COLUMNS * wide) + first, 4)])
                     word = tirx.reinterpret("int32", bytes_)
                     for column in range(_DOT_COLUMNS):
-                        place = places[row * _DOT_COLUMNS + column]
-                        total = dot.accumulate(tirx.BufferLoad(sums, [place]), word, weights[column])
-                        T.buffer_store(sums, total, [place])
-            total = sum((tirx.BufferLoad(sums, [p]) for p in places[1:]), tirx.BufferLoad(sums, [places[0]]))
-            T.buffer_store(out, total, [task, ramp(i64(0), dot.lanes)])
+                        item = sums[row * _DOT_COLUMNS + column]
+                        item.store(dot.accumulate(item.value, word, weights[column]))
+            T.buffer_store(out, _total(sums), [task, ramp(i64(0), dot.lanes)])
     operations = 2 * _CHAINS * wide * _STEPS * target.threads
     return _compiled(ib.get(), target, shape, "int8", (target.threads, dot.lanes), operations), operations
 
@@ -88,20 +84,18 @@ def bandwidth_limit(target: CpuTarget, size: int) -> tuple[Compiled, int]:
         out = T.arg("out", T.buffer((target.threads, lanes), "float32"))
         T.func_attr({"tirx.noalias": True})
         with T.parallel(i64(0), i64(target.threads)) as task:
-            sums = T.alloc_buffer((_STREAMS * lanes,), "float32", scope="local")
-            places = [ramp(i64(s * lanes), lanes) for s in range(_STREAMS)]
-            for place in places:
-                T.buffer_store(sums, splat(tirx.const(0.0, "float32"), lanes), [place])
+            sums = registers(_STREAMS, lanes)
             with T.serial(i64(0), i64(chunks)) as chunk, T.serial(i64(0), i64(stream // lanes)) as step:
-                for s, place in enumerate(places):
+                for s, item in enumerate(sums):
                     where = ramp(i64(s * stream) + step * i64(lanes), lanes)
-                    T.buffer_store(
-                        sums, tirx.BufferLoad(sums, [place]) + tirx.BufferLoad(x, [task, chunk, where]), [place]
-                    )
-            total = sum((tirx.BufferLoad(sums, [p]) for p in places[1:]), tirx.BufferLoad(sums, [places[0]]))
-            T.buffer_store(out, total, [task, ramp(i64(0), lanes)])
+                    item.store(item.value + tirx.BufferLoad(x, [task, chunk, where]))
+            T.buffer_store(out, _total(sums), [task, ramp(i64(0), lanes)])
     read = target.threads * chunks * _CHUNK
     return _compiled(ib.get(), target, shape, "float32", (target.threads, lanes), None), read
+
+
+def _total(sums: list[Register]) -> tirx.Expr:
+    return sum((item.value for item in sums[1:]), sums[0].value)
 
 
 def _compiled(

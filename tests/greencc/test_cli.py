@@ -196,7 +196,7 @@ def test_debug_shows_the_traceback(run_cli: Greencc, tmp_path: Path, monkeypatch
         (("compile",), "Missing argument 'MODEL'"),
         (("compile", "MODEL"), "Missing option '-o'"),
         (("compile", "missing.onnx", "-o", "OUT"), "missing.onnx: there is no such file"),
-        (("compile", "MODEL", "-o", "OUT", "--quantize", "int8"), "No such option '--quantize'"),
+        (("compile", "MODEL", "-o", "OUT", "--quantize", "int2"), "'int2' is not one of"),
         (("compile", "MODEL", "-o", "OUT", "--target", "abacus"), "--target abacus: unknown target"),
         (("compile", "MODEL", "-o", "OUT", "--target", "missing.json"), "missing.json"),
         (("compile", "MODEL", "-o", "OUT", "--threads", "0"), "--threads 0: at least one"),
@@ -459,7 +459,7 @@ def test_bench_needs_the_original_model(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--vs", "tensorflow"), "--vs tensorflow: unknown runtime; known: onnxruntime, openvino"),
+        (("--vs", "tensorflow"), "--vs tensorflow: unknown runtime; known: onnxruntime, onnxruntime-int8, openvino"),
         (("--repeat", "0"), "--repeat 0: at least one run"),
         (("--threads", "0"), "threads must be a positive integer"),
         (("--watts-per-core", "-1"), "watts per core must be a positive number"),

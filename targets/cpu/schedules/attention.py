@@ -7,7 +7,6 @@ product with the values, with the rows' scores in the first-level cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import relax, tirx
@@ -16,31 +15,13 @@ from tvm.tirx.script import builder as T
 
 from greencc.ops import AttentionAttrs
 from greencc.targets.cost import OPERATIONS_ATTR
+from greencc.targets.cpu.schedules.registers import register, registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, i64, ramp, splat
 
 # Query rows per task. Keys are laid out once per task: fewer rows would repeat that more often.
 TASK_ROWS = 128
-# Query rows that go through the softmax together.
-TILE_ROWS = 4
 NEGATIVE_INFINITY = float("-inf")
-
-
-@dataclass(frozen=True)
-class _Register:
-    """A vector of a local buffer."""
-
-    buffer: tirx.Var
-    at: tirx.Expr
-
-    @property
-    def value(self) -> tirx.Expr:
-        """What it holds."""
-        return tirx.BufferLoad(self.buffer, [self.at])
-
-    def store(self, value: tirx.Expr) -> None:
-        """Emit a store."""
-        T.buffer_store(self.buffer, value, [self.at])
 
 
 @dataclass(frozen=True)
@@ -74,7 +55,7 @@ def attention_kernel(
             head = tirx.floormod(tirx.floordiv(task, blocks), i64(attrs.heads))
             element = tirx.floordiv(task, blocks * i64(attrs.heads))
             keys = T.alloc_buffer((emitter.panels, i64(attrs.head_dim), i64(emitter.width)), "float32")
-            scores = T.alloc_buffer((i64(TILE_ROWS), emitter.padded), "float32")
+            scores = T.alloc_buffer((i64(emitter.tile_rows), emitter.padded), "float32")
             mask = operands[3] if len(operands) > 3 else None
             q, k, v = operands[:3]
             emitter.task(_Buffers(q, k, v, mask, result, keys, scores), element, head, block)
@@ -102,10 +83,12 @@ class _Attention:
     def __init__(self, attrs: AttentionAttrs, shapes: list[list[tirx.Expr]], target: CpuTarget) -> None:
         self.attrs = attrs
         self.lanes = target.lanes()
-        vectors = 4 if target.vector_registers >= 32 else 2
+        # Query rows that go through the softmax together, and vectors of keys: their products fill the registers.
+        self.tile_rows, choices = (8, (3, 2, 1)) if target.vector_registers >= 32 else (4, (2, 1))
         keys = as_int(shapes[1][1])
-        if keys is not None:
-            vectors = min(vectors, -(-keys // self.lanes))
+        needed = choices[0] if keys is None else -(-keys // self.lanes)
+        # Keys that fill the last panel up are wasted work; between equals the first choice is the fastest.
+        vectors = min(choices, key=lambda v: (-(-needed // v) * v if v <= needed else needed + v, choices.index(v)))
         self.vectors = vectors
         self.width = vectors * self.lanes
         self.value_lanes = self.lanes
@@ -122,15 +105,16 @@ class _Attention:
         kv_head = tirx.floordiv(head, i64(group)) if group > 1 else head
         self._lay_out_keys(buffers, element, kv_head)
         count = tirx.min(i64(TASK_ROWS), self.rows - block * i64(TASK_ROWS))
-        with T.serial(i64(0), tirx.ceildiv(count, i64(TILE_ROWS))) as step:
-            first = block * i64(TASK_ROWS) + step * i64(TILE_ROWS)
-            positions = [first + i64(r) for r in range(TILE_ROWS)]
+        with T.serial(i64(0), tirx.ceildiv(count, i64(self.tile_rows))) as step:
+            first = block * i64(TASK_ROWS) + step * i64(self.tile_rows)
+            positions = [first + i64(r) for r in range(self.tile_rows)]
             # Surplus rows of the last tile repeat the last row; they are not stored.
             sources = [tirx.min(position, self.rows - i64(1)) for position in positions]
             self._scores(buffers, element, head, sources)
-            inverse = T.alloc_buffer((TILE_ROWS,), "float32", scope="local")
-            for r, row in enumerate(sources):
-                self._softmax(buffers, inverse, element, head, r, row)
+            inverse = stack_buffer(self.tile_rows)
+            # A loop, not a copy for every row: so much code would cost the products registers.
+            with T.serial(i64(0), i64(self.tile_rows)) as r:
+                self._softmax(buffers, inverse, element, head, r, tirx.min(first + r, self.rows - i64(1)))
             self._values(buffers, inverse, element, head, kv_head, positions)
 
     def _lay_out_keys(self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr) -> None:
@@ -146,7 +130,7 @@ class _Attention:
         lanes = self.lanes
         start = i64(self.attrs.q_offset) + head * i64(self.attrs.head_dim)
         with T.serial(i64(0), self.panels) as panel:
-            acc = self._accumulators(len(rows), self.vectors, lanes)
+            acc = [registers(self.vectors, lanes) for _ in rows]
             with T.serial(i64(0), i64(self.attrs.head_dim)) as d:
                 columns = [
                     tirx.BufferLoad(buffers.keys, [panel, d, ramp(i64(v * lanes), lanes)])
@@ -169,47 +153,47 @@ class _Attention:
         inverse: tirx.Var,
         element: tirx.Expr,
         head: tirx.Expr,
-        r: int,
+        r: tirx.Expr,
         row: tirx.Expr,
     ) -> None:
         """Turn one row of scores into exp(score - max), and store the inverse of their sum."""
         lanes = self.lanes
-        highest = T.alloc_buffer((lanes,), "float32", scope="local")
-        spread = ramp(i64(0), lanes)
         low = tirx.const(NEGATIVE_INFINITY, "float32")
-        T.buffer_store(highest, splat(low, lanes), [spread])
+        highest = register(lanes)
+        highest.fill(NEGATIVE_INFINITY)
         whole = tirx.floordiv(self.keys, i64(lanes))
         with T.serial(i64(0), whole) as chunk, T.vectorized(i64(0), i64(lanes)) as lane:
             key = chunk * i64(lanes) + lane
             self._mask_score(buffers, element, head, r, row, key)
-            T.buffer_store(highest, tirx.max(highest[lane], buffers.scores[i64(r), key]), [lane])
+            T.buffer_store(highest.buffer, tirx.max(highest.lane(lane), buffers.scores[r, key]), [lane])
         if as_int(self.keys) is None or (as_int(self.keys) or 0) % lanes:
             with T.serial(i64(0), self.keys - whole * i64(lanes)) as rest:
                 key = whole * i64(lanes) + rest
                 self._mask_score(buffers, element, head, r, row, key)
-                T.buffer_store(highest, tirx.max(highest[i64(0)], buffers.scores[i64(r), key]), [i64(0)])
+                highest.store_part(0, tirx.max(highest.lane(0), buffers.scores[r, key]), 1)
         if as_int(self.keys) is None or (as_int(self.keys) or 0) % self.width:
             with T.serial(i64(0), self.padded - self.keys) as rest:
-                T.buffer_store(buffers.scores, low, [i64(r), self.keys + rest])
-        peak = self._reduce(highest, tirx.max)
-        total = T.alloc_buffer((lanes,), "float32", scope="local")
-        T.buffer_store(total, splat(tirx.const(0.0, "float32"), lanes), [spread])
+                T.buffer_store(buffers.scores, low, [r, self.keys + rest])
+        highest.reduce(tirx.max)
+        peak = highest.lane(0)
+        (total,) = registers(1, lanes)
         with T.serial(i64(0), tirx.floordiv(self.padded, i64(lanes))) as chunk:
-            position = [i64(r), ramp(chunk * i64(lanes), lanes)]
+            position = [r, ramp(chunk * i64(lanes), lanes)]
             # A row without any key keeps its -inf scores, whose exp is 0: subtracting -inf would give NaN.
             offset = tirx.Select(peak.equal(low), tirx.const(0.0, "float32"), peak)
             shifted = tirx.BufferLoad(buffers.scores, position) - splat(offset, lanes)
             T.buffer_store(buffers.scores, tirx.exp(shifted), position)
-            T.buffer_store(total, total[spread] + tirx.BufferLoad(buffers.scores, position), [spread])
-        value = tirx.const(1.0, "float32") / self._reduce(total, lambda a, b: a + b)
+            total.store(total.value + tirx.BufferLoad(buffers.scores, position))
+        total.reduce(lambda a, b: a + b)
+        value = tirx.const(1.0, "float32") / total.lane(0)
         if self.attrs.nan_to_zero:
             value = tirx.Select(peak.equal(low), tirx.const(0.0, "float32"), value)
-        T.buffer_store(inverse, value, [i64(r)])
+        T.buffer_store(inverse, value, [r])
 
     def _mask_score(
-        self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr, r: int, row: tirx.Expr, key: tirx.Expr
+        self, buffers: _Buffers, element: tirx.Expr, head: tirx.Expr, r: tirx.Expr, row: tirx.Expr, key: tirx.Expr
     ) -> None:
-        value = buffers.scores[i64(r), key]
+        value = buffers.scores[r, key]
         if buffers.mask is not None:
             dims = self.shapes[3]
             wanted = [element, head, row, key]
@@ -221,7 +205,7 @@ class _Attention:
             visible = key <= row + (self.keys - self.rows)
             value = tirx.Select(visible, value, tirx.const(NEGATIVE_INFINITY, "float32"))
         if buffers.mask is not None or self.attrs.causal:
-            T.buffer_store(buffers.scores, value, [i64(r), key])
+            T.buffer_store(buffers.scores, value, [r, key])
 
     def _values(
         self,
@@ -239,7 +223,7 @@ class _Attention:
         target = head * i64(self.attrs.value_dim)
         for start in range(0, total, self.vectors):
             vectors = range(start, min(start + self.vectors, total))
-            acc = self._accumulators(len(positions), len(vectors), lanes)
+            acc = [registers(len(vectors), lanes) for _ in positions]
             with T.serial(i64(0), self.keys) as key:
                 columns = [
                     tirx.BufferLoad(
@@ -257,23 +241,3 @@ class _Attention:
                     for v, vector in enumerate(vectors):
                         column = ramp(target + i64(vector * lanes), lanes)
                         T.buffer_store(buffers.out, acc[r][v].value * factor, [element, position, column])
-
-    @staticmethod
-    def _accumulators(rows: int, vectors: int, lanes: int) -> list[list[_Register]]:
-        # One buffer for all of them: each allocation is a call at run time.
-        buffer = T.alloc_buffer((rows * vectors * lanes,), "float32", scope="local")
-        zero = splat(tirx.const(0.0, "float32"), lanes)
-        registers = [_Register(buffer, ramp(i64(i * lanes), lanes)) for i in range(rows * vectors)]
-        for register in registers:
-            register.store(zero)
-        return [registers[r * vectors : (r + 1) * vectors] for r in range(rows)]
-
-    def _reduce(self, register: tirx.Var, combine: Callable[[tirx.Expr, tirx.Expr], tirx.Expr]) -> tirx.Expr:
-        """Combine the lanes of a register into a scalar that is stored once and read many times."""
-        values = [register[i64(lane)] for lane in range(self.lanes)]
-        while len(values) > 1:
-            half = len(values) // 2
-            values = [combine(a, b) for a, b in zip(values[:half], values[half:], strict=True)]
-        scalar = T.alloc_buffer((1,), "float32", scope="local")
-        T.buffer_store(scalar, values[0], [i64(0)])
-        return scalar[i64(0)]

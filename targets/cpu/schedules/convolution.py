@@ -26,6 +26,7 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.convolution_form import Convolution, match_convolution
 from greencc.targets.cpu.schedules.kernel import Tail, parameter_index
 from greencc.targets.cpu.schedules.matmul import MIN_PARALLEL_WORK, check_tail
+from greencc.targets.cpu.schedules.registers import registers
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ChannelBlocks
 from greencc.targets.tir import as_int, i64, ramp, rewrite, splat
@@ -225,7 +226,7 @@ class _Emitter:
         conv, plan = self.conv, self.plan
         # The last band overlaps the one before, so that all have the same height.
         y0 = tirx.min(band * i64(plan.height), i64(conv.out_height - plan.height))
-        sums = T.alloc_buffer((plan.rows * self.run,), "float32", scope="local")
+        sums = T.alloc_buffer((plan.rows * self.run,), "float32", scope="local")  # as large as a band
         full, rest = divmod(self.run // plan.lanes, plan.vectors)
         width = plan.vectors * plan.lanes
 
@@ -252,15 +253,7 @@ class _Emitter:
         vectors: int,
     ) -> None:
         conv, plan = self.conv, self.plan
-        zero = splat(tirx.const(0.0, "float32"), plan.lanes)
-        # One buffer for all accumulators: each allocation is a call at run time, once for every tile.
-        acc = T.alloc_buffer((plan.rows * vectors * plan.lanes,), "float32", scope="local")
-        registers = [
-            [ramp(i64((i * vectors + v) * plan.lanes), plan.lanes) for v in range(vectors)] for i in range(plan.rows)
-        ]
-        for row in registers:
-            for register in row:
-                T.buffer_store(acc, zero, [register])
+        tile = [registers(vectors, plan.lanes) for _ in range(plan.rows)]
         depth = conv.in_channels // conv.groups
         blocks = -(-(conv.out_channels // conv.groups) // plan.rows)
         weights = self.buffers[conv.weight]
@@ -277,13 +270,12 @@ class _Emitter:
             for i in range(plan.rows):
                 weight = tirx.BufferLoad(weights, [group * i64(blocks) + block, c, r, q, i64(i)])
                 value = splat(weight, plan.lanes)
-                for v in range(vectors):
-                    register = registers[i][v]
-                    T.buffer_store(acc, acc[register] + value * columns[v], [register])
+                for register, column in zip(tile[i], columns, strict=True):
+                    register.store(register.value + value * column)
         for i in range(plan.rows):
             for v in range(vectors):
                 at = i64(i * self.run + v * plan.lanes) + start
-                T.buffer_store(sums, acc[registers[i][v]], [ramp(at, plan.lanes)])
+                T.buffer_store(sums, tile[i][v].value, [ramp(at, plan.lanes)])
 
     def _finish(
         self, sums: tirx.Var, n: tirx.Expr, group: tirx.Expr, block: tirx.Expr, y0: tirx.Expr

@@ -2,6 +2,8 @@
 
     C[..., i, j] = f(sum_k A[..., i, k] * B[k, j], ...)
 
+A and B are float32, or bytes whose products are summed in int32.
+
 A register tile of `rows` x `columns` accumulators stays in vector registers over the whole k loop. Constant B is
 packed into column panels as wide as the tile, so that the inner loop reads it with unit stride; other B is read
 in place. Tasks are blocks of rows times column panels. Rows left over at the end of A get a tile of their own
@@ -20,6 +22,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.targets.base import Declined, Scheduled
+from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.kernel import (
     Tail,
     inline_tail,
@@ -27,9 +30,11 @@ from greencc.targets.cpu.schedules.kernel import (
     is_reduction,
     parameter_index,
 )
+from greencc.targets.cpu.schedules.multiply import Arithmetic, DotArithmetic, FloatArithmetic, bytes_per_step
+from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.packing import ColumnPanels
-from greencc.targets.tir import as_int, i64, loads, ramp, rewrite, splat
+from greencc.targets.packing import ColumnPanels, DotPanels
+from greencc.targets.tir import as_int, i64, loads, rewrite
 
 # Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
 TASK_ROWS = 128
@@ -43,14 +48,14 @@ MIN_PARALLEL_WORK = 1 << 16
 
 @dataclass(frozen=True)
 class Product:
-    """A recognised product. `lead` are the axes before i; `batched` when B has them too."""
+    """A recognised product of A [..., i, k] and B [k, j]; `batched` when B has the axes before k too."""
 
     a: tirx.Var
     b: tirx.Var
-    k: tirx.Var
     depth: int
     columns: int
     batched: bool
+    arithmetic: Arithmetic
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class MatmulRule:
-    """Schedules float32 products; see the module's docstring."""
+    """Schedules products; see the module's docstring."""
 
     target: CpuTarget
 
@@ -83,7 +88,7 @@ class MatmulRule:
         tail = inline_tail(func)
         if isinstance(tail, str):
             return Declined(tail)
-        product = match_product(tail)
+        product = match_product(tail, self.target)
         if isinstance(product, str):
             return Declined(product)
         reason = check_tail(tail)
@@ -94,12 +99,12 @@ class MatmulRule:
         tile = choose_tile(self.target, product, tail, packed)
         if tile is None:
             return Declined(f"{product.columns} columns that are not packed don't fill vectors")
-        layout = ColumnPanels(tile.columns)
+        layout = product.arithmetic.layout(tile.columns)
         emitted = emit(func, tail, product, tile, layout if packed else None, self.target.threads)
         return Scheduled(emitted, self.name, {index: layout} if packed and index is not None else {})
 
 
-def match_product(tail: Tail) -> Product | str:
+def match_product(tail: Tail, target: CpuTarget) -> Product | str:
     """The product that the producer block computes, or why it is none."""
     block = tail.producer
     if not is_reduction(block):
@@ -126,9 +131,13 @@ def match_product(tail: Tail) -> Product | str:
     depth, columns = as_int(reduced[0].dom.extent), as_int(tail.output.ty.shape[-1])
     if depth is None or columns is None:
         return "depth or columns are symbolic"
-    if any(str(load.ty.dtype) != "float32" for load in factors) or str(tail.intermediate.ty.dtype) != "float32":
-        return "not float32"
-    return Product(a.source, b.source, k, depth, columns, batched)
+    kinds = [str(value.ty.dtype) for value in (a, b, tail.intermediate)]
+    dot = dot_product(target)
+    if kinds == ["float32"] * 3:
+        return Product(a.source, b.source, depth, columns, batched, FloatArithmetic())
+    if kinds == [dot.activation, "int8", "int32"]:
+        return Product(a.source, b.source, depth, columns, batched, DotArithmetic(dot))
+    return f"not float32, nor {dot.activation} times int8 in int32"
 
 
 def check_tail(tail: Tail) -> str | None:
@@ -147,12 +156,19 @@ def check_tail(tail: Tail) -> str | None:
 
 def choose_tile(target: CpuTarget, product: Product, tail: Tail, packed: bool) -> Tile | None:
     """The register tile: accumulators fill the registers but for what loads need; wide tiles when N allows."""
-    lanes = target.lanes()
-    while not packed and product.columns % lanes:
-        lanes //= 2
-        if lanes < 4:
+    if isinstance(product.arithmetic, DotArithmetic):
+        if not packed:
             return None
-    shapes = ((8, 3), (8, 2), (12, 1)) if target.vector_registers >= 32 else ((4, 3), (6, 2), (8, 1))
+        lanes = product.arithmetic.dot.lanes
+        # Without an instruction that multiplies and adds, a product needs a register before it is added.
+        small: tuple[tuple[int, int], ...] = ((6, 2), (8, 1))
+    else:
+        lanes, small = target.lanes(), ((4, 3), (6, 2), (8, 1))
+        while not packed and product.columns % lanes:
+            lanes //= 2
+            if lanes < 4:
+                return None
+    shapes = ((8, 3), (8, 2), (12, 1)) if target.vector_registers >= 32 else small
     limit = -(-product.columns // lanes)
     fitting = [(rows, vectors) for rows, vectors in shapes if vectors <= limit and (packed or limit % vectors == 0)]
     fitting = fitting or [shapes[-1]]
@@ -165,7 +181,12 @@ def choose_tile(target: CpuTarget, product: Product, tail: Tail, packed: bool) -
 
 
 def emit(
-    func: tirx.PrimFunc, tail: Tail, product: Product, tile: Tile, layout: ColumnPanels | None, threads: int
+    func: tirx.PrimFunc,
+    tail: Tail,
+    product: Product,
+    tile: Tile,
+    layout: ColumnPanels | DotPanels | None,
+    threads: int,
 ) -> tirx.PrimFunc:
     """The scheduled PrimFunc. B's parameter has the packed shape when there is a layout."""
     shape = list(tail.output.ty.shape)
@@ -180,7 +201,7 @@ def emit(
             declared = param
             if layout is not None and param.same_as(product.b):
                 packed = tuple(map(i64, layout.shape(product.depth, product.columns)))
-                declared = T.buffer(packed, "float32")
+                declared = T.buffer(packed, product.arithmetic.weight)
             buffers[param] = T.arg(param.name, declared)
         T.func_attr({"tirx.noalias": True})
         row_tasks = 1 if count is not None and count <= TASK_ROWS else tirx.ceildiv(rows, i64(TASK_ROWS))
@@ -258,89 +279,79 @@ class _Tiles:
     def tile_at(self, first: tirx.Expr, rows: int, limit: tirx.Expr | None) -> None:
         """One register tile. With `limit`, rows at or beyond it repeat the last row and aren't stored."""
         tile, lanes = self.tile, self.tile.lanes
-        zero = splat(tirx.const(0.0, "float32"), lanes)
-        # One buffer for all accumulators: each allocation is a call at run time, once for every tile.
-        acc = T.alloc_buffer((rows * tile.columns,), "float32", scope="local")
-        registers = [[ramp(i64(r * tile.columns + v * lanes), lanes) for v in range(tile.vectors)] for r in range(rows)]
-        for row in registers:
-            for register in row:
-                T.buffer_store(acc, zero, [register])
+        arithmetic = self.product.arithmetic
+        sums = [registers(tile.vectors, lanes, arithmetic.sums) for _ in range(rows)]
         positions = [first + i64(r) for r in range(rows)]
         sources = positions if limit is None else [tirx.min(p, limit - i64(1)) for p in positions]
-        with self._steps(first) as k:
-            columns = [self._b(k, v) for v in range(tile.vectors)]
+        with self._steps(first) as step:
+            columns = [self._b(step, v) for v in range(tile.vectors)]
             for r in range(rows):
-                value = splat(self._a(sources[r], k), lanes)
-                for v in range(tile.vectors):
-                    register = registers[r][v]
-                    T.buffer_store(acc, acc[register] + value * columns[v], [register])
+                row = [*self.batch, *_unravel(sources[r], self.row_dims)]
+                word = arithmetic.word(self.buffers[self.product.a], row, step)
+                for register, column in zip(sums[r], columns, strict=True):
+                    register.store(arithmetic.accumulate(register.value, word, column, lanes))
         for r in range(rows):
             if limit is None:
-                self._store_row(acc, r, positions[r])
+                self._store_row(sums[r], positions[r])
             else:
                 with T.If(positions[r] < limit), T.Then():
-                    self._store_row(acc, r, positions[r])
+                    self._store_row(sums[r], positions[r])
 
     @contextmanager
     def _steps(self, first: tirx.Expr) -> Iterator[tirx.Expr]:
-        """The loop over k. While a panel is used, the next one is brought into the second-level cache.
+        """The loop over steps along k. While a panel is used, the next one is brought into the second-level cache.
 
         A panel is read once per tile, and the tiles of a task share the prefetching of the next panel: it comes from
         memory or the last-level cache, and waiting for that costs more than a tenth of the time otherwise.
         """
-        depth, tiles = self.product.depth, max(1, self.task_rows // self.tile.rows)
-        lines = -(-depth * self.tile.columns * 4 // (CACHE_LINE * tiles))
-        chunk = next((size for size in (16, 8) if depth % size == 0), None)
+        arithmetic = self.product.arithmetic
+        steps, tiles = -(-self.product.depth // arithmetic.depth), max(1, self.task_rows // self.tile.rows)
+        lines = -(-steps * self.tile.columns * bytes_per_step(arithmetic) // (CACHE_LINE * tiles))
+        chunk = next((size for size in (16, 8) if steps % size == 0), None)
         if not self.packed or self.panels == 1 or chunk is None:
-            with T.serial(i64(0), i64(depth)) as k:
-                yield k
+            with T.serial(i64(0), i64(steps)) as step:
+                yield step
             return
-        per_chunk = -(-lines // (depth // chunk))
+        per_chunk = -(-lines // (steps // chunk))
+        per_line = CACHE_LINE * arithmetic.depth // bytes_per_step(arithmetic)
+        width = i64(self.tile.columns * arithmetic.depth)
         panel = tirx.min(self.panel + i64(1), i64(self.panels - 1))
         tile = tirx.floordiv(tirx.floormod(first, i64(TASK_ROWS)), i64(self.tile.rows))
-        with T.serial(i64(0), i64(depth // chunk)) as block:
+        with T.serial(i64(0), i64(steps // chunk)) as block:
             for number in range(per_chunk):
-                line = (tile * i64(depth // chunk) + block) * i64(per_chunk) + i64(number)
-                element = line * i64(CACHE_LINE // 4)
-                width = i64(self.tile.columns)
+                element = ((tile * i64(steps // chunk) + block) * i64(per_chunk) + i64(number)) * i64(per_line)
                 row, column = tirx.floordiv(element, width), tirx.floormod(element, width)
-                where = tirx.BufferLoad(self.buffers[self.product.b], [panel, tirx.min(row, i64(depth - 1)), column])
+                where = tirx.BufferLoad(self.buffers[self.product.b], [panel, tirx.min(row, i64(steps - 1)), column])
                 address = tirx.address_of(where)
                 T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *_PREFETCH))
             with T.serial(i64(0), i64(chunk)) as step:
                 yield block * i64(chunk) + step
 
-    def _a(self, row: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
-        return tirx.BufferLoad(self.buffers[self.product.a], [*self.batch, *_unravel(row, self.row_dims), k])
+    def _b(self, step: tirx.Expr, vector: int) -> tirx.Expr:
+        first = i64(vector * self.tile.lanes)
+        lead = [self.panel, step]
+        if not self.packed:
+            first = self.panel * i64(self.tile.columns) + first
+            lead = [*self.batch, step]
+        return self.product.arithmetic.columns(self.buffers[self.product.b], lead, first, self.tile.lanes)
 
-    def _b(self, k: tirx.Expr, vector: int) -> tirx.Expr:
-        lanes = self.tile.lanes
-        start = i64(vector * lanes)
-        if self.packed:
-            indices = [self.panel, k, ramp(start, lanes)]
-        else:
-            start = self.panel * i64(self.tile.columns) + start
-            indices = [*self.batch, k, ramp(start, lanes)]
-        return tirx.BufferLoad(self.buffers[self.product.b], indices)
-
-    def _store_row(self, acc: tirx.Var, number: int, row: tirx.Expr) -> None:
+    def _store_row(self, sums: list[Register], row: tirx.Expr) -> None:
         """Apply the tail to one row of the tile and store it; the last panel may be narrower than the tile."""
         surplus = self.panels * self.tile.columns - self.product.columns
         if surplus == 0:
-            self._store_vectors(acc, number, row, self.tile.columns)
+            self._store_vectors(sums, row, self.tile.columns)
         elif self.panels == 1:
-            self._store_vectors(acc, number, row, self.tile.columns - surplus)
+            self._store_vectors(sums, row, self.tile.columns - surplus)
         else:
             with T.If(self.panel < i64(self.panels - 1)):
                 with T.Then():
-                    self._store_vectors(acc, number, row, self.tile.columns)
+                    self._store_vectors(sums, row, self.tile.columns)
                 with T.Else():
-                    self._store_vectors(acc, number, row, self.tile.columns - surplus)
+                    self._store_vectors(sums, row, self.tile.columns - surplus)
 
-    def _store_vectors(self, acc: tirx.Var, number: int, row: tirx.Expr, columns: int) -> None:
+    def _store_vectors(self, sums: list[Register], row: tirx.Expr, columns: int) -> None:
         base = self.panel * i64(self.tile.columns)
-        for v in range(self.tile.vectors):
-            first = i64(number * self.tile.columns + v * self.tile.lanes)
+        for v, register in enumerate(sums):
             lanes = min(self.tile.lanes, columns - v * self.tile.lanes)
             if lanes <= 0:
                 return
@@ -348,15 +359,16 @@ class _Tiles:
             with loop(i64(0), i64(lanes)) as lane:  # type: ignore[attr-defined]
                 column = base + i64(v * self.tile.lanes) + lane
                 position = [*self.batch, *_unravel(row, self.row_dims), column]
-                T.buffer_store(self.buffers[self.tail.output], self._tail_value(acc, first + lane, position), position)
+                value = self._tail_value(register, lane, position)
+                T.buffer_store(self.buffers[self.tail.output], value, position)
 
-    def _tail_value(self, acc: tirx.Var, at: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
-        """The tail's expression at one output position; the product is read from its accumulator."""
+    def _tail_value(self, sums: Register, lane: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
+        """The tail's expression at one output position; the product is read from its lane of the accumulator."""
         where = dict(zip(self.tail.axes, position, strict=True))
 
         def replace(node: tirx.Expr) -> tirx.Expr | None:
             if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
-                return tirx.BufferLoad(acc, [at])
+                return sums.lane(lane)
             if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
                 indices = [rewrite(index, replace) for index in node.indices]
                 return tirx.BufferLoad(self.buffers[node.source], indices)
@@ -372,10 +384,15 @@ def _factors(store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad] | N
         return None
     if not isinstance(value.a, ir.TensorLoad) or not value.a.source.same_as(store.buffer):
         return None
-    left, right = value.b.a, value.b.b
+    left, right = _widened(value.b.a), _widened(value.b.b)
     if isinstance(left, ir.TensorLoad) and isinstance(right, ir.TensorLoad):
         return left, right
     return None
+
+
+def _widened(factor: tirx.Expr) -> tirx.Expr:
+    """What an integer factor is before it is widened to the type of the sum."""
+    return factor.value if isinstance(factor, tirx.Cast) and str(factor.ty.dtype) == "int32" else factor
 
 
 def _indexed_by(load: ir.TensorLoad, axes: list[tirx.Var], *, allow_zero: bool = False) -> bool:

@@ -13,7 +13,7 @@ from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.kernel import blocks, is_reduction
+from greencc.targets.cpu.schedules.kernel import REDUCE, blocks, is_reduction
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, loads, uses_var
 
@@ -60,10 +60,12 @@ class RowwiseRule:
         rows: int,
     ) -> None:
         ordered: list[s_tir.SBlockRV] = []
+        per_lane: list[s_tir.SBlockRV] = []
         for block in found:
             if block in reductions:
-                lanes_block = self._over_lanes(schedule, block, rows)
+                lanes_block = self._over_lanes(schedule, block)
                 if lanes_block is not None:
+                    per_lane.append(lanes_block)
                     ordered.append(lanes_block)
             ordered.append(block)
         last = ordered[-1]
@@ -79,8 +81,11 @@ class RowwiseRule:
         width = as_int(schedule.get(schedule.get_loops(ordered[0])[-1]).extent)
         if count is None or width is None or count * width * len(ordered) >= MIN_PARALLEL_ELEMENTS:
             schedule.parallel(row)
+        # Last: a block without its initial value is no reduction that a row could be made parallel around.
+        for block in per_lane:
+            self._vectorize_lanes(schedule, block)
 
-    def _over_lanes(self, schedule: s_tir.Schedule, block: s_tir.SBlockRV, rows: int) -> s_tir.SBlockRV | None:
+    def _over_lanes(self, schedule: s_tir.Schedule, block: s_tir.SBlockRV) -> s_tir.SBlockRV | None:
         """Split a reduction over vector lanes; the block that reduces per lane, or None when it doesn't divide."""
         loops = schedule.get_loops(block)
         inner = loops[-1]
@@ -91,6 +96,18 @@ class RowwiseRule:
         partial = schedule.rfactor(lane, factor_axis=len(schedule.get(block).writes[0].region))
         return partial
 
+    def _vectorize_lanes(self, schedule: s_tir.Schedule, block: s_tir.SBlockRV) -> None:
+        """Make the lanes of a partial reduction a vector that is innermost."""
+        kinds = [int(axis.iter_type) for axis in schedule.get(block).iter_vars]
+        loops = schedule.get_loops(block)
+        own = loops[len(loops) - len(kinds) :]
+        # The lanes are the partial reduction's last axis that is kept; their loop comes first of those that are left.
+        lane = next(loop for loop in own if as_int(schedule.get(loop).extent) == self.target.lanes())
+        reduced = [loop for loop, kind in zip(own, sorted(kinds), strict=True) if kind == REDUCE]
+        schedule.reorder(*reduced, lane)
+        schedule.vectorize(lane)
+        schedule.decompose_reduction(block, reduced[0])
+
     def _vectorize_inner(self, schedule: s_tir.Schedule, block: s_tir.SBlockRV) -> None:
         node = schedule.get(block)
         loops = schedule.get_loops(block)
@@ -100,13 +117,7 @@ class RowwiseRule:
         extent, lanes = as_int(inner.extent), self.target.lanes()
         if extent is None or extent < 2:
             return
-        axis = node.iter_vars[-1]
         if is_reduction(node):
-            # The lane loop of a partial reduction is spatial and has to be innermost for vectors.
-            if int(axis.iter_type) == 0 or extent != lanes or len(node.iter_vars) < 2:
-                spatial = [i for i, a in enumerate(node.iter_vars) if int(a.iter_type) == 0]
-                if not spatial or as_int(node.iter_vars[spatial[-1]].dom.extent) != lanes:
-                    return
             return
         if not isinstance(node.body, tirx.BufferStore) or str(node.body.buffer.ty.dtype) != "float32":
             return

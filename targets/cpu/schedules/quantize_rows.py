@@ -1,0 +1,143 @@
+"""Dynamic quantisation of activations: every row of its own, to unsigned or signed bytes, in one pass over memory.
+
+    scale = (high - low) / 255, zero = round(-low / scale), q = round(x / scale + zero)
+
+`low` and `high` are the row's extremes and 0, so that 0 is represented exactly (the affine scheme of Jacob et al.,
+arXiv:1712.05877, equation 1, with a range per row).
+"""
+
+from __future__ import annotations
+
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from greencc.targets.cost import OPERATIONS_ATTR
+from greencc.targets.cpu.intrinsics.dot import DotProduct
+from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
+from greencc.targets.cpu.schedules.registers import registers, stack_buffer
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.tir import as_int, i64, ramp, splat
+
+# Rows of a task: some microseconds of work.
+TASK_ROWS = 8
+LEVELS = 255
+
+
+def padded_depth(depth: int, dot: DotProduct) -> int:
+    """Columns of the quantised rows: whole steps of the dot product."""
+    return -(-depth // dot.depth) * dot.depth
+
+
+def quantize_rows_kernel(
+    x: relax.TensorType, target: CpuTarget, dot: DotProduct, *, with_factors: bool
+) -> tirx.PrimFunc:
+    """The kernel for x [..., K] float32, and factors [K] that x is multiplied by first, if there are any.
+
+    It writes q [..., K filled up] in `dot.activation`, scale [..., 1] float32 and zero [..., 1] int32, such that
+    x is about (q - zero) * scale. Where bytes are signed, q and zero are 128 less.
+    """
+    symbols: dict[str, tirx.Expr] = {}
+    shape = [
+        dim if isinstance(dim, tirx.IntImm) else symbols.setdefault(str(dim), tirx.Var(f"n{i}", "int64"))
+        for i, dim in enumerate(x.shape.values)
+    ]
+    lead, depth = shape[:-1], int(shape[-1])
+    rows: tirx.Expr = i64(1)
+    for dim in lead:
+        rows = rows * dim
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        source = T.arg("x", T.buffer((*lead, depth), "float32"))
+        factors = T.arg("factors", T.buffer((depth,), "float32")) if with_factors else None
+        quantized = T.arg("q", T.buffer((*lead, padded_depth(depth, dot)), dot.activation))
+        scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
+        zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
+        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-quantize-rows"})
+        tasks = tirx.ceildiv(rows, i64(TASK_ROWS))
+        count = as_int(rows)
+        loop = T.parallel if count is None or count * depth >= MIN_PARALLEL_ELEMENTS else T.serial
+        emitter = _Row(source, factors, quantized, scale, zero, depth, target.lanes(), dot)
+        # TVM looks for reshapes among kernels of one operand, and expects a block.
+        with T.sblock("root"), loop(i64(0), tasks) as task:
+            first = task * i64(TASK_ROWS)
+            with T.serial(i64(0), tirx.min(i64(TASK_ROWS), rows - first)) as r:
+                emitter.emit(_position(first + r, lead))
+    # Two comparisons, a product, a sum and a rounding for every element.
+    return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(5 * depth))
+
+
+def _position(row: tirx.Expr, lead: list[tirx.Expr]) -> list[tirx.Expr]:
+    indices: list[tirx.Expr] = []
+    for extent in reversed(lead[1:]):
+        indices.append(tirx.floormod(row, extent))
+        row = tirx.floordiv(row, extent)
+    return [row, *reversed(indices)] if lead else []
+
+
+class _Row:
+    """Emits one row."""
+
+    def __init__(
+        self,
+        source: tirx.Var,
+        factors: tirx.Var | None,
+        quantized: tirx.Var,
+        scale: tirx.Var,
+        zero: tirx.Var,
+        depth: int,
+        lanes: int,
+        dot: DotProduct,
+    ) -> None:
+        self.source, self.factors, self.quantized = source, factors, quantized
+        self.scale, self.zero, self.depth, self.lanes, self.dot = scale, zero, depth, lanes, dot
+
+    def emit(self, lead: list[tirx.Expr]) -> None:
+        lanes, whole = self.lanes, self.depth // self.lanes
+        low, high = registers(2, lanes)
+        with T.serial(i64(0), i64(whole)) as chunk:
+            value = self._value(lead, chunk * i64(lanes), lanes)
+            low.store(tirx.min(low.value, value))
+            high.store(tirx.max(high.value, value))
+        with T.serial(i64(0), i64(self.depth - whole * lanes)) as rest:
+            value = self._value(lead, i64(whole * lanes) + rest, 1)
+            low.store_part(0, tirx.min(low.lane(0), value), 1)
+            high.store_part(0, tirx.max(high.lane(0), value), 1)
+        low.reduce(tirx.min)
+        high.reduce(tirx.max)
+        self._store(lead, low.lane(0), high.lane(0) - low.lane(0))
+
+    def _store(self, lead: list[tirx.Expr], low: tirx.Expr, span: tirx.Expr) -> None:
+        zero, levels = tirx.const(0.0, "float32"), tirx.const(float(LEVELS), "float32")
+        shift = tirx.const(128.0 if self.dot.is_signed else 0.0, "float32")
+        # What a row needs, computed once: the scale's inverse, and the zero point as a float.
+        numbers = stack_buffer(2)
+        T.buffer_store(numbers, tirx.Select(span > zero, levels / span, zero), [i64(0)])
+        T.buffer_store(numbers, tirx.nearbyint(-low * numbers[i64(0)]) - shift, [i64(1)])
+        T.buffer_store(self.scale, span / levels, [*lead, i64(0)])
+        T.buffer_store(self.zero, tirx.Cast("int32", numbers[i64(1)]), [*lead, i64(0)])
+        lanes, whole = self.lanes, self.depth // self.lanes
+        with T.serial(i64(0), i64(whole)) as chunk:
+            self._quantize(lead, numbers, shift, chunk * i64(lanes), lanes)
+        with T.serial(i64(0), i64(self.depth - whole * lanes)) as rest:
+            self._quantize(lead, numbers, shift, i64(whole * lanes) + rest, 1)
+        surplus = padded_depth(self.depth, self.dot) - self.depth
+        with T.serial(i64(0), i64(surplus)) as rest:  # it meets weights that are 0
+            T.buffer_store(self.quantized, tirx.const(0, self.dot.activation), [*lead, i64(self.depth) + rest])
+
+    def _quantize(
+        self, lead: list[tirx.Expr], numbers: tirx.Var, shift: tirx.Expr, column: tirx.Expr, lanes: int
+    ) -> None:
+        inverse, zero = (splat(numbers[i64(i)], lanes) for i in (0, 1))
+        lowest = splat(-shift, lanes)
+        highest = splat(tirx.const(float(LEVELS), "float32") - shift, lanes)
+        level = tirx.nearbyint(self._value(lead, column, lanes) * inverse + zero)
+        level = tirx.min(tirx.max(level, lowest), highest)
+        wide = tirx.Cast("int32" if lanes == 1 else f"int32x{lanes}", level)
+        narrow = self.dot.activation if lanes == 1 else f"{self.dot.activation}x{lanes}"
+        T.buffer_store(self.quantized, tirx.Cast(narrow, wide), [*lead, ramp(column, lanes)])
+
+    def _value(self, lead: list[tirx.Expr], column: tirx.Expr, lanes: int) -> tirx.Expr:
+        value = tirx.BufferLoad(self.source, [*lead, ramp(column, lanes)])
+        if self.factors is None:
+            return value
+        return value * tirx.BufferLoad(self.factors, [ramp(column, lanes)])

@@ -1,0 +1,129 @@
+"""Products in int8 against integer arithmetic, bit by bit, in every instruction set that this machine has."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tvm
+from running import Runner, function, host, normal
+from tvm import relax, tirx
+
+from greencc.ir import constant
+from greencc.ops import quantized_matmul
+from greencc.passes.quantize_int8 import quantize_columns
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.lower import lower
+
+_BASE = ("avx", "avx2", "f16c", "fma", "sse4.2")
+X86 = {
+    "sse2": replace(host(), cpu="x86-64", features=("sse4.2",)),
+    "avx2": replace(host(), cpu="haswell", features=_BASE),
+    "avx512bw": replace(host(), cpu="skylake-avx512", features=(*_BASE, "avx512bw", "avx512f", "avx512vl")),
+    "avxvnni": replace(host(), cpu="alderlake", features=(*_BASE, "avxvnni")),
+    "avx512vnni": replace(
+        host(), cpu="icelake-server", features=(*_BASE, "avx512bw", "avx512f", "avx512vl", "avx512vnni")
+    ),
+}
+RUNNABLE = [name for name, target in X86.items() if set(target.features) <= set(host().features)]
+
+
+def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Levels 0..255, scale and zero point of every row."""
+    low, high = np.minimum(x.min(-1, keepdims=True), 0), np.maximum(x.max(-1, keepdims=True), 0)
+    span = high - low
+    with np.errstate(divide="ignore"):
+        inverse = np.where(span > 0, np.float32(255) / span, np.float32(0))
+    zero = np.rint(-low * inverse)
+    levels = np.clip(np.rint(x * inverse + zero), 0, 255)
+    return levels.astype(np.int64), span / np.float32(255), zero.astype(np.int64)
+
+
+def expected(x: np.ndarray, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    levels, row_scale, zero = quantized(x)
+    return ((levels - zero) @ w.astype(np.int64)).astype(np.float32) * (row_scale * scale)
+
+
+@pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_exact_for_all_remainders(name: str) -> None:
+    # Depths leave remainders of a step and of a vector, columns of a tile; one module, because compiling is slow.
+    shapes = [(7, 13), (30, 70), (64, 48), (96, 130)]
+    parts = [quantize_columns(normal(k, n, seed=k)) for k, n in shapes]
+    params = {f"x{k}": ((2, 5, k), "float32") for k, _ in shapes}
+
+    def body(emit, *xs):
+        products = [emit(quantized_matmul(x, constant(w), constant(s))) for x, (w, s) in zip(xs, parts, strict=True)]
+        return [emit(relax.op.nn.relu(y)) for y in products]
+
+    runner = Runner(function(params, body), X86[name])
+    assert runner.rules == {"cpu-matmul", "cpu-quantize-rows"}
+    xs = [normal(2, 5, k, seed=k + 1) * 3 + 1 for k, _ in shapes]
+    for x, (w, s), got in zip(xs, parts, runner(*xs), strict=True):
+        np.testing.assert_array_equal(got, np.maximum(expected(x, w, s), 0))
+
+
+@pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_the_largest_values_do_not_saturate(name: str) -> None:
+    # Two neighbouring products of 255 and 127 exceed 16 bits.
+    w = np.full((64, 32), 127, np.int8)
+    w[:, 1::2] = -127
+    x = np.ones((3, 64), np.float32)
+    body = lambda emit, x: emit(quantized_matmul(x, constant(w), constant(np.ones(32, np.float32))))  # noqa: E731
+    (got,) = Runner(function({"x": ((3, 64), "float32")}, body), X86[name])(x)
+    np.testing.assert_array_equal(got, expected(x, w, np.ones(32, np.float32)))
+    np.testing.assert_allclose(got[0, :2], [64 * 127, -64 * 127], rtol=1e-6)
+
+
+def test_rows_of_zeros_and_of_one_sign() -> None:
+    w, scale = quantize_columns(normal(20, 24))
+    x = np.stack([np.zeros(20), np.full(20, 3.0), np.full(20, -3.0), np.full(20, 1e-30)]).astype(np.float32)
+    body = lambda emit, x: emit(quantized_matmul(x, constant(w), constant(scale)))  # noqa: E731
+    (got,) = Runner(function({"x": ((4, 20), "float32")}, body))(x)
+    np.testing.assert_array_equal(got, expected(x, w, scale))
+    assert (got[0] == 0).all()
+
+
+def test_symbolic_rows_and_factors() -> None:
+    rows = tirx.Var("s", "int64")
+    w, scale = quantize_columns(normal(32, 80))
+    factors = np.exp(normal(32, seed=3))
+
+    def body(emit, x):
+        return emit(quantized_matmul(x, constant(w), constant(scale), constant(factors)))
+
+    runner = Runner(function({"x": ((1, rows, 32), "float32")}, body))
+    for count in (1, 7, 128, 131):
+        x = normal(1, count, 32, seed=count)
+        np.testing.assert_array_equal(runner(x)[0], expected(x * factors, w, scale))
+
+
+def assembly(target: CpuTarget) -> str:
+    w, scale = quantize_columns(normal(64, 64))
+    body = lambda emit, x: emit(quantized_matmul(x, constant(w), constant(scale)))  # noqa: E731
+    lowered = lower(function({"x": ((16, 64), "float32")}, body), target)
+    kernels = {g.name_hint: f for g, f in lowered.module.functions_items() if isinstance(f, tirx.PrimFunc)}
+    module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in kernels.items() if "int8" in n})
+    return str(tvm.tirx.build(module, target=target.llvm_target()).inspect_source("asm"))
+
+
+ARM = CpuTarget("aarch64-linux-gnu", "neoverse-n1", ("dotprod", "neon"), 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        (X86["avx2"], r"vpmaddwd .*ymm"),
+        (X86["avxvnni"], r"\{vex\} vpdpbusd .*ymm"),
+        (X86["avx512vnni"], r"vpdpbusd .*zmm"),
+        (ARM, r"sdot v\d+\.4s, v\d+\.16b, v\d+\.(16b|4b)"),
+        (replace(ARM, cpu="neoverse-v1", features=("dotprod", "i8mm", "neon")), r"usdot v\d+\.4s, v\d+\.16b"),
+    ],
+    ids=["avx2", "avxvnni", "avx512vnni", "dotprod", "i8mm"],
+)
+def test_the_code_has_the_instruction(target: CpuTarget, wanted: str) -> None:
+    code = re.sub(r"[ \t]+", " ", assembly(target))
+    # A tile takes several rows and columns: the instruction is the body of the loop, not an accident.
+    assert len(re.findall(wanted, code)) >= 8
+    assert "pmaddubsw" not in code
