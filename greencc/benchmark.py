@@ -81,7 +81,7 @@ def bench_artifact(
         limits = measure_limits(described_target(ours.artifact.manifest.target, ours.threads))
         result["limits"] = asdict(limits)
         result["share_of_arithmetic"] = share_of_arithmetic(operations, series[_OURS].summary()["median"], limits)
-        result["profile"] = [rate.as_json() for rate in rates(launches, symbols, limits)]
+        result["profile"] = [asdict(rate) for rate in rates(launches, symbols, limits)]
     return result
 
 

@@ -108,7 +108,7 @@ def rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, *, interleaved: bool
 def quantized_matmul(
     x: relax.Expr, weight: relax.Expr, scale: relax.Expr, factors: relax.Expr | None = None
 ) -> relax.Call:
-    """X @ (weight * scale), computed in int8: each row of x is quantised when it is known.
+    """Product of x and weight * scale, computed in int8: each row of x is quantised when it is known.
 
     A row gets a scale and a zero point so that 0..255 spans its values and 0 (asymmetric, per token). Sums are int32.
 

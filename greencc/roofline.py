@@ -6,7 +6,7 @@ The model is the roofline (Williams, Waterman and Patterson, 2009): a kernel is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from greencc.artifact.bundle import ARITHMETIC, Array, KernelCall, TensorSpec
 from greencc.limits import Limits
@@ -41,10 +41,6 @@ class KernelRate:
     bytes_per_second: float | None
     share_of_arithmetic: float | None
     share_of_bandwidth: float | None
-
-    def as_json(self) -> dict[str, object]:
-        """The launch as JSON values."""
-        return asdict(self)
 
 
 def rates(times: Iterable[KernelTime], symbols: Mapping[str, int], limits: Limits) -> tuple[KernelRate, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from tvm import ir, tirx
+from tvm import ir, sym, tirx
 
 from greencc.errors import GreenccError
 
@@ -117,3 +117,32 @@ def ramp(base: tirx.Expr, lanes: int) -> tirx.Expr:
 def splat(value: tirx.Expr, lanes: int) -> tirx.Expr:
     """The value in every lane of a vector; `value` itself for a single lane."""
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def unravel(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:
+    """Coordinates of a linear index in a row-major space."""
+    coordinates: list[tirx.Expr] = []
+    for extent in reversed(extents[1:]):
+        coordinates.append(tirx.floormod(index, extent) if as_int(extent) != 1 else i64(0))
+        index = tirx.floordiv(index, extent) if as_int(extent) != 1 else index
+    return [index if as_int(extents[0]) != 1 else i64(0), *reversed(coordinates)] if extents else []
+
+
+def volume(extents: list[tirx.Expr]) -> tirx.Expr:
+    """How many elements a space has."""
+    total: tirx.Expr = i64(1)
+    for extent in extents:
+        total = total * extent
+    return sym.Analyzer().simplify(total)
+
+
+def with_own_symbols(shapes: list[list[tirx.Expr]]) -> list[list[tirx.Expr]]:
+    """Shapes in variables of the kernel's own: a buffer can define `n`, but not solve `n // 2` for `n`."""
+    symbols: dict[str, tirx.Expr] = {}
+
+    def own(dim: tirx.Expr) -> tirx.Expr:
+        if isinstance(dim, tirx.IntImm):
+            return dim
+        return symbols.setdefault(str(dim), tirx.Var(f"n{len(symbols)}", "int64"))
+
+    return [[own(dim) for dim in shape] for shape in shapes]

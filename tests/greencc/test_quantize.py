@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,12 +21,12 @@ LENGTH, LAYERS = 128, 6
 def test_the_encoder_in_int8(minilm_onnx: Path, compiled_path: Callable[..., Path], tmp_path: Path) -> None:
     names = ("input_ids", "attention_mask", "token_type_ids")
     source, shapes = ENCODERS["directory"].source(), dict.fromkeys(names, (1, LENGTH))
-    report = api.compile(source, tmp_path / "a", shapes=shapes, quantize="int8", verify=True)
+    report: dict[str, Any] = api.compile(source, tmp_path / "a", shapes=shapes, quantize="int8", verify=True)
     model = load(tmp_path / "a")
     calls = [call for call in model.artifact.manifest.calls if call.arithmetic == "int8"]
     assert len(calls) == 4 * LAYERS  # of six products of a layer three are merged
     assert report["approximated_by"] == ["quantize-int8"]
-    assert report["bytes_after"] < 0.66 * report["bytes_before"]  # type: ignore[operator]
+    assert report["bytes_after"] < 0.66 * report["bytes_before"]
     session = onnxruntime.InferenceSession(str(minilm_onnx), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     distances = []

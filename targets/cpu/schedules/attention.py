@@ -17,7 +17,7 @@ from greencc.ops import AttentionAttrs
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.schedules.registers import register, registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int, i64, ramp, splat
+from greencc.targets.tir import as_int, i64, ramp, splat, with_own_symbols
 
 # Query rows per task. Keys are laid out once per task: fewer rows would repeat that more often.
 TASK_ROWS = 128
@@ -39,7 +39,7 @@ def attention_kernel(
     attrs: AttentionAttrs, args: list[relax.TensorType], out: relax.TensorType, target: CpuTarget
 ) -> tirx.PrimFunc:
     """The kernel for operands q [B, S, Cq], k [B, T, Ck], v [B, T, Cv], mask (rank 4) or none, out [B, S, H*Dv]."""
-    *shapes, result_shape = _with_own_symbols([list(ty.shape.values) for ty in (*args, out)])
+    *shapes, result_shape = with_own_symbols([list(ty.shape.values) for ty in (*args, out)])
     batch, rows = shapes[0][0], shapes[0][1]
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         names = ["q", "k", "v", "mask"]
@@ -63,18 +63,6 @@ def attention_kernel(
     # Two products, and for every score: scale, maximum, difference, exponential, sum.
     operations = pairs * i64(2 * (attrs.head_dim + attrs.value_dim) + 5)
     return ib.get().with_attr(OPERATIONS_ATTR, operations)
-
-
-def _with_own_symbols(shapes: list[list[tirx.Expr]]) -> list[list[tirx.Expr]]:
-    """Shapes in variables of the kernel's own: a buffer can define `n`, but not solve `n // 2` for `n`."""
-    symbols: dict[str, tirx.Expr] = {}
-
-    def own(dim: tirx.Expr) -> tirx.Expr:
-        if isinstance(dim, tirx.IntImm):
-            return dim
-        return symbols.setdefault(str(dim), tirx.Var(f"n{len(symbols)}", "int64"))
-
-    return [[own(dim) for dim in shape] for shape in shapes]
 
 
 class _Attention:

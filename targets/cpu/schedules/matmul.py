@@ -30,11 +30,11 @@ from greencc.targets.cpu.schedules.kernel import (
     is_reduction,
     parameter_index,
 )
-from greencc.targets.cpu.schedules.multiply import Arithmetic, DotArithmetic, FloatArithmetic, bytes_per_step
+from greencc.targets.cpu.schedules.multiply import Arithmetic, DotArithmetic, FloatArithmetic, weight_bytes
 from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ColumnPanels, DotPanels
-from greencc.targets.tir import as_int, i64, loads, rewrite
+from greencc.targets.tir import as_int, i64, loads, rewrite, unravel, volume
 
 # Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
 TASK_ROWS = 128
@@ -192,7 +192,7 @@ def emit(
     shape = list(tail.output.ty.shape)
     lead = shape[:-2] if product.batched else []
     row_dims = shape[len(lead) : -1]
-    rows = _product(row_dims)
+    rows = volume(row_dims)
     panels = -(-product.columns // tile.columns)
     count = as_int(rows)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
@@ -208,11 +208,11 @@ def emit(
         task_rows = rows if isinstance(row_tasks, int) else i64(TASK_ROWS)
         # The panel runs fastest, so that neighbouring tasks share rows of A.
         extents = [*lead, _expr(row_tasks), i64(panels)]
-        total = _product(extents)
+        total = volume(extents)
         work = (as_int(total) or 2) * product.depth * tile.columns * (count or TASK_ROWS)
         loop = T.parallel if work >= MIN_PARALLEL_WORK and as_int(total) != 1 else T.serial
         with loop(i64(0), total) as task:
-            *batch, block, panel = _unravel(task, extents)
+            *batch, block, panel = unravel(task, extents)
             task_count = min(count or TASK_ROWS, TASK_ROWS)
             emitter = _Tiles(
                 task_count, tail, product, tile, layout is not None, buffers, batch, row_dims, rows, panel, panels
@@ -286,7 +286,7 @@ class _Tiles:
         with self._steps(first) as step:
             columns = [self._b(step, v) for v in range(tile.vectors)]
             for r in range(rows):
-                row = [*self.batch, *_unravel(sources[r], self.row_dims)]
+                row = [*self.batch, *unravel(sources[r], self.row_dims)]
                 word = arithmetic.word(self.buffers[self.product.a], row, step)
                 for register, column in zip(sums[r], columns, strict=True):
                     register.store(arithmetic.accumulate(register.value, word, column, lanes))
@@ -306,14 +306,14 @@ class _Tiles:
         """
         arithmetic = self.product.arithmetic
         steps, tiles = -(-self.product.depth // arithmetic.depth), max(1, self.task_rows // self.tile.rows)
-        lines = -(-steps * self.tile.columns * bytes_per_step(arithmetic) // (CACHE_LINE * tiles))
+        per_line = CACHE_LINE // weight_bytes(arithmetic)
+        lines = -(-steps * arithmetic.depth * self.tile.columns // (per_line * tiles))
         chunk = next((size for size in (16, 8) if steps % size == 0), None)
         if not self.packed or self.panels == 1 or chunk is None:
             with T.serial(i64(0), i64(steps)) as step:
                 yield step
             return
         per_chunk = -(-lines // (steps // chunk))
-        per_line = CACHE_LINE * arithmetic.depth // bytes_per_step(arithmetic)
         width = i64(self.tile.columns * arithmetic.depth)
         panel = tirx.min(self.panel + i64(1), i64(self.panels - 1))
         tile = tirx.floordiv(tirx.floormod(first, i64(TASK_ROWS)), i64(self.tile.rows))
@@ -358,7 +358,7 @@ class _Tiles:
             loop: Callable[..., object] = T.vectorized if lanes == self.tile.lanes else T.serial
             with loop(i64(0), i64(lanes)) as lane:  # type: ignore[attr-defined]
                 column = base + i64(v * self.tile.lanes) + lane
-                position = [*self.batch, *_unravel(row, self.row_dims), column]
+                position = [*self.batch, *unravel(row, self.row_dims), column]
                 value = self._tail_value(register, lane, position)
                 T.buffer_store(self.buffers[self.tail.output], value, position)
 
@@ -407,23 +407,7 @@ def _indexed_by(load: ir.TensorLoad, axes: list[tirx.Var], *, allow_zero: bool =
 
 
 def _row_count(tail: Tail) -> int | None:
-    return as_int(_product(list(tail.output.ty.shape[:-1])))
-
-
-def _unravel(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:
-    """Coordinates of a linear index in a row-major space."""
-    coordinates: list[tirx.Expr] = []
-    for extent in reversed(extents[1:]):
-        coordinates.append(tirx.floormod(index, extent) if as_int(extent) != 1 else i64(0))
-        index = tirx.floordiv(index, extent) if as_int(extent) != 1 else index
-    return [index if as_int(extents[0]) != 1 else i64(0), *reversed(coordinates)] if extents else []
-
-
-def _product(extents: list[tirx.Expr]) -> tirx.Expr:
-    total: tirx.Expr = i64(1)
-    for extent in extents:
-        total = total * extent
-    return sym.Analyzer().simplify(total)
+    return as_int(volume(list(tail.output.ty.shape[:-1])))
 
 
 def _expr(value: tirx.Expr | int) -> tirx.Expr:

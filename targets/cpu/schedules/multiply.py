@@ -97,8 +97,8 @@ class DotArithmetic:
         return self.dot.accumulate(total, word, columns)
 
 
-def bytes_per_step(arithmetic: Arithmetic) -> int:
-    """Bytes of one column of B that a step reads."""
-    return arithmetic.depth * (int(tvm.DataType(arithmetic.weight).bits) // 8)
+def weight_bytes(arithmetic: Arithmetic) -> int:
+    """Bytes of an element of B."""
+    return int(tvm.DataType(arithmetic.weight).bits) // 8
 
 

@@ -17,7 +17,7 @@ from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int, i64, ramp, splat
+from greencc.targets.tir import as_int, i64, ramp, splat, unravel, volume, with_own_symbols
 
 # Rows of a task: some microseconds of work.
 TASK_ROWS = 8
@@ -37,15 +37,8 @@ def quantize_rows_kernel(
     It writes q [..., K filled up] in `dot.activation`, scale [..., 1] float32 and zero [..., 1] int32, such that
     x is about (q - zero) * scale. Where bytes are signed, q and zero are 128 less.
     """
-    symbols: dict[str, tirx.Expr] = {}
-    shape = [
-        dim if isinstance(dim, tirx.IntImm) else symbols.setdefault(str(dim), tirx.Var(f"n{i}", "int64"))
-        for i, dim in enumerate(x.shape.values)
-    ]
-    lead, depth = shape[:-1], int(shape[-1])
-    rows: tirx.Expr = i64(1)
-    for dim in lead:
-        rows = rows * dim
+    ((*lead, last),) = with_own_symbols([list(x.shape.values)])
+    depth, rows = int(last), volume(lead)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         source = T.arg("x", T.buffer((*lead, depth), "float32"))
         factors = T.arg("factors", T.buffer((depth,), "float32")) if with_factors else None
@@ -61,17 +54,9 @@ def quantize_rows_kernel(
         with T.sblock("root"), loop(i64(0), tasks) as task:
             first = task * i64(TASK_ROWS)
             with T.serial(i64(0), tirx.min(i64(TASK_ROWS), rows - first)) as r:
-                emitter.emit(_position(first + r, lead))
+                emitter.emit(unravel(first + r, lead))
     # Two comparisons, a product, a sum and a rounding for every element.
     return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(5 * depth))
-
-
-def _position(row: tirx.Expr, lead: list[tirx.Expr]) -> list[tirx.Expr]:
-    indices: list[tirx.Expr] = []
-    for extent in reversed(lead[1:]):
-        indices.append(tirx.floormod(row, extent))
-        row = tirx.floordiv(row, extent)
-    return [row, *reversed(indices)] if lead else []
 
 
 class _Row:

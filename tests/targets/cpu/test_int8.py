@@ -44,6 +44,13 @@ def expected(x: np.ndarray, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return ((levels - zero) @ w.astype(np.int64)).astype(np.float32) * (row_scale * scale)
 
 
+def single(shape: tuple[int, int], w: np.ndarray, scale: np.ndarray) -> tvm.IRModule:
+    """A module of one product."""
+    return function(
+        {"x": (shape, "float32")}, lambda emit, x: emit(quantized_matmul(x, constant(w), constant(scale)))
+    )
+
+
 @pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_exact_for_all_remainders(name: str) -> None:
@@ -70,17 +77,16 @@ def test_the_largest_values_do_not_saturate(name: str) -> None:
     w = np.full((64, 32), 127, np.int8)
     w[:, 1::2] = -127
     x = np.ones((3, 64), np.float32)
-    body = lambda emit, x: emit(quantized_matmul(x, constant(w), constant(np.ones(32, np.float32))))  # noqa: E731
-    (got,) = Runner(function({"x": ((3, 64), "float32")}, body), X86[name])(x)
-    np.testing.assert_array_equal(got, expected(x, w, np.ones(32, np.float32)))
+    scale = np.ones(32, np.float32)
+    (got,) = Runner(single((3, 64), w, scale), X86[name])(x)
+    np.testing.assert_array_equal(got, expected(x, w, scale))
     np.testing.assert_allclose(got[0, :2], [64 * 127, -64 * 127], rtol=1e-6)
 
 
 def test_rows_of_zeros_and_of_one_sign() -> None:
     w, scale = quantize_columns(normal(20, 24))
     x = np.stack([np.zeros(20), np.full(20, 3.0), np.full(20, -3.0), np.full(20, 1e-30)]).astype(np.float32)
-    body = lambda emit, x: emit(quantized_matmul(x, constant(w), constant(scale)))  # noqa: E731
-    (got,) = Runner(function({"x": ((4, 20), "float32")}, body))(x)
+    (got,) = Runner(single((4, 20), w, scale))(x)
     np.testing.assert_array_equal(got, expected(x, w, scale))
     assert (got[0] == 0).all()
 
@@ -101,8 +107,7 @@ def test_symbolic_rows_and_factors() -> None:
 
 def assembly(target: CpuTarget) -> str:
     w, scale = quantize_columns(normal(64, 64))
-    body = lambda emit, x: emit(quantized_matmul(x, constant(w), constant(scale)))  # noqa: E731
-    lowered = lower(function({"x": ((16, 64), "float32")}, body), target)
+    lowered = lower(single((16, 64), w, scale), target)
     kernels = {g.name_hint: f for g, f in lowered.module.functions_items() if isinstance(f, tirx.PrimFunc)}
     module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in kernels.items() if "int8" in n})
     return str(tvm.tirx.build(module, target=target.llvm_target()).inspect_source("asm"))
