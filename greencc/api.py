@@ -20,6 +20,7 @@ from greencc.energy.estimate import DEFAULT_WATTS_PER_CORE
 from greencc.energy.meter import choose_meter
 from greencc.errors import GreenccError, InputError, UserError
 from greencc.npz import check_writable, read_npz, write_npz
+from greencc.padding import ElidedPadding
 from greencc.peers import APPROXIMATE_PEERS
 from greencc.runtime.features import (
     cpu_name,
@@ -58,6 +59,7 @@ def compile(
     dynamic: Mapping[str, tuple[int, int]] | None = None,
     outputs: Sequence[str] | None = None,
     passes: str | None = None,
+    elide_padding: str | None = None,
     quantize: str = "none",
     verify: bool = False,
     progress: Progress = _silent,
@@ -73,6 +75,8 @@ def compile(
         dynamic: bounds by name of a dimension that stays symbolic.
         outputs: the outputs to keep; None for all.
         passes: the pipeline as text; None for the default one.
+        elide_padding: the input [batch, sequence] that is 0 where a token is padding and 1 elsewhere: padding is not
+            computed, and outputs are zeros there. None elides only what no output depends on.
         quantize: `none`, or `int8` to compute products with constant weights in int8. Outputs then differ from the
             model's by more than rounding.
         verify: compare the outputs with the reference after every pass.
@@ -100,6 +104,7 @@ def compile(
         dynamic=dict(dynamic or {}),
         outputs=None if outputs is None else tuple(outputs),
         passes=passes,
+        elide_padding=elide_padding,
         quantize=quantize,
         verify=verify,
         progress=progress,
@@ -145,6 +150,7 @@ def bench(
     vs: Sequence[str] = (),
     model: AnyPath | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    inputs: AnyPath | None = None,
     threads: int | None = None,
     repeat: int | None = None,
     profile: bool = False,
@@ -158,6 +164,7 @@ def bench(
         vs: other runtimes, by the names in `greencc.peers.PEERS`.
         model: the .onnx file for them; None for the one that the artifact was compiled from.
         shapes: shapes by input name, for artifacts with symbolic dimensions; None for the golden inputs.
+        inputs: an .npz with arrays by input name, instead of `shapes`.
         threads: how many threads each may use; None as in `greencc.load`.
         repeat: timed runs of each; None for two seconds' worth.
         profile: also time every kernel.
@@ -178,6 +185,7 @@ def bench(
         vs=vs,
         model=None if model is None else Path(model),
         shapes=shapes or {},
+        inputs=None if inputs is None else Path(inputs),
         threads=threads,
         repeat=repeat,
         with_profile=profile,
@@ -256,6 +264,9 @@ def verify(
             )
             names = ", ".join(spec.name for spec in (*model.inputs, *model.outputs))
             raise InputError(f"{data}: {problem} of the model; it has {names}")
+        elided = ElidedPadding.of(whole.manifest.report.get("elided_padding"))
+        if elided is not None:
+            expected = elided.blank(expected, inputs)
         result["data"] = _compared(str(artifact), model(inputs), expected, DATA_TOLERANCE, str(data))
     return result
 

@@ -14,6 +14,8 @@ from greencc.compare import Comparison, Tolerance, compare
 from greencc.energy.meter import Meter, choose_meter
 from greencc.errors import UserError
 from greencc.limits import measure_limits
+from greencc.npz import read_npz
+from greencc.padding import TOKENS_SYMBOL, ElidedPadding
 from greencc.peers import Peer, open_peer
 from greencc.roofline import operations_of, rates, share_of_arithmetic, symbol_values
 from greencc.runtime.features import cpu_name, physical_cores
@@ -34,6 +36,7 @@ def bench_artifact(
     vs: Sequence[str],
     model: Path | None,
     shapes: Mapping[str, tuple[int, ...]],
+    inputs: Path | None,
     threads: int | None,
     repeat: int | None,
     with_profile: bool,
@@ -45,15 +48,23 @@ def bench_artifact(
         raise UserError(f"--repeat {repeat}: at least one run is needed")
     progress("loading the artifact")
     ours = load(artifact, threads=threads)
-    inputs = make_inputs(ours, shapes)
-    peers = _open_peers(ours, inputs, vs, model, progress)
+    if shapes and inputs is not None:
+        raise UserError("bench: --shape and --inputs both say what to run on; give one of them")
+    given = make_inputs(ours, shapes) if inputs is None else read_npz(inputs)
+    elided = ElidedPadding.of(ours.artifact.manifest.report.get("elided_padding"))
+    peers = _open_peers(ours, given, vs, model, progress)
     progress("comparing the outputs")
-    outputs = ours(inputs)
-    comparisons = {peer.name: compare(outputs, peer.run(), PEER_TOLERANCE) for peer in peers}
+    outputs = ours(given)
+    expected = {peer.name: peer.run() for peer in peers}
+    if elided is not None:
+        expected = {name: elided.blank(arrays, given) for name, arrays in expected.items()}
+    comparisons = {name: compare(outputs, arrays, PEER_TOLERANCE) for name, arrays in expected.items()}
     choice = choose_meter(watts_per_core)
-    programs = {_OURS: lambda: ours(inputs), **{peer.name: peer.run for peer in peers}}
+    programs = {_OURS: lambda: ours(given), **{peer.name: peer.run for peer in peers}}
     series = measure(programs, choice.meter, repeat, progress)
-    symbols = symbol_values(ours.inputs, inputs)
+    symbols = symbol_values(ours.inputs, given)
+    if elided is not None:
+        symbols[TOKENS_SYMBOL] = elided.tokens(given)
     operations = operations_of(ours.artifact.manifest.calls, symbols)
     ratios = {peer.name: ratio_of(series[_OURS], series[peer.name]) for peer in peers}
     result: dict[str, object] = {
@@ -61,7 +72,8 @@ def bench_artifact(
         "source": ours.artifact.manifest.source.name,
         "threads": ours.threads,
         "approximated_by": ours.artifact.manifest.report.get("approximated_by", []),
-        "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in inputs.items()},
+        "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in given.items()},
+        "elided_padding": None if elided is None else elided.as_json() | {"tokens": elided.tokens(given)},
         "operations": operations,
         "latency_ms": series[_OURS].summary(),
         "energy": _energy(series[_OURS], choice.meter) | {"note": _join(choice.meter.note, choice.reason)},
@@ -74,7 +86,7 @@ def bench_artifact(
     }
     if with_profile:
         progress("profiling")
-        launches = profile(ours, inputs)
+        launches = profile(ours, given)
         progress("measuring the machine's limits")
         from greencc.targets.cpu.target import described_target  # loads the compiler, which nothing else here needs
 

@@ -46,6 +46,7 @@ def cli() -> None:
 @click.option("--dynamic", multiple=True, metavar="DIM=LO..HI", help="Keep a dimension symbolic, bounded.")
 @click.option("--outputs", metavar="A,B", help="Outputs to keep. [default: all]")
 @click.option("--passes", metavar="LIST", help="Passes to run: a,b{opt=1}. [default: the whole pipeline]")
+@click.option("--elide-padding", metavar="INPUT", help="Compute no padding: INPUT is 0 there, so are outputs.")
 @click.option(
     "--quantize",
     default="none",
@@ -63,6 +64,7 @@ def compile_command(
     dynamic: Sequence[str],
     outputs: str | None,
     passes: str | None,
+    elide_padding: str | None,
     quantize: str,
     verify: bool,
     as_json: bool,
@@ -83,6 +85,7 @@ def compile_command(
             dynamic=parse_bounds(dynamic),
             outputs=parse_names(outputs, "--outputs"),
             passes=passes,
+            elide_padding=elide_padding,
             quantize=quantize,
             verify=verify,
             progress=progress,
@@ -111,6 +114,7 @@ def run_command(artifact: Path, inputs: Path, outputs: Path, threads: int | None
     "--model", type=click.Path(path_type=Path), help="The .onnx for them. [default: the one compiled]"
 )
 @click.option("--shape", "shapes", multiple=True, metavar="INPUT=D,D,...", help="Generate inputs of a shape.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="Arrays by input name (.npz), instead of --shape.")
 @click.option("--repeat", type=int, metavar="N", help="Timed runs of each. [default: two seconds' worth]")
 @click.option("--profile", is_flag=True, help="Time every kernel, too.")
 @_threads
@@ -121,6 +125,7 @@ def bench_command(
     vs: str | None,
     model: Path | None,
     shapes: Sequence[str],
+    inputs: Path | None,
     repeat: int | None,
     profile: bool,
     threads: int | None,
@@ -139,6 +144,7 @@ def bench_command(
             vs=parse_names(vs, "--vs") or (),
             model=model,
             shapes=parse_shapes(shapes),
+            inputs=inputs,
             threads=threads,
             repeat=repeat,
             profile=profile,

@@ -12,8 +12,11 @@ from greencc.ir import SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR, bindings_of, dtype_
 BATCH, SIZE = 1, 64
 
 
-def golden_inputs(module: tvm.IRModule) -> dict[str, np.ndarray]:
-    """Reproducible inputs by name: normal floats, integers that every table lookup accepts, masks of ones."""
+def golden_inputs(module: tvm.IRModule, padded: str | None = None) -> dict[str, np.ndarray]:
+    """Reproducible inputs by name: normal floats, integers that every table lookup accepts, masks of ones.
+
+    The mask input called `padded` gets sequences of several lengths instead, with zeros behind them.
+    """
     main = module["main"]
     limits = lookup_limits(main)
     sizes = symbol_sizes(main)
@@ -22,7 +25,9 @@ def golden_inputs(module: tvm.IRModule) -> dict[str, np.ndarray]:
     for param in main.params:
         shape = tuple(int(dim) if isinstance(dim, tirx.IntImm) else sizes[dim] for dim in shape_of(param.ty) or [])
         dtype = np.dtype(str(dtype_of(param.ty)))
-        if "mask" in param.name.lower():
+        if param.name == padded and len(shape) == 2:
+            result[param.name] = _lengths(*shape).astype(dtype)
+        elif "mask" in param.name.lower():
             result[param.name] = np.ones(shape, dtype)
         elif dtype.kind == "f":
             result[param.name] = rng.standard_normal(shape).astype(dtype)
@@ -31,6 +36,12 @@ def golden_inputs(module: tvm.IRModule) -> dict[str, np.ndarray]:
         else:
             result[param.name] = rng.integers(0, limits.get(param, 2), shape).astype(dtype)
     return result
+
+
+def _lengths(batch: int, longest: int) -> np.ndarray:
+    """A mask [batch, longest] of sequences of 5/8, 6/8, 7/8 and 8/8 of the length, in turn."""
+    eighths = 5 + np.arange(batch) % 4
+    return np.arange(longest) < np.maximum(1, longest * eighths // 8)[:, None]
 
 
 def symbol_sizes(main: relax.Function) -> dict[tirx.Var, int]:

@@ -14,6 +14,8 @@ from tvm import ir, relax, sym, tirx
 
 INPUTS_ATTR = "greencc.inputs"
 OUTPUTS_ATTR = "greencc.outputs"
+# {"mask": an input's name, "outputs": names}: padded rows of these outputs are zeros, whatever the model gives there.
+PADDING_ATTR = "greencc.padding"
 SYMBOL_LOWER_ATTR = "tir_var_lower_bound"
 SYMBOL_UPPER_ATTR = "tir_var_upper_bound"
 # numpy can't look at these without a copy (bool: before numpy 2.1).

@@ -19,6 +19,7 @@ from greencc.ir import dtype_of, shape_of
 
 ATTENTION = "greencc.attention"
 KERNEL = "greencc.kernel"  # see greencc/kernels
+PACKED_ATTENTION = "greencc.packed_attention"
 QUANTIZED_MATMUL = "greencc.quantized_matmul"
 ROTARY = "greencc.rotary"
 SHAPE_TO_TENSOR = "greencc.shape_to_tensor"
@@ -86,6 +87,25 @@ def attention(
     register_ops()
     args = [q, k, v] if mask is None else [q, k, v, mask]
     return relax.Call(ir.Op.get(ATTENTION), args, ir.make_node("ir.DictAttrs", **asdict(attrs)), [])
+
+
+def packed_attention(
+    q: relax.Expr, k: relax.Expr, v: relax.Expr, starts: relax.Expr, attrs: AttentionAttrs
+) -> relax.Call:
+    """Attention of sequences that lie behind each other in one row: each token sees those of its own sequence.
+
+    Args:
+        q: [1, N, Cq] float32, the N tokens of all sequences; heads lie in the columns as in `attention`.
+        k: [1, N, Ck].
+        v: [1, N, Cv].
+        starts: [B, S] int64; starts[b, 0] is the place of sequence b's first token, the last one ends at N, and none
+            has more than S tokens. (Other columns are not read: the array is what `token_starts` gives.)
+        attrs: see AttentionAttrs; with `causal`, a token sees itself and what comes before it.
+
+    Returns a call of type [1, N, heads * value_dim].
+    """
+    register_ops()
+    return relax.Call(ir.Op.get(PACKED_ATTENTION), [q, k, v, starts], ir.make_node("ir.DictAttrs", **asdict(attrs)), [])
 
 
 def rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, *, interleaved: bool) -> relax.Call:
@@ -179,6 +199,7 @@ def _infer_kernel(call: relax.Call, context: object) -> relax.Type:
 _INFER_TYPE = {
     ATTENTION: _infer_attention,
     KERNEL: _infer_kernel,
+    PACKED_ATTENTION: _infer_attention,
     QUANTIZED_MATMUL: _infer_quantized_matmul,
     ROTARY: _infer_rotary,
     SHAPE_TO_TENSOR: _infer_shape_to_tensor,

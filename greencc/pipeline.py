@@ -19,6 +19,7 @@ from greencc.importers import import_model
 from greencc.ir import (
     INPUTS_ATTR,
     OUTPUTS_ATTR,
+    PADDING_ATTR,
     SYMBOL_LOWER_ATTR,
     SYMBOL_UPPER_ATTR,
     bindings_of,
@@ -30,7 +31,9 @@ from greencc.ir import (
     relax_functions,
     shape_of,
 )
+from greencc.padding import ElidedPadding
 from greencc.passes.base import Pass, PassContext
+from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.pipeline import run_pipeline
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.registry import default_pipeline, parse_pipeline
@@ -73,6 +76,7 @@ def compile_model(
     dynamic: Mapping[str, tuple[int, int]] | None = None,
     outputs: tuple[str, ...] | None = None,
     passes: str | None = None,
+    elide_padding: str | None = None,
     quantize: str = "none",
     verify: bool = False,
     progress: Progress = lambda _: None,
@@ -86,6 +90,8 @@ def compile_model(
         dynamic: inclusive bounds by dimension name.
         outputs: names of the outputs to keep; None keeps all.
         passes: a pipeline as text; None runs the default pipeline.
+        elide_padding: the mask input whose padding is not computed, though outputs become zeros there; None leaves
+            it to the pipeline, which elides what no output depends on.
         quantize: a key of QUANTIZE: passes that follow the pipeline.
         verify: compare with the reference after every pass that changed something.
         progress: told what stage begins.
@@ -98,12 +104,13 @@ def compile_model(
 
     if quantize not in QUANTIZE:
         raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
-    pipeline = (*(default_pipeline() if passes is None else parse_pipeline(passes)), *QUANTIZE[quantize])
+    chosen = default_pipeline() if passes is None else parse_pipeline(passes)
+    pipeline = (*_with_elision(chosen, elide_padding), *QUANTIZE[quantize])
     progress("importing")
     imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {}, outputs=outputs)
     module = require_elements(imported.module, dynamic or {})
     _warn_unbounded(module)
-    inputs = golden_inputs(module)
+    inputs = golden_inputs(module, elide_padding)
     verifier = Verifier(model, module, target, inputs, outputs) if verify else None
     progress("optimizing")
     result = run_pipeline(
@@ -117,6 +124,7 @@ def compile_model(
     progress("generating code")
     library = target.build(lowered.module)
     nodes_after, edges_after = count_graph(result.module)
+    elided = ElidedPadding.of(result.module["main"].attrs.get(PADDING_ATTR))
     facts: dict[str, Any] = {
         "nodes_before": imported.nodes,
         "nodes_after": nodes_after,
@@ -126,6 +134,7 @@ def compile_model(
         "bytes_before": constant_bytes(module),
         "bytes_after": sum(array.nbytes for array in lowered.weights.values()),
         "rules": dict(sorted(lowered.rules.items())),
+        "elided_padding": None if elided is None else elided.as_json(),
         "approximated_by": [item.name for item in pipeline if item.approximates],
     }
     main = result.module["main"]
@@ -142,6 +151,16 @@ def compile_model(
     report = {**facts, "passes": [report.as_json() for report in result.reports]}
     error = verifier.after_build(compiled) if verifier else None
     return Compilation(compiled, inputs, (imported.source_name, imported.source_sha256), report, error)
+
+
+def _with_elision(passes: tuple[Pass, ...], mask: str | None) -> tuple[Pass, ...]:
+    """`passes` told which input masks padding: the pass in its place, or behind the others where it is missing."""
+    if mask is None:
+        return passes
+    chosen = ElidePadding(mask)
+    if not any(isinstance(item, ElidePadding) for item in passes):
+        return (*passes, chosen)
+    return tuple(chosen if isinstance(item, ElidePadding) else item for item in passes)
 
 
 def symbol_bounds(main: relax.Function) -> dict[str, tuple[int, int | None]]:

@@ -109,7 +109,7 @@ class Builder:
     def __init__(self, root: str | None) -> None:
         self._root = root
         self._block_builder = relax.BlockBuilder()
-        self.bindings: list[relax.VarBinding] = []
+        self.bindings: list[relax.Binding] = []
 
     def normalize(self, expr: relax.Expr) -> relax.Expr:
         """`expr` with its type inferred; a call without a source name gets the replaced node's."""
@@ -122,6 +122,12 @@ class Builder:
         value = self.normalize(expr)
         var = relax.DataflowVar(name, value.ty)
         self.bindings.append(relax.VarBinding(var, value))
+        return var
+
+    def match_cast(self, expr: relax.Expr, ty: relax.Type, name: str = "v") -> relax.Var:
+        """Bind `expr`, asserted at run time to have the type `ty`, whose new symbols it gives their values."""
+        var = relax.DataflowVar(name, ty)
+        self.bindings.append(relax.MatchCast(var, expr, ty))
         return var
 
 
@@ -169,7 +175,7 @@ def rebuild(
         if var in replacements:
             builder = Builder(span_of(value))
             new = replacements[var](builder)
-            emitted = [relax.VarBinding(b.var, retype(substitute(b.value, env))) for b in builder.bindings]
+            emitted = [renamed(b) for b in builder.bindings]
             new = builder.normalize(substitute(new, env))
             if not same_type(new.ty, var.ty):
                 where = span_of(value) or var.name
@@ -186,10 +192,13 @@ def rebuild(
                 value.span,
             )
             return [relax.VarBinding(var, retype(branches))]
+        return [renamed(binding)]
+
+    def renamed(binding: relax.Binding) -> relax.Binding:
+        new = substitute(binding.value, env)
         if isinstance(binding, relax.MatchCast):
-            return [relax.MatchCast(var, substitute(value, env), binding.ty)]
-        new = substitute(value, env)
-        return [binding if new is value else relax.VarBinding(var, retype(new))]
+            return relax.MatchCast(binding.var, new, binding.ty)
+        return binding if new is binding.value else relax.VarBinding(binding.var, retype(new))
 
     def retype(value: relax.Expr) -> relax.Expr:
         return normalizer.normalize(value)

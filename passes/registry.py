@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from greencc.errors import UserError
 from greencc.passes.base import Pass
 from greencc.passes.elide_activations import ElideActivations
+from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.fuse_attention import FuseAttention
 from greencc.passes.fuse_batch_norm import FuseBatchNorm
@@ -37,6 +38,7 @@ PASSES: dict[str, type[Pass]] = {
     FuseRmsNorm.name: FuseRmsNorm,
     FuseGelu.name: FuseGelu,
     FuseSilu.name: FuseSilu,
+    ElidePadding.name: ElidePadding,
     QuantizeInt8.name: QuantizeInt8,
 }
 
@@ -61,6 +63,7 @@ def default_pipeline() -> tuple[Pass, ...]:
         FuseTransposeMatmul(),  # after attention, whose form has transposes before its matmuls
         # Phase 3, elide: after fusion, so that an activation inside a fused form is not taken apart.
         ElideActivations(),
+        ElidePadding(),  # after all fusion: it repeats what there is on other shapes
         # Phase 4, sweep: what fusing and eliding left without users, or made equal to something else.
         FoldConstants(),
         PruneDeadNodes(),

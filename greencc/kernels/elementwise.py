@@ -10,7 +10,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from greencc.kernels.base import Kernel
-from greencc.kernels.shapes import at, broadcast_shape, compute, element_type, product
+from greencc.kernels.shapes import at, broadcast_shape, compute, element_type, product, sequence
 
 Scalar = Callable[..., tirx.Expr]
 
@@ -88,11 +88,11 @@ def power_of_integers(base: te.Tensor, exponent: te.Tensor, *, dims: list[tirx.E
     def generate(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
         bases, exponents, out = T.buffer_proxy(ins[0]), T.buffer_proxy(ins[1]), T.buffer_proxy(outs[0])
         with IRBuilder() as builder:
-            with T.serial(0, product(base.shape)) as i, T.seq_scope():
+            with T.serial(0, product(base.shape)) as i, sequence():
                 square = T.buffer_proxy(T.decl_buffer([1], element_type(base), scope="local"))
                 square[0] = bases[i]
                 out[i] = _const(1, bases[i])
-                with T.serial(0, _bits(exponents[i])) as bit, T.seq_scope():
+                with T.serial(0, _bits(exponents[i])) as bit, sequence():
                     one = _const(1, exponents[i])
                     shifted = tirx.shift_right(exponents[i], tirx.Cast(element_type(exponent), bit))
                     with T.If(tirx.bitwise_and(shifted, one) != 0), T.Then():

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from greencc.kernels.base import Kernel
-from greencc.kernels.shapes import compute, element_type, product, wrapped
+from greencc.kernels.shapes import compute, element_type, product, sequence, wrapped
 
 
 def gather_elements(data: te.Tensor, indices: te.Tensor, *, dims: list[tirx.Expr], axis: int) -> te.Tensor:
@@ -67,7 +67,7 @@ def scatter_elements(
         source, where = T.buffer_proxy(data_buf), T.buffer_proxy(indices_buf)
         values, out = T.buffer_proxy(updates_buf), T.buffer_proxy(out_buf)
         with IRBuilder() as builder:
-            with T.seq_scope():
+            with sequence():
                 with T.serial(0, product(data.shape)) as i:
                     out[i] = source[i]
                 with T.serial(0, product(indices.shape)) as i:
@@ -99,7 +99,7 @@ def scatter_nd(
         source, where = T.buffer_proxy(data_buf), T.buffer_proxy(indices_buf)
         values, out = T.buffer_proxy(updates_buf), T.buffer_proxy(out_buf)
         with IRBuilder() as builder:
-            with T.seq_scope():
+            with sequence():
                 with T.serial(0, product(data.shape)) as i:
                     out[i] = source[i]
                 with T.serial(0, rows) as i, T.serial(0, row_size) as j:

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from greencc.errors import GreenccError
 from greencc.kernels.base import Kernel
 from greencc.kernels.elementwise import maximum, minimum
-from greencc.kernels.shapes import compute, element_type, is_zero, product
+from greencc.kernels.shapes import compute, element_type, is_zero, product, sequence
 
 Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -100,7 +100,7 @@ def arg_extreme(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: b
     def generate(ins: list[tirx.Buffer], outs: list[tirx.Buffer]) -> tirx.Stmt:
         source, out = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
         with IRBuilder() as builder:
-            with T.serial(0, product(shape)) as row, T.seq_scope():
+            with T.serial(0, product(shape)) as row, sequence():
                 start = (row // inner) * size * inner + row % inner
                 out[row] = tirx.IntImm("int64", 0)
                 with T.serial(0, size) as i:
@@ -161,7 +161,7 @@ def top_k(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: bool) -
         source, work = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[2])
         values, indices = T.buffer_proxy(outs[0]), T.buffer_proxy(outs[1])
         with IRBuilder() as builder:
-            with T.serial(0, rows) as row, T.seq_scope():
+            with T.serial(0, rows) as row, sequence():
                 start = (row // inner) * size * inner + row % inner
                 target = (row // inner) * count * inner + row % inner
                 with T.serial(0, size) as i:
@@ -171,9 +171,9 @@ def top_k(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: bool) -
                 width, half, left, right, pair = (T.int64(n) for n in range(5))
                 state[width] = tirx.IntImm("int64", 1)
                 state[half] = tirx.IntImm("int64", 0)
-                with T.While(state[width] < size), T.seq_scope():
+                with T.While(state[width] < size), sequence():
                     state[pair] = tirx.IntImm("int64", 0)
-                    with T.While(state[pair] < size), T.seq_scope():
+                    with T.While(state[pair] < size), sequence():
                         middle = tirx.min(state[pair] + state[width], size)
                         end = tirx.min(state[pair] + 2 * state[width], size)
                         state[left] = state[pair]
@@ -185,16 +185,16 @@ def top_k(data: te.Tensor, *, dims: list[tirx.Expr], axis: int, largest: bool) -
                             ordered = first >= second if largest else first <= second
                             from_left = tirx.And(state[left] < middle, tirx.Or(state[right] >= end, ordered))
                             with T.If(from_left):
-                                with T.Then(), T.seq_scope():
+                                with T.Then(), sequence():
                                     work[(1 - state[half]) * size + state[pair] + i] = a
                                     state[left] = state[left] + 1
-                                with T.Else(), T.seq_scope():
+                                with T.Else(), sequence():
                                     work[(1 - state[half]) * size + state[pair] + i] = b
                                     state[right] = state[right] + 1
                         state[pair] = state[pair] + 2 * state[width]
                     state[half] = 1 - state[half]
                     state[width] = 2 * state[width]
-                with T.serial(0, count) as i, T.seq_scope():
+                with T.serial(0, count) as i, sequence():
                     best = work[state[half] * size + i]
                     indices[target + i * inner] = best
                     values[target + i * inner] = source[start + best * inner]

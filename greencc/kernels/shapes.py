@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import sym, te, tirx
+from tvm.script.ir_builder import tirx as T
 
 from greencc.errors import GreenccError
 
@@ -62,6 +63,11 @@ def product(dims: Sequence[tirx.Expr]) -> tirx.Expr:
     for dim in dims:
         result = result * dim
     return result
+
+
+def sequence() -> Any:
+    """The frame of several statements in a row. T.seq_scope would leave a pragma that LLVM's code generator warns of."""
+    return T.serial(0, 1)
 
 
 def wrapped(index: tirx.Expr, size: tirx.Expr) -> tirx.Expr:

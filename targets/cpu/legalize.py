@@ -11,15 +11,15 @@ from typing import TypeAlias
 
 import numpy as np
 import tvm
-from tvm import relax, te, tirx, topi
+from tvm import ir, relax, te, tirx, topi
 
 from greencc.errors import GreenccError
 from greencc.ir import constant, constant_array, dtype_of
 from greencc.kernels.base import legalize as legalize_kernel
 from greencc.kernels.reductions import lower_extreme, lower_position
-from greencc.ops import ATTENTION, KERNEL, QUANTIZED_MATMUL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
+from greencc.ops import ATTENTION, KERNEL, PACKED_ATTENTION, QUANTIZED_MATMUL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
 from greencc.targets.cpu.intrinsics.dot import dot_product
-from greencc.targets.cpu.schedules.attention import attention_kernel
+from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
 
@@ -29,6 +29,7 @@ Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRModule:
     """Lower every operator of `module` to calls of PrimFuncs."""
     chosen = target if target is not None else host_target()
+    kernels = _Kernels()
     table: dict[str, Lowering] = {
         "relax.argmax": lower_position(largest=True),
         "relax.argmin": lower_position(largest=False),
@@ -41,25 +42,48 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         SHAPE_TO_TENSOR: _shape_to_tensor,
         KERNEL: legalize_kernel,
         ROTARY: _rotary,
-        QUANTIZED_MATMUL: lambda builder, call: _quantized_matmul(builder, call, chosen),
-        ATTENTION: lambda builder, call: _attention(builder, call, chosen),
+        QUANTIZED_MATMUL: lambda builder, call: _quantized_matmul(builder, call, chosen, kernels),
+        ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, attention_kernel),
+        PACKED_ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, packed_attention_kernel),
     }
     return relax.transform.LegalizeOps(table)(module)
 
 
-def _attention(builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget) -> relax.Expr:
-    args = list(call.args)
-    kernel = attention_kernel(AttentionAttrs.of(call), [arg.ty for arg in args], call.ty, target)
-    gv = builder.add_func(kernel.without_attr("global_symbol"), "attention")
-    return relax.call_tir(gv, args, call.ty)
+class _Kernels:
+    """The emitted kernels. Each form is emitted once: in TVM's eyes two kernels in symbolic sizes are never equal."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], tirx.PrimFunc] = {}
+
+    def add(
+        self, builder: relax.BlockBuilder, name: str, emit: Callable[..., tirx.PrimFunc], *args: object
+    ) -> ir.GlobalVar:
+        """The variable of `emit(*args)` in the module that `builder` builds; `args` are told apart by their text."""
+        form = (emit, *(str(arg) for arg in args))
+        if form not in self._made:
+            self._made[form] = emit(*args).without_attr("global_symbol")
+        return builder.add_func(self._made[form], name)
 
 
-def _quantized_matmul(builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget) -> relax.Expr:
+def _attention(
+    builder: relax.BlockBuilder,
+    call: relax.Call,
+    target: CpuTarget,
+    kernels: _Kernels,
+    emit: Callable[..., tirx.PrimFunc],
+) -> relax.Expr:
+    types = [arg.ty for arg in call.args]
+    gv = kernels.add(builder, "attention", emit, AttentionAttrs.of(call), types, call.ty, target)
+    return relax.call_tir(gv, list(call.args), call.ty)
+
+
+def _quantized_matmul(
+    builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget, kernels: _Kernels
+) -> relax.Expr:
     """Quantised rows in one kernel; in another the products, of which the rest is an elementwise tail."""
     x, weight, scale, *factors = call.args
     dot = dot_product(target)
-    kernel = quantize_rows_kernel(x.ty, target, dot, with_factors=bool(factors))
-    gv = builder.add_func(kernel.without_attr("global_symbol"), "quantize_rows")
+    gv = kernels.add(builder, "quantize_rows", quantize_rows_kernel, x.ty, target, dot, bool(factors))
     lead, depth = list(x.ty.shape.values[:-1]), int(x.ty.shape.values[-1])
     types = [
         relax.TensorType([*lead, padded_depth(depth, dot)], dot.activation),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -48,6 +49,9 @@ def evaluate(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
 
     for binding in bindings_of(function):
         values[binding.var] = value(binding.value)
+        if isinstance(binding, relax.MatchCast):
+            for dim, size in zip(binding.ty.values, values[binding.var], strict=True):
+                assert symbols.setdefault(dim, size) == size
     return [np.asarray(result) for result in value(function.body.body)]
 
 
@@ -78,6 +82,54 @@ def _attention(call: relax.Call, q, k, v, mask=None):
         shares = np.where(np.isnan(shares), 0.0, shares)
     mixed = (shares @ v).transpose(0, 2, 1, 3)
     return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def _packed_attention(call: relax.Call, q, k, v, starts):
+    total = q.shape[1]
+    ends = [*starts[1:, 0], total]
+    parts = [
+        _attention(call, q[:, first:end], k[:, first:end], v[:, first:end])
+        for first, end in zip(starts[:, 0], ends, strict=True)
+        if first < end
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _token_starts(call: relax.Call, mask, _dims):
+    real = (mask != 0).ravel().astype("int64")
+    starts = np.cumsum(real) - real
+    return starts.reshape(mask.shape), np.array([max(1, real.sum())])
+
+
+def _token_places(call: relax.Call, mask, starts, dims):
+    places = np.flatnonzero(mask)
+    return places if places.size else np.zeros(dims, "int64")
+
+
+def _pack_tokens(call: relax.Call, x, places, dims):
+    b, s = places // dims[0], places % dims[0]
+    lead = json.loads(str(call.attrs["options"]))["lead"]
+    rows = {"tokens": lambda: x[b, s], "sequences": lambda: x[b, 0], "positions": lambda: x[0, s]}
+    return rows.get(lead, lambda: x[s])()[None]
+
+
+def _unpack_tokens(call: relax.Call, x, mask, starts, _dims):
+    result = np.zeros((*mask.shape, *x.shape[2:]), x.dtype)
+    result[mask != 0] = x[0, : np.count_nonzero(mask)]
+    return result
+
+
+def _kernel(call: relax.Call, *args):
+    return _KERNELS[str(call.attrs["kernel"])](call, *args)
+
+
+_KERNELS = {
+    "pack_tokens": _pack_tokens,
+    "to_bool": lambda c, x, _: x != 0,
+    "token_places": _token_places,
+    "token_starts": _token_starts,
+    "unpack_tokens": _unpack_tokens,
+}
 
 
 def _rotary(call: relax.Call, x, cos, sin):
@@ -137,8 +189,14 @@ _OPS = {
     "exp": lambda c, x: np.exp(x),
     "expand_dims": lambda c, x: np.expand_dims(x, _axes(c)),
     "greencc.attention": _attention,
+    "greencc.kernel": _kernel,
+    "greencc.packed_attention": _packed_attention,
     "greencc.rotary": _rotary,
+    "greater": lambda c, a, b: a > b,
+    "greater_equal": lambda c, a, b: a >= b,
     "isnan": lambda c, x: np.isnan(x),
+    "logical_and": lambda c, a, b: np.logical_and(a, b),
+    "logical_not": lambda c, x: np.logical_not(x),
     "matmul": lambda c, a, b: a @ b,
     "mean": _mean,
     "multiply": lambda c, a, b: a * b,
@@ -161,7 +219,9 @@ _OPS = {
     "squeeze": lambda c, x: np.squeeze(x, _axes(c)),
     "strided_slice": _slice,
     "subtract": lambda c, a, b: a - b,
-    "take": lambda c, x, i: np.take(x, i, axis=int(c.attrs.axis)),
+    "sum": lambda c, x: x.sum(axis=_axes(c), keepdims=bool(c.attrs.keepdims)),
+    "take": lambda c, x, i: np.take(x, i, axis=int(c.attrs.axis), mode="wrap" if c.attrs.mode == "wrap" else "clip"),
+    "tensor_to_shape": lambda c, x: tuple(int(n) for n in x),
     "tanh": lambda c, x: np.tanh(x),
     "where": lambda c, m, a, b: np.where(m, a, b),
 }

@@ -30,7 +30,7 @@ def padded_depth(depth: int, dot: DotProduct) -> int:
 
 
 def quantize_rows_kernel(
-    x: relax.TensorType, target: CpuTarget, dot: DotProduct, *, with_factors: bool
+    x: relax.TensorType, target: CpuTarget, dot: DotProduct, with_factors: bool
 ) -> tirx.PrimFunc:
     """The kernel for x [..., K] float32, and factors [K] that x is multiplied by first, if there are any.
 
