@@ -1,8 +1,9 @@
 """Compiles real models and times them against ONNX Runtime and OpenVINO, in one process and in interleaved blocks.
 
-Raw results go to a JSON file with a stamp of the machine; the table is made from that file.
+Raw results go to a JSON file with a stamp of the machine and its measured limits; the table is made from that file.
+`--check` compares the ratios with those that baseline.json holds for this kind of CPU.
 
-Usage: python -m benchmarks.run [MODEL...] [--repeat N] [--results FILE] [--table FILE]
+Usage: python -m benchmarks.run [MODEL...] [--repeat N] [--results FILE] [--table FILE] [--check] [--keep]
 """
 
 from __future__ import annotations
@@ -13,22 +14,30 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import bert_onnx, models
 from greencc import GreenccError, api
+from greencc.limits import Limits, measure_limits
+from greencc.roofline import share_of_arithmetic
+from greencc.targets.cpu.target import host_target
 
 RESULTS = Path(__file__).resolve().parent / "results"
+BASELINE = Path(__file__).resolve().parent / "baseline.json"
 # What decides whether outputs are right.
 REFERENCE = "onnxruntime"
+# The columns of the table.
 PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+# A ratio is worse than the stored one when even the lower end of its interval is that many times larger.
+ALLOWANCE = 1.1
 
 
 @dataclass(frozen=True)
@@ -40,23 +49,37 @@ class Case:
         peer: path of the same model as ONNX; None when `model` is ONNX itself.
         shapes: fixed shapes by input name; with `dynamic`, the shapes that are timed.
         dynamic: bounds of the dimensions that stay symbolic.
+        options: further options of `greencc.compile`.
+        inputs: what is run; generated where None.
+        peers: what is run for each column of the table.
     """
 
     model: Callable[[], Path]
     peer: Callable[[], Path] | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dynamic: dict[str, tuple[int, int]] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    inputs: Callable[[], dict[str, np.ndarray]] | None = None
+    peers: dict[str, str] = field(default_factory=lambda: {name: name for name in PEERS})
 
 
 def _inputs(batch: int, sequence: int) -> dict[str, tuple[int, ...]]:
     return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (batch, sequence))
 
 
-def _minilm(batch: int, sequence: int, dynamic: dict[str, tuple[int, int]] | None = None) -> Case:
+def _minilm(batch: int, sequence: int, **fields: Any) -> Case:
     def peer() -> Path:
         return bert_onnx.encoder_onnx(models.minilm_hf())
 
-    return Case(models.minilm_hf, peer, _inputs(batch, sequence), dynamic or {})
+    return Case(models.minilm_hf, peer, _inputs(batch, sequence), **fields)
+
+
+def padded_batch(batch: int = 8, shortest: int = 16, longest: int = 128) -> dict[str, np.ndarray]:
+    """Sequences of evenly spaced lengths, padded behind their ends."""
+    lengths = np.linspace(shortest, longest, batch).astype(np.int64)
+    mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+    ids = np.random.default_rng(0).integers(999, 30000, mask.shape)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
 CASES = {
@@ -65,7 +88,13 @@ CASES = {
     "minilm-1x128": _minilm(1, 128),
     "minilm-1x256": _minilm(1, 256),
     "minilm-8x128": _minilm(8, 128),
-    "minilm-1x128-any": _minilm(1, 128, {"batch": (1, 8), "sequence": (1, 512)}),
+    "minilm-1x128-any": _minilm(1, 128, dynamic={"batch": (1, 8), "sequence": (1, 512)}),
+    "minilm-8x16..128-padded": _minilm(
+        8, 128, options={"elide_padding": "attention_mask"}, inputs=padded_batch
+    ),
+    "minilm-1x128-int8": _minilm(
+        1, 128, options={"quantize": "int8"}, peers={"onnxruntime": "onnxruntime-int8", "openvino": "openvino"}
+    ),
     "bert-base-1x128": Case(bert_onnx.random_onnx, shapes=_inputs(1, 128)),
     "magika": Case(models.magika, shapes={"bytes": (1, 2048)}),
     "ppocr-rec": Case(models.ppocr_rec, shapes={"x": (1, 3, 48, 320)}),
@@ -76,17 +105,33 @@ CASES = {
 }
 
 
-def measure(name: str, repeat: int | None) -> dict[str, Any]:
-    """Compile case `name` and time it: what `greencc compile --json` and `greencc bench --json` print."""
+def measure(name: str, repeat: int | None, limits: Limits) -> dict[str, Any]:
+    """Compile case `name` and time it: what `greencc compile --json` and `greencc bench --json` print, and a share.
+
+    The peers' entries stand under the names of the table's columns.
+    """
     case = CASES[name]
     model = case.model()
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / name
         fixed = {} if case.dynamic else case.shapes
-        compiled = api.compile(model, artifact, shapes=fixed, dynamic=case.dynamic)
+        compiled = api.compile(model, artifact, shapes=fixed, dynamic=case.dynamic, **case.options)
         peer = case.peer() if case.peer is not None else model
-        timed = api.bench(artifact, vs=PEERS, model=peer, shapes={} if fixed else case.shapes, repeat=repeat)
-    return {"name": name, "compile": compiled | {"artifact": name}, "bench": timed}
+        given: dict[str, Any] = {"shapes": {} if fixed else case.shapes}
+        if case.inputs is not None:
+            given = {"inputs": Path(folder) / "inputs.npz"}
+            np.savez(given["inputs"], **case.inputs())  # type: ignore[arg-type]
+        timed: dict[str, Any] = api.bench(artifact, vs=list(case.peers.values()), model=peer, repeat=repeat, **given)
+    for part in ("peers", "ratio", "ratio_interval_95"):
+        timed[part] = {column: timed[part][engine] for column, engine in case.peers.items()}
+    share = share_of_arithmetic(timed["operations"], timed["latency_ms"]["median"], limits)
+    return {
+        "name": name,
+        "engines": case.peers,
+        "compile": compiled | {"artifact": name},
+        "bench": timed,
+        "share_of_limit": share,
+    }
 
 
 def table(results: dict[str, Any]) -> Table:
@@ -94,13 +139,14 @@ def table(results: dict[str, Any]) -> Table:
     stamp = results["results"][0]["bench"]["environment"] if results["results"] else {}
     made = Table(title=f"{results['date']}, {stamp.get('cpu', 'unknown CPU')}", title_justify="left", box=SIMPLE_HEAD)
     made.add_column("model", no_wrap=True)
-    made.add_column("kernels", justify="right")
-    made.add_column("greencc ms", justify="right")
+    made.add_column("kernels", justify="right", no_wrap=True)
+    made.add_column("greencc ms", justify="right", no_wrap=True)
+    made.add_column("of limit", justify="right", no_wrap=True)
     for title in PEERS.values():
-        made.add_column(f"{title} ms", justify="right")
+        made.add_column(f"{title} ms", justify="right", no_wrap=True)
         made.add_column("ratio", no_wrap=True)
     for column in ("agree", "J"):
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", no_wrap=True)
     for row in results["results"]:
         compiled, timed = row["compile"], row["bench"]
         joules = timed["energy"]["joules"]
@@ -113,19 +159,26 @@ def table(results: dict[str, Any]) -> Table:
             row["name"],
             str(compiled["kernels"]),
             f"{timed['latency_ms']['median']:.2f}",
+            f"{row['share_of_limit']:.0%}",
             *cells,
-            _agreement(timed["peers"]),
+            _agreement(timed),
             "unknown" if joules is None else f"{joules:.3f}",
         )
-    if results["results"]:
-        means = {name: _geometric_mean(row["bench"]["ratio"][name] for row in results["results"]) for name in PEERS}
+    exact = [row["bench"]["ratio"] for row in results["results"] if not row["bench"]["approximated_by"]]
+    if exact:
+        means = {name: _geometric_mean(ratio[name] for ratio in exact) for name in PEERS}
         made.add_section()
-        made.add_row("geometric mean", "", "", *(cell for m in means.values() for cell in ("", f"{m:.2f}")))
+        cells = [cell for mean in means.values() for cell in ("", f"{mean:.2f}")]
+        made.add_row("geometric mean of float32", "", "", "", *cells)
     return made
 
 
-def _agreement(peers: dict[str, Any]) -> str:
-    differing = [PEERS[name] for name, peer in peers.items() if not peer["agrees"]]
+def _agreement(timed: dict[str, Any]) -> str:
+    """Whether the outputs agree; of a model that approximates, how far they are apart (relative L2)."""
+    if timed["approximated_by"]:
+        apart = timed["peers"]["openvino"]["relative_l2"]
+        return "?" if apart is None else f"L2 {apart:.3f}"
+    differing = [PEERS[name] for name, peer in timed["peers"].items() if not peer["agrees"]]
     return f"NOT {', '.join(differing)}" if differing else "yes"
 
 
@@ -134,10 +187,43 @@ def _geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms))
 
 
+def regressions(results: dict[str, Any], baseline: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """What is slower, beside the peers, than `baseline` says for the CPU of `results`: one line each.
+
+    A baseline is {CPU: {model: {peer: ratio}}}. Models that it lacks are not judged.
+    """
+    found = []
+    for row in results["results"]:
+        stored = baseline.get(row["bench"]["environment"]["cpu"], {}).get(row["name"], {})
+        for peer, before in stored.items():
+            low, _ = row["bench"]["ratio_interval_95"][peer]
+            if low > ALLOWANCE * before:
+                now = row["bench"]["ratio"][peer]
+                allowed = f"allowed: {ALLOWANCE} times that"
+                found.append(f"{row['name']}: {now:.2f} of {PEERS[peer]}, was {before:.2f} ({allowed})")
+    return found
+
+
+def updated(
+    results: dict[str, Any], baseline: dict[str, dict[str, dict[str, float]]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`baseline` with the ratios of `results` in it."""
+    changed = {cpu: dict(rows) for cpu, rows in baseline.items()}
+    for row in results["results"]:
+        ratios = {peer: round(value, 3) for peer, value in row["bench"]["ratio"].items()}
+        changed.setdefault(row["bench"]["environment"]["cpu"], {})[row["name"]] = ratios
+    return changed
+
+
 def show(results: dict[str, Any]) -> None:
     """Print the table of a results file, and below it what failed."""
-    console = Console(width=120, highlight=False)
+    console = Console(width=150, highlight=False)
     console.print(table(results))
+    limits = results["limits"]
+    console.print(
+        f"limits: {limits['float32'] / 1e9:.0f} GFLOP/s float32, {limits['int8'] / 1e9:.0f} Gop/s int8, "
+        f"{limits['bandwidth'] / 1e9:.1f} GB/s; an int8 model's peer is ONNX Runtime's dynamic quantisation"
+    )
     for name, reason in results["failed"].items():
         console.print(f"{name}: {reason}", markup=False)
 
@@ -153,6 +239,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--table", type=Path, metavar="FILE", help="print the table of an earlier results file"
     )
+    parser.add_argument("--check", action="store_true", help="fail where a ratio is worse than the stored one")
+    parser.add_argument("--keep", action="store_true", help="store the ratios for this kind of CPU")
     options = parser.parse_args(arguments)
     if options.table is not None:
         show(json.loads(options.table.read_text()))
@@ -161,11 +249,15 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(CASES)}")
     now = datetime.now(timezone.utc)
-    results: dict[str, Any] = {"date": now.strftime("%Y-%m-%d"), "results": [], "failed": {}}
+    print("measuring the machine's limits", file=sys.stderr, flush=True)
+    limits = measure_limits(host_target())
+    results: dict[str, Any] = {
+        "date": now.strftime("%Y-%m-%d"), "limits": asdict(limits), "results": [], "failed": {}
+    }
     for name in options.names or CASES:
         print(f"{name}: compiling and timing", file=sys.stderr, flush=True)
         try:
-            results["results"].append(measure(name, options.repeat))
+            results["results"].append(measure(name, options.repeat, limits))
         except (GreenccError, models.FetchError) as error:
             results["failed"][name] = str(error)
     file = options.results or RESULTS / f"{now.strftime('%Y-%m-%dT%H%M%SZ')}.json"
@@ -173,8 +265,15 @@ def main(arguments: list[str]) -> int:
     file.write_text(json.dumps(results, indent=1) + "\n")
     show(results)
     print(f"raw results: {file}", file=sys.stderr)
-    agree = all(row["bench"]["peers"][REFERENCE]["agrees"] for row in results["results"])
-    return 0 if agree and not results["failed"] else 1
+    baseline = json.loads(BASELINE.read_text()) if BASELINE.is_file() else {}
+    slower = regressions(results, baseline) if options.check else []
+    for line in slower:
+        print(f"slower: {line}", file=sys.stderr)
+    if options.keep:
+        BASELINE.write_text(json.dumps(updated(results, baseline), indent=1, sort_keys=True) + "\n")
+    exact = [row["bench"] for row in results["results"] if not row["bench"]["approximated_by"]]
+    agree = all(timed["peers"][REFERENCE]["agrees"] for timed in exact)
+    return 0 if agree and not results["failed"] and not slower else 1
 
 
 if __name__ == "__main__":

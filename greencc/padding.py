@@ -30,8 +30,8 @@ class ElidedPadding:
     outputs: tuple[str, ...]
 
     @staticmethod
-    def of(fields: Mapping[str, Any] | None) -> ElidedPadding | None:
-        """From the fields that `as_json` gives, or an attribute of a function holds; None from None."""
+    def of(fields: Any) -> ElidedPadding | None:
+        """From the fields that `as_json` gives, or that an attribute of a function holds; None from None."""
         return None if fields is None else ElidedPadding(str(fields["mask"]), tuple(map(str, fields["outputs"])))
 
     def as_json(self) -> dict[str, object]:

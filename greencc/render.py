@@ -41,10 +41,19 @@ def compile_report(report: Result) -> RenderableType:
         ("edges", _change(report, "edges_before", "edges_after")),
         ("kernels per run", str(report["kernels"])),
         ("size", _change(report, "bytes_before", "bytes_after", size)),
+        *_elision(report["elided_padding"]),
         ("largest error", _error(report)),
         ("time", f"{report['seconds']:.1f} s"),
     ]
     return Group(_facts(rows), *_passes_table(report.get("passes")))
+
+
+def _elision(elided: Result | None) -> list[tuple[str, str]]:
+    """What became of padding, in words; nothing where all of it is computed."""
+    if elided is None:
+        return []
+    blank = ", ".join(elided["outputs"])
+    return [("padding", f"elided where {elided['mask']} is 0" + (f"; {blank}: zeros there" if blank else ""))]
 
 
 def bench_report(result: Result) -> RenderableType:
@@ -76,6 +85,7 @@ def bench_report(result: Result) -> RenderableType:
             [
                 ("artifact", f"{result['artifact']} (from {result['source']})"),
                 ("inputs", shapes),
+                *_tokens(result),
                 ("threads", f"{result['threads']} on {result['environment']['cpu']}"),
                 ("runs", str(result["latency_ms"]["runs"])),
                 ("energy", str(energy["note"])),
@@ -100,6 +110,14 @@ def bench_report(result: Result) -> RenderableType:
         )
         parts.append(_profile_table(result["profile"]))
     return Group(*parts)
+
+
+def _tokens(result: Result) -> list[tuple[str, str]]:
+    elided = result["elided_padding"]
+    if elided is None:
+        return []
+    rows, columns = result["inputs"][elided["mask"]]["shape"]
+    return [("padding", f"elided: {elided['tokens']} of {rows * columns} tokens are real")]
 
 
 def inspection(result: Result) -> RenderableType:

@@ -144,7 +144,9 @@ class ElidePadding(Pass):
             candidates = [param for param in candidates if param.name == self.mask]
             if not candidates:
                 names = ", ".join(str(param.name) for param in main.params)
-                raise UserError(f"--elide-padding {self.mask}: no input [batch, sequence] has this name; inputs: {names}")
+                raise UserError(
+                    f"--elide-padding {self.mask}: no input [batch, sequence] has this name; inputs: {names}"
+                )
         elided = ElidedPadding.of(_attribute(main, PADDING_ATTR))
         if elided is not None:
             if self.mask not in ("", elided.mask):
@@ -326,7 +328,7 @@ class _Packer:
         return kernel("unpack_tokens", [self._packed[var, TOKENS], self._mask, self._starts])
 
     def _in_order(self, var: relax.Var) -> list[relax.Var]:
-        """The row-wise values and attentions that a value is computed from by tokens, first to last, itself included."""
+        """The row-wise values and attentions that a value is computed from by tokens, first to last, and itself."""
         needed: set[relax.Expr] = set()
         pending: list[relax.Expr] = [var]
         while pending:
@@ -346,8 +348,8 @@ class _Packer:
         call = self._calls[var]
         args = [arg if lead is None else self._operand(builder, arg, lead) for arg, lead in self._operands(var)]
         if var in self._anchors:
-            packed = packed_attention(*args[:3], self._starts, AttentionAttrs.of(call))
-            return with_span(packed, span_of(call))
+            q, k, v = args[:3]
+            return with_span(packed_attention(q, k, v, self._starts, AttentionAttrs.of(call)), span_of(call))
         args = [
             packed_shape(list(arg.values), self._tokens) if isinstance(arg, relax.ShapeExpr) else arg for arg in args
         ]

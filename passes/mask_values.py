@@ -150,7 +150,7 @@ def _gather_nd(call: relax.Call, parts: list[np.ndarray], _shape: tuple[int, ...
     if json.loads(str(call.attrs["options"]))["batch_dims"]:
         raise _Unknown
     data, indices = parts
-    return data[tuple(np.moveaxis(indices, -1, 0))]
+    return np.asarray(data[tuple(np.moveaxis(indices, -1, 0))])
 
 
 def _slice(call: relax.Call, parts: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -186,7 +186,7 @@ _ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
     "negative": lambda call, x: -x,
     "not_equal": lambda call, a, b: a != b,
     "subtract": lambda call, a, b: a - b,
-    "where": lambda call, m, a, b: np.where(m, a, b),
+    "where": lambda call, m, a, b: np.asarray(np.where(m, a, b)),
 }
 _MOVES: dict[str, Callable[[relax.Call, list[np.ndarray], tuple[int, ...]], np.ndarray]] = {
     "broadcast_to": lambda call, parts, shape: np.broadcast_to(parts[0], shape),

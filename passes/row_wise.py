@@ -18,12 +18,12 @@ Leads = tuple[str | None, ...]
 _BROADCASTING = frozenset(
     f"relax.{name}"
     for name in (
-        "add subtract multiply divide maximum minimum power where "
-        "less less_equal greater greater_equal equal not_equal logical_and logical_or logical_not "
-        "abs astype ceil clip cos erf exp floor log negative round rsqrt sigmoid sign sin sqrt square tanh "
-        "nn.gelu nn.gelu_tanh nn.leakyrelu nn.relu nn.silu"
-    ).split()
-)
+        "abs", "add", "astype", "ceil", "clip", "cos", "divide", "equal", "erf", "exp", "floor", "greater",
+        "greater_equal", "less", "less_equal", "log", "logical_and", "logical_not", "logical_or", "maximum", "minimum",
+        "multiply", "negative", "nn.gelu", "nn.gelu_tanh", "nn.leakyrelu", "nn.relu", "nn.silu", "not_equal", "power",
+        "round", "rsqrt", "sigmoid", "sign", "sin", "sqrt", "square", "subtract", "tanh", "where",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

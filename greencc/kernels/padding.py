@@ -20,7 +20,9 @@ TOKENS, SEQUENCES, POSITIONS, BARE_POSITIONS = "tokens", "sequences", "positions
 
 
 def _is_real(value: tirx.Expr) -> tirx.Expr:
-    return tirx.Cast("int64", tirx.NE(value, tirx.const(0, element_type(value))))
+    """1 for a real token, 0 for padding. Code generation has no inequality of booleans."""
+    real = value if element_type(value) == "bool" else tirx.NE(value, tirx.const(0, element_type(value)))
+    return tirx.Cast("int64", real)
 
 
 def token_starts(mask: te.Tensor, *, dims: list[tirx.Expr]) -> list[te.Tensor]:

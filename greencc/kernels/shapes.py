@@ -66,7 +66,10 @@ def product(dims: Sequence[tirx.Expr]) -> tirx.Expr:
 
 
 def sequence() -> Any:
-    """The frame of several statements in a row. T.seq_scope would leave a pragma that LLVM's code generator warns of."""
+    """The frame of several statements in a row. (LLVM's code generator warns of the pragma that T.seq_scope leaves).
+
+    It is a loop that runs once.
+    """
     return T.serial(0, 1)
 
 
