@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TESTS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint conditions bench node-suite clean
+.PHONY: help demo test check lint conditions bench bench-check node-suite clean
 
 help:
 	@echo "make demo        compile a sentence encoder for this machine, embed sentences, compare with ONNX Runtime"
@@ -15,6 +15,7 @@ help:
 	@echo "make check       what CI runs: ruff, mypy, the tests"
 	@echo "make conditions  take every legality condition away in turn; a test must fail each time"
 	@echo "make bench       time real models against ONNX Runtime and OpenVINO"
+	@echo "make bench-check the same, and fail where a ratio is worse than the stored one for this kind of CPU"
 	@echo "make node-suite  run the ONNX operator test suite and print a table"
 	@echo "make clean       remove .venv and build outputs"
 
@@ -35,6 +36,9 @@ conditions: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run
+
+bench-check: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.run --check
 
 node-suite: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.node_suite

@@ -140,10 +140,10 @@ def table(results: dict[str, Any]) -> Table:
     made = Table(title=f"{results['date']}, {stamp.get('cpu', 'unknown CPU')}", title_justify="left", box=SIMPLE_HEAD)
     made.add_column("model", no_wrap=True)
     made.add_column("kernels", justify="right", no_wrap=True)
-    made.add_column("greencc ms", justify="right", no_wrap=True)
-    made.add_column("of limit", justify="right", no_wrap=True)
+    made.add_column("greencc\nms", justify="right", no_wrap=True)
+    made.add_column("of\nlimit", justify="right", no_wrap=True)
     for title in PEERS.values():
-        made.add_column(f"{title} ms", justify="right", no_wrap=True)
+        made.add_column(f"{title}\nms", justify="right", no_wrap=True)
         made.add_column("ratio", no_wrap=True)
     for column in ("agree", "J"):
         made.add_column(column, justify="right", no_wrap=True)
@@ -217,7 +217,7 @@ def updated(
 
 def show(results: dict[str, Any]) -> None:
     """Print the table of a results file, and below it what failed."""
-    console = Console(width=150, highlight=False)
+    console = Console(width=140, highlight=False)
     console.print(table(results))
     limits = results["limits"]
     console.print(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tvm
 from tvm import relax, tirx
+from tvm.support import cc
 
+from greencc.errors import UserError
 from greencc.targets.cpu.intrinsics.math import register_math
 from greencc.targets.cpu.runtime_functions import check_runtime_functions
 
@@ -21,7 +25,9 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
 
     Raises:
         GreenccError: the code would call what the runtime of an artifact does not have.
+        UserError: there is no linker for the target's kind of machine.
     """
+    linker = find_linker(target.triple)
     register_math()
     pipeline = tvm.transform.Sequential(
         [
@@ -41,10 +47,26 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
     executable = tvm.relax.build(module, target.llvm_target(), relax_pipeline=pipeline)
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "code.so"
-        executable.export_library(str(library))
+        executable.export_library(str(library), cc=linker)
         code = library.read_bytes()
     check_runtime_functions(executable, code, [gv.name_hint for gv in module.get_global_vars()])
     return code
+
+
+def find_linker(triple: str) -> str:
+    """The C++ compiler that links for `triple`: this machine's own, or a cross compiler named after the triple.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    architecture = triple.partition("-")[0]
+    if architecture == platform.machine():
+        return str(cc.get_cc())
+    found = shutil.which(f"{triple}-g++") or shutil.which(f"{triple}-gcc")
+    if found is None:
+        package = f"g++-{triple.replace('_', '-')}"
+        raise UserError(f"--target: code for {triple} is linked by {triple}-g++; install it (Debian: {package})")
+    return found
 
 
 def _order_shape_functions(module: tvm.IRModule, _context: tvm.ir.transform.PassContext) -> tvm.IRModule:
