@@ -93,7 +93,8 @@ def run(program: Path, artifact: Path, inputs: dict[str, np.ndarray], folder: Pa
         sizes = " ".join(map(str, array.shape))
         lines.append(f"{folder}/argument{i} {_KINDS[array.dtype.kind]} {array.dtype.itemsize * 8} {sizes}")
     (folder / "arguments").write_text("\n".join(lines) + "\n")
-    command = [EMULATOR, "-cpu", "max", "-L", SYSTEM, str(program), str(whole.code), str(folder / "arguments"), str(folder)]
+    emulated = [EMULATOR, "-cpu", "max", "-L", SYSTEM]
+    command = [*emulated, str(program), str(whole.code), str(folder / "arguments"), str(folder)]
     subprocess.run(command, check=True, timeout=300)
     return {
         spec.name: np.frombuffer((folder / str(i)).read_bytes(), spec.dtype).reshape(spec.shape)  # type: ignore[arg-type]
