@@ -137,7 +137,8 @@ def measure(name: str, repeat: int | None, limits: Limits) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> Table:
     """The table of a results file."""
     stamp = results["results"][0]["bench"]["environment"] if results["results"] else {}
-    made = Table(title=f"{results['date']}, {stamp.get('cpu', 'unknown CPU')}", title_justify="left", box=SIMPLE_HEAD)
+    title = f"{results['date']}, {stamp.get('cpu', 'unknown CPU')}"
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.add_column("model", no_wrap=True)
     made.add_column("kernels", justify="right", no_wrap=True)
     made.add_column("greencc\nms", justify="right", no_wrap=True)
@@ -217,7 +218,7 @@ def updated(
 
 def show(results: dict[str, Any]) -> None:
     """Print the table of a results file, and below it what failed."""
-    console = Console(width=140, highlight=False)
+    console = Console(width=132, highlight=False)
     console.print(table(results))
     limits = results["limits"]
     console.print(

@@ -133,6 +133,7 @@ def compile_model(
         "kernels": len(lowered.calls),
         "bytes_before": constant_bytes(module),
         "bytes_after": sum(array.nbytes for array in lowered.weights.values()),
+        "arena_bytes": lowered.arena_bytes,
         "rules": dict(sorted(lowered.rules.items())),
         "elided_padding": None if elided is None else elided.as_json(),
         "approximated_by": [item.name for item in pipeline if item.approximates],

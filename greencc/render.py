@@ -41,6 +41,7 @@ def compile_report(report: Result) -> RenderableType:
         ("edges", _change(report, "edges_before", "edges_after")),
         ("kernels per run", str(report["kernels"])),
         ("size", _change(report, "bytes_before", "bytes_after", size)),
+        ("memory", f"{size(report['arena_bytes'])} for intermediate tensors" if report["arena_bytes"] else "by run"),
         *_elision(report["elided_padding"]),
         ("largest error", _error(report)),
         ("time", f"{report['seconds']:.1f} s"),

@@ -1,6 +1,6 @@
 """From a Relax module of operators to scheduled kernels with packed weights: the target-independent steps.
 
-    legalize -> fuse -> schedule each kernel -> lift constants into parameters -> pack weights
+    legalize -> fuse -> schedule each kernel -> lift constants into parameters -> pack weights -> place tensors
 
 Constants stay in the module until every kernel has its schedule, because only then their layouts are known.
 """
@@ -19,6 +19,7 @@ from greencc.ir import bindings_of, constant_array, dim_text, rebuild_function, 
 from greencc.targets.base import Declined, Layout, Scheduled, Target
 from greencc.targets.cost import call_cost
 from greencc.targets.fusion import keep_reductions_apart
+from greencc.targets.memory import place_tensors
 from greencc.targets.origins import label_values, restore_labels, trace_origins
 
 RULE_ATTR = "greencc.rule"
@@ -33,12 +34,14 @@ class Lowered:
         weights: the weights by name, in the order of main's trailing parameters, packed.
         calls: kernels in launch order with the source nodes that they stand for.
         rules: schedule rule by kernel name.
+        arena_bytes: memory that intermediate tensors share, outputs excluded.
     """
 
     module: tvm.IRModule
     weights: dict[str, np.ndarray]
     calls: tuple[KernelCall, ...]
     rules: dict[str, str]
+    arena_bytes: int
 
 
 def lower(module: tvm.IRModule, target: Target) -> Lowered:
@@ -52,7 +55,10 @@ def lower(module: tvm.IRModule, target: Target) -> Lowered:
         _describe(module, call, nodes) for call, nodes in zip(kernel_calls(module), origins, strict=True)
     )
     module, weights = lift_constants(module, scheduled)
-    return Lowered(module, weights, calls, {name: item.rule for name, item in scheduled.items()})
+    placed = place_tensors(module)
+    launched = tuple(call for i, call in enumerate(calls) if i not in placed.copies_saved)
+    rules = {name: item.rule for name, item in scheduled.items()}
+    return Lowered(placed.module, weights, launched, rules, placed.arena_bytes)
 
 
 def _describe(module: tvm.IRModule, call: relax.Call, nodes: tuple[str, ...]) -> KernelCall:

@@ -14,6 +14,7 @@ from tvm.support import cc
 
 from greencc.errors import UserError
 from greencc.targets.cpu.intrinsics.math import register_math
+from greencc.targets.cpu.packed_api import register_pipeline
 from greencc.targets.cpu.runtime_functions import check_runtime_functions
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def build(module: tvm.IRModule, target: CpuTarget) -> bytes:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    executable = tvm.relax.build(module, target.llvm_target(), relax_pipeline=pipeline)
+    executable = tvm.relax.build(
+        module, target.llvm_target(), relax_pipeline=pipeline, tir_pipeline=register_pipeline()
+    )
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "code.so"
         executable.export_library(str(library), cc=linker)

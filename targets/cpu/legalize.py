@@ -14,7 +14,7 @@ import tvm
 from tvm import ir, relax, te, tirx, topi
 
 from greencc.errors import GreenccError
-from greencc.ir import constant, constant_array, dtype_of
+from greencc.ir import constant, constant_array, dtype_of, shape_of
 from greencc.kernels.base import legalize as legalize_kernel
 from greencc.kernels.reductions import lower_extreme, lower_position
 from greencc.ops import ATTENTION, KERNEL, PACKED_ATTENTION, QUANTIZED_MATMUL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
@@ -22,6 +22,7 @@ from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
+from greencc.targets.memory import CONCAT_ATTR
 
 Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -32,6 +33,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
     kernels = _Kernels()
     table: dict[str, Lowering] = {
         "relax.argmax": lower_position(largest=True),
+        "relax.concat": _concat,
         "relax.argmin": lower_position(largest=False),
         "relax.max": lower_extreme(largest=True),
         "relax.min": lower_extreme(largest=False),
@@ -121,6 +123,16 @@ def _quantized_matmul(
     return builder.call_te(
         dequantize, total, row_scale, zero, scale, column_sums, primfunc_name_hint="dequantize"
     )
+
+
+def _concat(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """The kernel says what it does: where its operands can be made in their places, it is not called."""
+    parts = list(call.args[0].fields) if isinstance(call.args[0], relax.Tuple) else []
+    axis = int(call.attrs.axis or 0) % len(shape_of(call.ty) or [0])
+    made = builder.call_te(lambda *tensors: topi.concatenate(tensors, axis), *parts, primfunc_name_hint="concatenate")
+    gv = made.args[0]
+    builder.update_func(gv, builder.get()[gv].with_attr(CONCAT_ATTR, axis))
+    return made
 
 
 def _shape_to_tensor(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

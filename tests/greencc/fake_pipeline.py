@@ -45,6 +45,8 @@ def compile_model(model: Path, *, verify: bool, progress: Callable[[str], None],
         "nodes_after": 4,
         "edges_before": 20,
         "edges_after": 6,
+        "arena_bytes": 4096,
+        "elided_padding": None,
         "bytes_before": len(content),
         "passes": [
             {"name": "prune-dead-nodes", "rewrites": 3, "refused": 0},

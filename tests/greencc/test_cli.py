@@ -92,7 +92,7 @@ def test_compile_hands_over_every_option(run_cli: Greencc, model: Path, tmp_path
     assert call["target"].threads == 1  # type: ignore[attr-defined]
     report = json.loads(out)
     assert report.keys() >= {
-        "nodes_before", "nodes_after", "edges_before", "edges_after", "kernels", "bytes_before",
+        "nodes_before", "nodes_after", "edges_before", "edges_after", "kernels", "arena_bytes", "bytes_before",
         "bytes_after", "passes", "seconds", "max_abs_error",
     }  # fmt: skip
     assert report["kernels"] == 4
