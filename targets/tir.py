@@ -119,6 +119,22 @@ def splat(value: tirx.Expr, lanes: int) -> tirx.Expr:
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
+def strided_load(
+    buffer: tirx.Var, row: list[tirx.Expr], start: tirx.Expr, stride: int, lanes: int
+) -> tirx.Expr:
+    """Elements start, start + stride, ... of a row of a buffer, as a vector.
+
+    With stride 2 they are picked out of two vectors, which hold nothing behind the last of them: code generation loads
+    the elements of a strided access one by one.
+    """
+    if stride != 2 or lanes < 4:
+        where = start if lanes == 1 else tirx.Ramp(start, i64(stride), lanes)
+        return tirx.BufferLoad(buffer, [*row, where])
+    parts = [tirx.BufferLoad(buffer, [*row, ramp(start + i64(first), lanes)]) for first in (0, lanes - 1)]
+    picked = [2 * lane for lane in range(lanes // 2)] + [lanes + 2 * lane + 1 for lane in range(lanes // 2)]
+    return tirx.Shuffle(parts, [tirx.IntImm("int32", index) for index in picked])
+
+
 def unravel(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:
     """Coordinates of a linear index in a row-major space."""
     coordinates: list[tirx.Expr] = []

@@ -41,6 +41,12 @@ def kernel_name(call: relax.Call) -> str:
     return str(call.attrs["kernel"])
 
 
+def kernel_options(call: relax.Call) -> dict[str, Any]:
+    """The options of a call of `greencc.kernel`, by name."""
+    options: dict[str, Any] = json.loads(str(call.attrs["options"]))
+    return options
+
+
 def infer_type(call: relax.Call, _context: object) -> relax.Type:
     """The type of a kernel call: its tensor expression is built over placeholders of the arguments' types."""
     tensors = [_placeholder(index, arg.ty) for index, arg in enumerate(call.args[:-1])]
@@ -61,7 +67,7 @@ def _function(call: relax.Call) -> Callable[..., Any]:
     from greencc.kernels.table import KERNELS
 
     function = KERNELS[kernel_name(call)]
-    options = json.loads(str(call.attrs["options"]))
+    options = kernel_options(call)
 
     def build(*args: Any) -> Any:
         return function(*args[:-1], dims=list(args[-1]), **options)

@@ -15,14 +15,17 @@ from tvm import ir, relax, te, tirx, topi
 
 from greencc.errors import GreenccError
 from greencc.ir import constant, constant_array, dtype_of, shape_of
+from greencc.kernels.base import kernel_name, kernel_options
 from greencc.kernels.base import legalize as legalize_kernel
 from greencc.kernels.reductions import lower_extreme, lower_position
 from greencc.ops import ATTENTION, KERNEL, PACKED_ATTENTION, QUANTIZED_MATMUL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
+from greencc.targets.cpu.schedules.pooling import find_max_pool, max_pool_kernel
 from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
 from greencc.targets.memory import CONCAT_ATTR
+from greencc.targets.tir import as_int
 
 Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 
@@ -42,7 +45,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         "relax.nn.softmax": _softmax,
         "relax.sigmoid": _sigmoid,
         SHAPE_TO_TENSOR: _shape_to_tensor,
-        KERNEL: legalize_kernel,
+        KERNEL: lambda builder, call: _kernel(builder, call, chosen, kernels),
         ROTARY: _rotary,
         QUANTIZED_MATMUL: lambda builder, call: _quantized_matmul(builder, call, chosen, kernels),
         ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, attention_kernel),
@@ -65,6 +68,23 @@ class _Kernels:
         if form not in self._made:
             self._made[form] = emit(*args).without_attr("global_symbol")
         return builder.add_func(self._made[form], name)
+
+
+def _kernel(
+    builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget, kernels: _Kernels
+) -> relax.Expr:
+    """A kernel call: an emitted kernel where there is one, else its tensor expression."""
+    if kernel_name(call) == "pool" and isinstance(call.ty, relax.TensorType):
+        options = kernel_options(call)
+        found = find_max_pool(
+            call.args[0].ty,
+            [as_int(size) for size in call.args[-1].ty.values],
+            **{name: options[name] for name in ("kind", "kernel", "strides", "dilations")},
+        )
+        if found is not None:
+            gv = kernels.add(builder, "max_pool", max_pool_kernel, call.args[0].ty, found, target)
+            return relax.call_tir(gv, [call.args[0]], call.ty)
+    return legalize_kernel(builder, call)
 
 
 def _attention(

@@ -9,10 +9,14 @@ filter on 56 columns). Each vector of the source serves `rows` output channels, 
 
 The source is the input itself where nothing is padded and the stride is 1. Otherwise it is a padded copy, split by
 stride into phases (columns 0, 2, 4... apart from 1, 3, 5...), so that taps still read whole vectors.
+
+Channels of the source lie pages apart. Where several blocks of output channels read the same vectors, a task copies the
+vectors of a tile into a panel first, in the order of the sum, and all its blocks read that: in a row, and aligned.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -29,13 +33,23 @@ from greencc.targets.cpu.schedules.matmul import MIN_PARALLEL_WORK, check_tail
 from greencc.targets.cpu.schedules.registers import registers
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ChannelBlocks
-from greencc.targets.tir import as_int, i64, ramp, rewrite, splat
+from greencc.targets.tir import as_int, i64, ramp, rewrite, splat, strided_load
 
 # Positions of a band: enough to use a block of weights often, few enough to keep the source in the cache.
 MAX_BAND = 512
 # (output channels, vectors of positions) of register tiles, for 32 and for 16 vector registers.
 WIDE_TILES = ((8, 2), (12, 1), (4, 4), (2, 8))
 NARROW_TILES = ((6, 2), (8, 1), (4, 3), (2, 5))
+# The same for tiles that read from panels.
+WIDE_PANEL, NARROW_PANEL = (8, 3), (6, 2)
+# A panel pays when this many blocks read it.
+LEAST_READERS = 8
+# Steps of the sum in a panel: with the weights of a block it stays in the cache.
+PANEL_DEPTH = 512
+# Tasks for each thread, so that all end at about the same time.
+TASKS_PER_THREAD = 4
+# Filters with more taps are loops.
+MAX_UNROLLED_TAPS = 9
 # Weights beyond this size are read once, and the source once per block of channels; below, the other way round.
 MAX_CACHED_WEIGHTS = 1 << 18
 
@@ -50,6 +64,7 @@ class Plan:
         lanes: elements of a vector.
         height: output rows of a band.
         direct: whether the source is the input itself.
+        readers: blocks of channels that a task computes from panels; 0 where it computes one, from the source.
     """
 
     rows: int
@@ -57,6 +72,7 @@ class Plan:
     lanes: int
     height: int
     direct: bool
+    readers: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,9 @@ def choose_plan(target: CpuTarget, conv: Convolution) -> Plan:
     channels = conv.out_channels // conv.groups
     plain = conv.top == conv.left == 0 and conv.stride == (1, 1) and conv.unpadded
     pitch = conv.width if plain else conv.source_width
+    packed = _panel_plan(target, conv, pitch) if plain and conv.kernel == (1, 1) else None
+    if packed is not None:
+        return packed
     best: tuple[float, Plan] | None = None
     for rows, vectors in shapes:
         for height in range(1, conv.out_height + 1):
@@ -114,6 +133,36 @@ def choose_plan(target: CpuTarget, conv: Convolution) -> Plan:
                 best = cost, Plan(rows, fitting, lanes, height, direct)
     assert best is not None  # a band of one row always fits
     return best[1]
+
+
+def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None:
+    """The plan with panels, or None where too few blocks would read them.
+
+    (Larger filters have overlapping vectors, which stay in the first cache: for them, panels brought nothing.)
+    """
+    lanes = target.lanes()
+    rows, most = WIDE_PANEL if target.vector_registers >= 32 else NARROW_PANEL
+    blocks = -(-(conv.out_channels // conv.groups) // rows)
+    best: tuple[float, Plan] | None = None
+    for height in range(1, conv.out_height + 1):
+        length = (height - 1) * pitch + conv.out_width
+        if height > 1 and length > MAX_BAND:
+            break
+        direct = length >= lanes
+        bands = -(-conv.out_height // height)
+        tasks = -(-TASKS_PER_THREAD * target.threads // bands)
+        readers = -(-blocks // tasks)
+        if readers < LEAST_READERS:
+            continue
+        for vectors in range(1, most + 1):
+            if direct and vectors * lanes > length:
+                break
+            pieces = [vectors] * (-(-length // lanes) // vectors) + [-(-length // lanes) % vectors]
+            # A step of a tile costs its multiply-adds and, less than those, its loads; a panel is copied once.
+            cost = sum(rows * v + 0.3 * (rows + v) + 2 * rows * v / readers for v in pieces if v) * bands
+            if best is None or cost < best[0]:
+                best = cost, Plan(rows, vectors, lanes, height, direct, readers)
+    return None if best is None else best[1]
 
 
 class _Emitter:
@@ -146,10 +195,12 @@ class _Emitter:
             bands = -(-conv.out_height // plan.height)
             depth = conv.in_channels // conv.groups * conv.kernel[0] * conv.kernel[1]
             cached = conv.out_channels * depth * 4 <= MAX_CACHED_WEIGHTS
+            if plan.readers:
+                blocks = -(-blocks // plan.readers)
             inner = (bands, blocks) if cached else (blocks, bands)
             total = batch * i64(conv.groups * blocks * bands)
             count = as_int(total)
-            work = (count or 2) * depth * plan.rows * self.run
+            work = (count or 2) * depth * plan.rows * max(plan.readers, 1) * self.run
             loop = T.parallel if work >= MIN_PARALLEL_WORK and count != 1 else T.serial
             with loop(i64(0), total) as task:
                 fast = tirx.floormod(task, i64(inner[1]))
@@ -157,7 +208,10 @@ class _Emitter:
                 band, block = (slow, fast) if cached else (fast, slow)
                 image = tirx.floordiv(task, i64(blocks * bands))
                 n, group = tirx.floordiv(image, i64(conv.groups)), tirx.floormod(image, i64(conv.groups))
-                self._tile(n, group, block, band)
+                if plan.readers:
+                    self._panels(n, group, block, band)
+                else:
+                    self._tile(n, group, block, band)
         return ib.get()
 
     # -- source --------------------------------------------------------------------------------------------
@@ -193,13 +247,13 @@ class _Emitter:
             row = base + (step + i64(y_low)) * i64(self.pitch)
             y = (step + i64(y_low)) * i64(conv.stride[0]) + i64(a - conv.top)
 
-            def copy(at: tirx.Expr) -> None:
+            def copy(at: tirx.Expr, lanes: int) -> None:
                 x = (at + i64(x_low)) * i64(conv.stride[1]) + i64(b - conv.left)
-                value = tirx.BufferLoad(self.buffers[conv.data], [n, c, y, x])
-                T.buffer_store(source, value, [row + i64(x_low) + at])
+                value = strided_load(self.buffers[conv.data], [n, c, y], x, conv.stride[1], lanes)
+                T.buffer_store(source, value, [ramp(row + i64(x_low) + at, lanes)])
 
             clear(row, x_low)
-            self._pieces(x_high - x_low, copy)
+            self._vectors(x_high - x_low, copy)
             clear(row + i64(x_high), self.pitch - x_high)
         clear(base + i64(y_high * self.pitch), (conv.source_height - y_high) * self.pitch)
 
@@ -234,13 +288,128 @@ class _Emitter:
             """The last start of a run of `vectors`: the input must not be read beyond its end."""
             return self.length - vectors * plan.lanes if plan.direct else self.run
 
+        def complete(steps: tirx.Expr) -> tirx.Expr:
+            """Output rows whose positions are all within the first `steps` tiles."""
+            rows = tirx.floordiv(steps * i64(width) - i64(conv.out_width), i64(self.pitch)) + i64(1)
+            return tirx.max(tirx.min(rows, i64(plan.height)), i64(0))
+
+        # Rows are stored as soon as they are there: while the next ones are computed, memory takes them.
         if full:
             with T.serial(i64(0), i64(full)) as step:
                 start = tirx.min(step * i64(width), i64(last(plan.vectors)))
                 self._accumulate(sums, n, group, block, y0, start, plan.vectors)
+                first = complete(step)
+                self._finish(sums, n, group, block, y0, i64(0), (first, complete(step + i64(1)) - first))
         if rest:
             self._accumulate(sums, n, group, block, y0, i64(min(full * width, last(rest))), rest)
-        self._finish(sums, n, group, block, y0)
+        first = tvm.sym.Analyzer().simplify(complete(i64(full)))
+        self._finish(sums, n, group, block, y0, i64(0), (first, i64(plan.height) - first))
+
+    def _panels(self, n: tirx.Expr, group: tirx.Expr, chunk: tirx.Expr, band: tirx.Expr) -> None:
+        """All positions of one band for several blocks of channels, from panels, then the tails."""
+        conv, plan = self.conv, self.plan
+        taps = conv.kernel[0] * conv.kernel[1]
+        channels = conv.in_channels // conv.groups
+        each = max(c for c in range(1, channels + 1) if channels % c == 0 and (c * taps <= PANEL_DEPTH or c == 1))
+        blocks = -(-(conv.out_channels // conv.groups) // plan.rows)
+        y0 = tirx.min(band * i64(plan.height), i64(conv.out_height - plan.height))
+        sums = T.alloc_buffer((plan.readers * plan.rows * self.run,), "float32", scope="local")
+        panel = T.alloc_buffer((each * taps, plan.vectors * plan.lanes), "float32", scope="local")
+        full, rest = divmod(self.run // plan.lanes, plan.vectors)
+        width = plan.vectors * plan.lanes
+
+        def pieces(start: tirx.Expr, vectors: int) -> None:
+            with T.serial(i64(0), i64(channels // each)) as part:
+                self._copy_panel(panel, n, group * i64(channels) + part * i64(each), each, y0, start, vectors)
+                with T.serial(i64(0), i64(plan.readers)) as reader:
+                    block = chunk * i64(plan.readers) + reader
+                    where = (reader * i64(plan.rows), start)
+                    if blocks % plan.readers:
+                        with T.If(block < i64(blocks)), T.Then():
+                            self._accumulate_panel(sums, panel, group * i64(blocks) + block, part, each, where, vectors)
+                    else:
+                        self._accumulate_panel(sums, panel, group * i64(blocks) + block, part, each, where, vectors)
+
+        def last(vectors: int) -> int:
+            return self.length - vectors * plan.lanes if plan.direct else self.run
+
+        if full:
+            with T.serial(i64(0), i64(full)) as step:
+                pieces(tirx.min(step * i64(width), i64(last(plan.vectors))), plan.vectors)
+        if rest:
+            pieces(i64(min(full * width, last(rest))), rest)
+        with T.serial(i64(0), i64(plan.readers)) as reader:
+            block = chunk * i64(plan.readers) + reader
+            if blocks % plan.readers:
+                with T.If(block < i64(blocks)), T.Then():
+                    self._finish(sums, n, group, block, y0, reader * i64(plan.rows))
+            else:
+                self._finish(sums, n, group, block, y0, reader * i64(plan.rows))
+
+    def _copy_panel(
+        self,
+        panel: tirx.Var,
+        n: tirx.Expr,
+        first: tirx.Expr,
+        channels: int,
+        y0: tirx.Expr,
+        start: tirx.Expr,
+        vectors: int,
+    ) -> None:
+        """The vectors of a tile for all taps of some channels, one step of the sum behind the other."""
+        rows, columns = self.conv.kernel
+        position = y0 * i64(self.pitch) + start
+        with (
+            T.serial(i64(0), i64(channels)) as c,
+            T.serial(i64(0), i64(rows)) as r,
+            T.serial(i64(0), i64(columns)) as q,
+        ):
+            for v in range(vectors):
+                value = self._load(n, first + c, r, q, position + i64(v * self.plan.lanes))
+                step = (c * i64(rows) + r) * i64(columns) + q
+                T.buffer_store(panel, value, [step, ramp(i64(v * self.plan.lanes), self.plan.lanes)])
+
+    def _accumulate_panel(
+        self,
+        sums: tirx.Var,
+        panel: tirx.Var,
+        block: tirx.Expr,
+        part: tirx.Expr,
+        channels: int,
+        where: tuple[tirx.Expr, tirx.Expr],
+        vectors: int,
+    ) -> None:
+        """Add the products with one panel to a tile of sums, whose first (row, position) is `where`."""
+        plan = self.plan
+        rows, columns = self.conv.kernel
+        row, start = where
+        places = [
+            [ramp((row + i64(i)) * i64(self.run) + start + i64(v * plan.lanes), plan.lanes) for v in range(vectors)]
+            for i in range(plan.rows)
+        ]
+        tile = [registers(vectors, plan.lanes) for _ in range(plan.rows)]
+        with T.If(part > i64(0)), T.Then():
+            for registers_, ramps in zip(tile, places, strict=True):
+                for register, place in zip(registers_, ramps, strict=True):
+                    register.store(tirx.BufferLoad(sums, [place]))
+        weights = self.buffers[self.conv.weight]
+        with (
+            T.serial(i64(0), i64(channels)) as c,
+            T.serial(i64(0), i64(rows)) as r,
+            T.serial(i64(0), i64(columns)) as q,
+        ):
+            step = (c * i64(rows) + r) * i64(columns) + q
+            loaded = [
+                tirx.BufferLoad(panel, [step, ramp(i64(v * plan.lanes), plan.lanes)]) for v in range(vectors)
+            ]
+            for i in range(plan.rows):
+                weight = tirx.BufferLoad(weights, [block, part * i64(channels) + c, r, q, i64(i)])
+                value = splat(weight, plan.lanes)
+                for register, column in zip(tile[i], loaded, strict=True):
+                    register.store(register.value + value * column)
+        for registers_, ramps in zip(tile, places, strict=True):
+            for register, place in zip(registers_, ramps, strict=True):
+                T.buffer_store(sums, register.value, [place])
 
     def _accumulate(
         self,
@@ -257,11 +426,8 @@ class _Emitter:
         depth = conv.in_channels // conv.groups
         blocks = -(-(conv.out_channels // conv.groups) // plan.rows)
         weights = self.buffers[conv.weight]
-        with (
-            T.serial(i64(0), i64(depth)) as c,
-            T.serial(i64(0), i64(conv.kernel[0])) as r,
-            T.serial(i64(0), i64(conv.kernel[1])) as q,
-        ):
+
+        def multiply(c: tirx.Expr, r: tirx.Expr, q: tirx.Expr) -> None:
             channel = group * i64(depth) + c
             position = y0 * i64(self.pitch) + start
             columns = [
@@ -272,35 +438,56 @@ class _Emitter:
                 value = splat(weight, plan.lanes)
                 for register, column in zip(tile[i], columns, strict=True):
                     register.store(register.value + value * column)
+
+        # A stride has phases: where a tap reads is known when taps are written out.
+        unrolled = conv.stride != (1, 1) and conv.kernel[0] * conv.kernel[1] <= MAX_UNROLLED_TAPS
+        with T.serial(i64(0), i64(depth)) as c:
+            if unrolled:
+                for r, q in itertools.product(*map(range, conv.kernel)):
+                    multiply(c, i64(r), i64(q))
+            else:
+                with T.serial(i64(0), i64(conv.kernel[0])) as r, T.serial(i64(0), i64(conv.kernel[1])) as q:
+                    multiply(c, r, q)
         for i in range(plan.rows):
             for v in range(vectors):
                 at = i64(i * self.run + v * plan.lanes) + start
                 T.buffer_store(sums, tile[i][v].value, [ramp(at, plan.lanes)])
 
     def _finish(
-        self, sums: tirx.Var, n: tirx.Expr, group: tirx.Expr, block: tirx.Expr, y0: tirx.Expr
+        self,
+        sums: tirx.Var,
+        n: tirx.Expr,
+        group: tirx.Expr,
+        block: tirx.Expr,
+        y0: tirx.Expr,
+        first: tirx.Expr,
+        span: tuple[tirx.Expr, tirx.Expr] | None = None,
     ) -> None:
-        """Evaluate the tail for the positions that are outputs, and store them."""
+        """Evaluate the tail for the positions that are outputs, and store them.
+
+        The sums begin at row `first` of their buffer. `span` is the first output row of the band and how many; all of
+        them by default.
+        """
+        low, count = span or (i64(0), i64(self.plan.height))
         conv, plan = self.conv, self.plan
         channels = conv.out_channels // conv.groups
 
-        def rows(i: tirx.Expr) -> None:
+        def row(i: tirx.Expr, y: tirx.Expr) -> None:
             k = group * i64(channels) + block * i64(plan.rows) + i
-            with T.serial(i64(0), i64(plan.height)) as y:
 
-                def store(x: tirx.Expr) -> None:
-                    place = [n, k, y0 + y, x]
-                    value = self._tail_value(sums, i * i64(self.run) + y * i64(self.pitch) + x, place)
-                    T.buffer_store(self.buffers[self.tail.output], value, place)
+            def store(x: tirx.Expr) -> None:
+                place = [n, k, y0 + y, x]
+                value = self._tail_value(sums, (first + i) * i64(self.run) + y * i64(self.pitch) + x, place)
+                T.buffer_store(self.buffers[self.tail.output], value, place)
 
-                self._pieces(conv.out_width, store)
+            self._pieces(conv.out_width, store)
 
-        with T.serial(i64(0), i64(plan.rows)) as i:
+        with T.serial(i64(0), count) as step, T.serial(i64(0), i64(plan.rows)) as i:
             if channels % plan.rows:
                 with T.If(block * i64(plan.rows) + i < i64(channels)), T.Then():
-                    rows(i)
+                    row(i, low + step)
             else:
-                rows(i)
+                row(i, low + step)
 
     def _tail_value(self, sums: tirx.Var, at: tirx.Expr, place: list[tirx.Expr]) -> tirx.Expr:
         where = dict(zip(self.tail.axes, place, strict=True))
@@ -315,8 +502,17 @@ class _Emitter:
 
         return rewrite(self.tail.value, replace)
 
+    def _vectors(self, count: int, body: Callable[[tirx.Expr, int], None]) -> None:
+        """`body(start, lanes)` for vectors that fill 0..count: whole ones, then ever smaller ones."""
+        full = count // self.plan.lanes
+        if full:
+            with T.serial(i64(0), i64(full)) as step:
+                body(step * i64(self.plan.lanes), self.plan.lanes)
+        for start, lanes in _halves(full * self.plan.lanes, count, self.plan.lanes):
+            body(i64(start), lanes)
+
     def _pieces(self, count: int, body: Callable[[tirx.Expr], None]) -> None:
-        """`body` for offsets 0..count: vectors, then ever smaller ones."""
+        """`body` for offsets 0..count, in vectors, then ever smaller ones."""
         full = count // self.plan.lanes
         if full:
             with T.serial(i64(0), i64(full)) as step, T.vectorized(i64(0), i64(self.plan.lanes)) as lane:
