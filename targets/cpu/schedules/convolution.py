@@ -44,8 +44,8 @@ NARROW_TILES = ((6, 2), (8, 1), (4, 3), (2, 5))
 WIDE_PANEL, NARROW_PANEL = (8, 3), (6, 2)
 # A panel pays when this many blocks read it.
 LEAST_READERS = 8
-# Steps of the sum in a panel: with the weights of a block it stays in the cache.
-PANEL_DEPTH = 512
+# Steps of the sum in a panel: with the weights of a block it stays in the first cache.
+PANEL_DEPTH = 128
 # Tasks for each thread, so that all end at about the same time.
 TASKS_PER_THREAD = 4
 # Filters with more taps are loops.

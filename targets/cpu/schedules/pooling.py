@@ -17,7 +17,7 @@ from tvm.tirx.script import builder as T
 from greencc.ir import static_shape
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import i64, ramp, splat, strided_load
+from greencc.targets.tir import i64, ramp, splat, strided_load, with_own_symbols
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -58,9 +58,8 @@ def find_max_pool(
     if kind != "max" or str(data.dtype) != "float32" or shape is None or None in sizes or tuple(dilations) != (1, 1):
         return None
     known = [int(size) for size in sizes if size is not None]
-    pool = MaxPool(
-        (shape[0], shape[1]), (known[0], known[1]), (kernel[0], kernel[1]), (strides[0], strides[1]), (known[2], known[3])
-    )
+    out, begin = (known[0], known[1]), (known[2], known[3])
+    pool = MaxPool((shape[0], shape[1]), out, (kernel[0], kernel[1]), (strides[0], strides[1]), begin)
     windows = zip(pool.image, pool.out, pool.kernel, pool.strides, pool.begin, strict=True)
     # Every window holds an element: then one that lies outside may count as the nearest one inside.
     whole = all(b < k and (n - 1) * s - b < size for size, n, k, s, b in windows)
@@ -69,8 +68,7 @@ def find_max_pool(
 
 def max_pool_kernel(data: relax.TensorType, pool: MaxPool, target: CpuTarget) -> tirx.PrimFunc:
     """The kernel for data [N, C, H, W] -> [N, C, OH, OW], float32."""
-    batch, channels = list(data.shape.values)[:2]
-    own = [dim if isinstance(dim, tirx.IntImm) else tirx.Var(f"n{i}", "int64") for i, dim in enumerate((batch, channels))]
+    (own,) = with_own_symbols([list(data.shape.values)[:2]])
     lanes = target.lanes()
     (height, width), (out_height, out_width) = pool.image, pool.out
     left, stride = pool.begin[1], pool.strides[1]
