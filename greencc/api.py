@@ -7,7 +7,7 @@ being done; errors are those of `greencc.errors`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ def compile(
     passes: str | None = None,
     elide_padding: str | None = None,
     quantize: str = "none",
+    calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
     verify: bool = False,
     progress: Progress = _silent,
 ) -> dict[str, object]:
@@ -79,6 +80,8 @@ def compile(
             computed, and outputs are zeros there. None elides only what no output depends on.
         quantize: `none`, or `int8` to compute products with constant weights in int8. Outputs then differ from the
             model's by more than rounding.
+        calib: inputs like those that the model is made for, for `quantize`: an .npz whose arrays have a first axis of
+            samples, or inputs by name, a mapping for each run.
         verify: compare the outputs with the reference after every pass.
         progress: told what is being done.
 
@@ -106,6 +109,7 @@ def compile(
         passes=passes,
         elide_padding=elide_padding,
         quantize=quantize,
+        calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
         verify=verify,
         progress=progress,
     )

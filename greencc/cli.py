@@ -53,6 +53,7 @@ def cli() -> None:
     type=click.Choice(["none", "int8"]),
     help="Compute products with constant weights in int8.",
 )
+@click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from, for --quantize (.npz).")
 @click.option("--verify", is_flag=True, help="Compare with the reference after every pass.")
 @_json
 def compile_command(
@@ -66,6 +67,7 @@ def compile_command(
     passes: str | None,
     elide_padding: str | None,
     quantize: str,
+    calib: Path | None,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -87,6 +89,7 @@ def compile_command(
             passes=passes,
             elide_padding=elide_padding,
             quantize=quantize,
+            calib=calib,
             verify=verify,
             progress=progress,
         )

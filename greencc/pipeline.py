@@ -12,6 +12,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.artifact.bundle import Compiled, TensorSpec
+from greencc.calibration import Calibration, Samples, npz_samples
 from greencc.errors import UserError
 from greencc.extents import require_elements
 from greencc.golden import golden_inputs
@@ -37,6 +38,7 @@ from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.pipeline import run_pipeline
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.registry import default_pipeline, parse_pipeline
+from greencc.passes.smooth_activations import SmoothActivations
 from greencc.targets.lower import lower
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 # What --quantize adds to the pipeline. It comes last: other passes look for products of float32.
-QUANTIZE: dict[str, tuple[Pass, ...]] = {"none": (), "int8": (QuantizeInt8(),)}
+QUANTIZE: dict[str, tuple[Pass, ...]] = {"none": (), "int8": (SmoothActivations(), QuantizeInt8())}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def compile_model(
     passes: str | None = None,
     elide_padding: str | None = None,
     quantize: str = "none",
+    calibration: Path | Samples | None = None,
     verify: bool = False,
     progress: Progress = lambda _: None,
 ) -> Compilation:
@@ -93,6 +96,8 @@ def compile_model(
         elide_padding: the mask input whose padding is not computed, though outputs become zeros there; None leaves
             it to the pipeline, which elides what no output depends on.
         quantize: a key of QUANTIZE: passes that follow the pipeline.
+        calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
+            each run.
         verify: compare with the reference after every pass that changed something.
         progress: told what stage begins.
 
@@ -113,10 +118,11 @@ def compile_model(
     inputs = golden_inputs(module, elide_padding)
     verifier = Verifier(model, module, target, inputs, outputs) if verify else None
     progress("optimizing")
+    observed = None if calibration is None else _calibration(calibration, module, target, quantize)
     result = run_pipeline(
         module,
         pipeline,
-        PassContext(outputs=outputs),
+        PassContext(outputs=outputs, activations=observed),
         observer=verifier.after_pass if verifier else None,
     )
     progress("scheduling")
@@ -135,6 +141,7 @@ def compile_model(
         "bytes_after": sum(array.nbytes for array in lowered.weights.values()),
         "arena_bytes": lowered.arena_bytes,
         "rules": dict(sorted(lowered.rules.items())),
+        "calibration_runs": 0 if observed is None else observed.runs,
         "elided_padding": None if elided is None else elided.as_json(),
         "approximated_by": [item.name for item in pipeline if item.approximates],
     }
@@ -152,6 +159,15 @@ def compile_model(
     report = {**facts, "passes": [report.as_json() for report in result.reports]}
     error = verifier.after_build(compiled) if verifier else None
     return Compilation(compiled, inputs, (imported.source_name, imported.source_sha256), report, error)
+
+
+def _calibration(
+    data: Path | Samples, module: tvm.IRModule, target: Target, quantize: str
+) -> Calibration:
+    """What answers questions about the data."""
+    if quantize == "none":
+        raise UserError("--calib: nothing is calibrated without --quantize")
+    return Calibration(target, npz_samples(data, module) if isinstance(data, Path) else list(data))
 
 
 def _with_elision(passes: tuple[Pass, ...], mask: str | None) -> tuple[Pass, ...]:

@@ -100,31 +100,57 @@ def deviation(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.max(np.abs(np.where(same, 0.0, a - b)), initial=0.0))
 
 
+class Program:
+    """A Relax module compiled for `target`, to be run here several times."""
+
+    def __init__(self, module: tvm.IRModule, target: Target) -> None:
+        lowered = lower(module, target)
+        main = module["main"]
+        self._inputs = [str(name) for name in main.attrs[INPUTS_ATTR]]
+        self._outputs = [str(name) for name in main.attrs[OUTPUTS_ATTR]]
+        self._library = _Library(target.build(lowered.module), lowered.weights)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name."""
+        return dict(zip(self._outputs, self._library([inputs[name] for name in self._inputs]), strict=True))
+
+
 def run_module(
     module: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Outputs of a Relax module by name, compiled for `target` and run here."""
-    lowered = lower(module, target)
-    main = module["main"]
-    order = [str(name) for name in main.attrs[INPUTS_ATTR]]
-    arrays = run_library(target.build(lowered.module), lowered.weights, [inputs[name] for name in order])
-    return dict(zip((str(name) for name in main.attrs[OUTPUTS_ATTR]), arrays, strict=True))
+    """Outputs of a Relax module by name, compiled for `target` and run here once."""
+    return Program(module, target)(inputs)
+
+
+class _Library:
+    """A compiled library and its weights, loaded in this process."""
+
+    def __init__(self, library: bytes, weights: Mapping[str, np.ndarray]) -> None:
+        import tvm_ffi
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "code.so"
+            path.write_bytes(library)
+            self._machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
+        self._machine["vm_initialization"](1, 0, 2)
+        self._weights = [_tensor(array) for array in weights.values()]
+
+    def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        outputs = self._machine["main"](*map(_tensor, inputs), *self._weights)
+        return [np.from_dlpack(output).copy() for output in outputs]
+
+
+def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
+    from tvm.runtime import tensor
+
+    return tensor(np.asarray(array, order="C"))
 
 
 def run_library(
     library: bytes, weights: Mapping[str, np.ndarray], inputs: list[np.ndarray]
 ) -> list[np.ndarray]:
     """Run a compiled library once, in this process."""
-    import tvm_ffi
-    from tvm.runtime import tensor
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "code.so"
-        path.write_bytes(library)
-        machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
-        machine["vm_initialization"](1, 0, 2)
-        arguments = [tensor(np.asarray(array, order="C")) for array in (*inputs, *weights.values())]
-        return [np.from_dlpack(output).copy() for output in machine["main"](*arguments)]
+    return _Library(library, weights)(inputs)
 
 
 def _onnxruntime(model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

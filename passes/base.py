@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import numpy as np
 import tvm
 from tvm import ir, relax
 
@@ -31,15 +32,24 @@ class Refusal:
     reason: str
 
 
+class Activations(Protocol):
+    """What calibration data show of a module's values."""
+
+    def largest(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """The largest |element| of each column (index of the last axis) of some values of main."""
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What a pass may know besides the module.
 
     Attributes:
         outputs: names of the outputs to keep, or None for all of them.
+        activations: what calibration data show, or None without such data.
     """
 
     outputs: tuple[str, ...] | None = None
+    activations: Activations | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from greencc.ir import constant
 from greencc.ops import quantized_matmul
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
-from greencc.passes.matching import is_float32
+from greencc.passes.matching import is_float32, same_extents
 
 # Signed bytes without -128, so that a weight and its negation are equally exact.
 _LEVELS = 127
@@ -41,6 +41,7 @@ class QuantizeInt8(RewritePass[Weighted]):
     """Replace products with constant matrices by products of bytes, with scales found at run time for activations.
 
         y = matmul(x, w)          becomes  y = quantized_matmul(x, q, scale)
+        y = matmul(x * f, w)      becomes  y = quantized_matmul(x, q, scale, f)   with constant factors f [K]
 
     Every column of the weight gets the scale max |w| / 127 (symmetric, per channel); every row of x gets its own scale
     and zero point each time (asymmetric, per token). Sums are exact in int32. The result is close to the original, not
@@ -79,7 +80,21 @@ class QuantizeInt8(RewritePass[Weighted]):
     def rewrite(self, builder: Builder, match: Weighted) -> relax.Expr:
         """See RewritePass."""
         levels, scale = quantize_columns(match.weight)
-        return quantized_matmul(match.call.args[0], constant(levels), constant(scale))
+        x, factors = _factors(match)
+        return quantized_matmul(x, constant(levels), constant(scale), factors)
+
+
+def _factors(match: Weighted) -> tuple[relax.Expr, relax.Expr | None]:
+    """X and the factors that each of its columns is multiplied with, where it is a product with such."""
+    x = match.call.args[0]
+    scaled = match.graph.call(x, "relax.multiply")
+    if scaled is None:
+        return x, None
+    for value, factors in (scaled.args, reversed(scaled.args)):
+        array = match.graph.constant(factors)
+        if array is not None and array.shape == (match.depth,) and same_extents(value, x):
+            return value, constant(array)
+    return x, None
 
 
 def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,124 @@
+"""Calibration data: what is seen of a model's values, reading them from .npz, and what int8 gains by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tvm
+from onnx import TensorProto, helper, numpy_helper
+from tvm import relax, tirx
+
+from greencc import UserError, api, load
+from greencc.calibration import Calibration, npz_samples
+from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR
+from greencc.targets.cpu.target import host_target
+
+K = 12
+
+
+def doubled(batch: object) -> tuple[tvm.IRModule, relax.Var]:
+    """A module of y = x + x, and its inner value 2 x."""
+    x = relax.Var("x", relax.TensorType((batch, 3, K), "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            twice = builder.emit(relax.op.add(x, x))
+            result = builder.emit_output(relax.Tuple([builder.emit(relax.op.exp(twice))]))
+        builder.emit_func_output(result)
+    module = builder.get()
+    named = module["main"].with_attrs({INPUTS_ATTR: ["x"], OUTPUTS_ATTR: ["y"]})
+    module.update_func(module.get_global_var("main"), named)
+    return module, twice
+
+
+def test_maxima_are_over_all_samples_and_columns_apart() -> None:
+    module, value = doubled(tirx.Var("b", "int64"))
+    samples = [np.random.default_rng(i).standard_normal((1 + i, 3, K)).astype(np.float32) for i in range(3)]
+    seen = Calibration(host_target(1), [{"x": sample} for sample in samples])
+    (largest,) = seen.largest(module, [value])
+    wanted = np.max([np.abs(2 * sample).max(axis=(0, 1)) for sample in samples], axis=0)
+    np.testing.assert_allclose(largest, wanted, rtol=1e-6)
+    assert seen.runs == 3
+
+
+def test_samples_of_a_file_are_runs_of_the_models_size(tmp_path: Path) -> None:
+    x = np.arange(5 * 3 * K, dtype=np.float32).reshape(5, 3, K)
+    np.savez(tmp_path / "data.npz", x=x)
+    fixed = npz_samples(tmp_path / "data.npz", doubled(2)[0])
+    assert [sample["x"].shape for sample in fixed] == [(2, 3, K)] * 2
+    one_by_one = npz_samples(tmp_path / "data.npz", doubled(tirx.Var("b", "int64"))[0])
+    np.testing.assert_array_equal(np.concatenate([sample["x"] for sample in one_by_one]), x)
+
+
+def test_data_that_do_not_fit_are_the_users_mistake(tmp_path: Path) -> None:
+    module, value = doubled(2)
+    x = np.zeros((1, 3, K), np.float32)
+    for arrays, words in (({"y": x}, "'x' is missing"), ({"x": x}, "takes 2 at once")):
+        np.savez(tmp_path / "data.npz", **arrays)
+        with pytest.raises(UserError, match=words):
+            npz_samples(tmp_path / "data.npz", module)
+    samples: list[tuple[list[dict[str, np.ndarray]], str]] = [
+        ([], "no sample"),
+        ([{"z": x}], "lacks the input 'x'"),
+        ([{"x": x}], r"the model takes float32\[2, 3, 12\]"),
+        ([{"x": np.zeros((2, 3, K))}], r"'x' is float64\[2, 3, 12\]"),
+    ]
+    for given, words in samples:
+        with pytest.raises(UserError, match=words):
+            Calibration(host_target(1), given).largest(module, [value])
+
+
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A product of x whose first columns are a hundred times larger than the others."""
+    rng = np.random.default_rng(0)
+    depth, columns = 64, 96
+    gain = np.where(np.arange(depth) < 4, 100.0, 1.0).astype(np.float32)
+    weight = rng.standard_normal((depth, columns)).astype(np.float32) / gain[:, None]
+    nodes = [helper.make_node("Mul", ["x", "gain"], ["large"]), helper.make_node("Tanh", ["x"], ["small"])]
+    nodes += [
+        helper.make_node("Add", ["large", "small"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "weight"], ["y"]),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size])
+        for name, size in (("x", depth), ("y", columns))
+    ]
+    constants = [numpy_helper.from_array(array, name) for name, array in (("gain", gain), ("weight", weight))]
+    graph = helper.make_graph(nodes, "skewed", values[:1], values[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path_factory.mktemp("skewed") / "skewed.onnx"
+    onnx.save(model, str(path))
+    return path
+
+
+def test_int8_gains_by_calibration(skewed: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    data, held_out = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    np.savez(tmp_path / "calib.npz", x=data)
+    session = onnxruntime.InferenceSession(str(skewed), providers=["CPUExecutionProvider"])
+    wanted = np.asarray(session.run(None, {"x": held_out})[0])
+    distances = {}
+    for name, calib in (("without", None), ("file", tmp_path / "calib.npz"), ("iterable", [{"x": data}])):
+        report: dict[str, Any] = api.compile(
+            skewed, tmp_path / name, dynamic={"rows": (1, 64)}, quantize="int8", calib=calib
+        )
+        got = load(tmp_path / name)({"x": held_out})["y"]
+        distances[name] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+        assert report["calibration_runs"] == {"without": 0, "file": 64, "iterable": 1}[name]
+    assert distances["file"] == distances["iterable"]
+    assert distances["file"] < 0.2 * distances["without"]
+
+
+def test_calibration_needs_something_to_calibrate(skewed: Path, tmp_path: Path) -> None:
+    shapes = {"x": (1, 64)}
+    with pytest.raises(UserError, match="without --quantize"):
+        api.compile(skewed, tmp_path / "a", shapes=shapes, calib=[])
+    with pytest.raises(UserError, match="no such file"):
+        api.compile(skewed, tmp_path / "a", shapes=shapes, quantize="int8", calib=tmp_path / "nothing.npz")
+    assert not (tmp_path / "a").exists()
