@@ -1,8 +1,9 @@
 """Scaled-dot-product attention as one kernel: no score matrix beyond a few rows, no transposed copy of an operand.
 
 A task is one head of one batch element and a block of query rows. It lays the head's keys out in column panels
-once (like a packed weight), and then takes a few query rows at a time through scores, mask, softmax and the
-product with the values, with the rows' scores in the first-level cache.
+once (like a packed weight), and its values in a row, and then takes a few query rows at a time through scores, mask,
+softmax and the product with the values, all of it in the first-level cache. (In the projection, the rows of a head lie
+a multiple of 512 bytes apart, so that they would share a few sets of that cache and drive each other out.)
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class _Task:
         element: the sequence's number, by which the mask is read.
         head: the query head.
         q, k, v, mask, out: operands and result.
-        packed_keys, scores: scratch.
+        packed_keys, packed_values, scores: scratch.
     """
 
     batch: tirx.Expr
@@ -49,6 +50,7 @@ class _Task:
     mask: tirx.Var | None
     out: tirx.Var
     packed_keys: tirx.Var
+    packed_values: tirx.Var
     scores: tirx.Var
 
     def at(self, buffer: tirx.Var, row: tirx.Expr, column: tirx.Expr) -> tirx.Expr:
@@ -137,17 +139,19 @@ class _Attention:
             self.value_lanes //= 2
         self.longest, self.mask_shape = longest, mask_shape
 
-    def scratch(self) -> tuple[tirx.Var, tirx.Var]:
-        """Room for the keys of one head in panels, and for the scores of a tile."""
+    def scratch(self) -> tuple[tirx.Var, tirx.Var, tirx.Var]:
+        """Room for the keys of one head in panels, for its values, and for the scores of a tile."""
         panels = self._panels(self.longest)
         keys = T.alloc_buffer((panels, i64(self.attrs.head_dim), i64(self.width)), "float32")
-        return keys, T.alloc_buffer((i64(self.tile_rows), panels * i64(self.width)), "float32")
+        values = T.alloc_buffer((self.longest, i64(self.attrs.value_dim)), "float32")
+        return keys, values, T.alloc_buffer((i64(self.tile_rows), panels * i64(self.width)), "float32")
 
     def task(self, task: _Task, block: tirx.Expr) -> None:
         """All query rows of one block for one head."""
         group = self.attrs.heads // self.attrs.kv_heads
         kv_head = tirx.floordiv(task.head, i64(group)) if group > 1 else task.head
         self._lay_out_keys(task, kv_head)
+        self._lay_out_values(task, kv_head)
         count = tirx.min(i64(TASK_ROWS), task.rows - block * i64(TASK_ROWS))
         with T.serial(i64(0), tirx.ceildiv(count, i64(self.tile_rows))) as step:
             first = block * i64(TASK_ROWS) + step * i64(self.tile_rows)
@@ -158,7 +162,7 @@ class _Attention:
             # A loop, not a copy for every row: so much code would cost the products registers.
             with T.serial(i64(0), i64(self.tile_rows)) as r:
                 self._softmax(task, inverse, r, tirx.min(first + r, task.rows - i64(1)))
-            self._values(task, inverse, kv_head, positions)
+            self._values(task, inverse, positions)
 
     def _panels(self, keys: tirx.Expr) -> tirx.Expr:
         return tirx.ceildiv(keys, i64(self.width))
@@ -170,6 +174,13 @@ class _Attention:
             with T.serial(i64(0), i64(self.attrs.head_dim)) as d:
                 inside = task.at(task.k, tirx.min(key, task.keys - i64(1)), start + d)
                 T.buffer_store(task.packed_keys, inside, [panel, d, column])
+
+    def _lay_out_values(self, task: _Task, head: tirx.Expr) -> None:
+        start = i64(self.attrs.v_offset) + head * i64(self.attrs.value_dim)
+        with T.serial(i64(0), task.keys) as key:
+            for column in range(0, self.attrs.value_dim, self.value_lanes):
+                value = task.at(task.v, key, ramp(start + i64(column), self.value_lanes))
+                T.buffer_store(task.packed_values, value, [key, ramp(i64(column), self.value_lanes)])
 
     def _scores(self, task: _Task, rows: list[tirx.Expr]) -> None:
         """Scaled scores of a few rows against all keys (surplus keys get the last key's score)."""
@@ -243,17 +254,18 @@ class _Attention:
         if task.mask is not None or self.attrs.causal:
             T.buffer_store(task.scores, value, [r, key])
 
-    def _values(self, task: _Task, inverse: tirx.Var, kv_head: tirx.Expr, positions: list[tirx.Expr]) -> None:
+    def _values(self, task: _Task, inverse: tirx.Var, positions: list[tirx.Expr]) -> None:
         """Probabilities times values, a few vectors of the head at a time."""
         lanes = self.value_lanes
         total = self.attrs.value_dim // lanes
-        source = i64(self.attrs.v_offset) + kv_head * i64(self.attrs.value_dim)
         target = task.head * i64(self.attrs.value_dim)
         for start in range(0, total, self.vectors):
             vectors = range(start, min(start + self.vectors, total))
             acc = [registers(len(vectors), lanes) for _ in positions]
             with T.serial(i64(0), task.keys) as key:
-                columns = [task.at(task.v, key, ramp(source + i64(v * lanes), lanes)) for v in vectors]
+                columns = [
+                    tirx.BufferLoad(task.packed_values, [key, ramp(i64(v * lanes), lanes)]) for v in vectors
+                ]
                 for r in range(len(positions)):
                     value = splat(task.scores[i64(r), key], lanes)
                     for v, column in enumerate(columns):
