@@ -46,8 +46,10 @@ WIDE_PANEL, NARROW_PANEL = (8, 3), (6, 2)
 LEAST_READERS = 8
 # Steps of the sum in a panel: with the weights of a block it stays in the first cache.
 PANEL_DEPTH = 128
-# Tasks for each thread, so that all end at about the same time.
-TASKS_PER_THREAD = 4
+# Shorter sums are over before a panel has paid.
+LEAST_DEPTH = 128
+# Tasks for each thread: the more, the fewer blocks read a panel.
+TASKS_PER_THREAD = 2
 # Filters with more taps are loops.
 MAX_UNROLLED_TAPS = 9
 # Weights beyond this size are read once, and the source once per block of channels; below, the other way round.
@@ -143,6 +145,8 @@ def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None
     lanes = target.lanes()
     rows, most = WIDE_PANEL if target.vector_registers >= 32 else NARROW_PANEL
     blocks = -(-(conv.out_channels // conv.groups) // rows)
+    if conv.in_channels // conv.groups < LEAST_DEPTH:
+        return None
     best: tuple[float, Plan] | None = None
     for height in range(1, conv.out_height + 1):
         length = (height - 1) * pitch + conv.out_width
@@ -159,7 +163,7 @@ def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None
                 break
             pieces = [vectors] * (-(-length // lanes) // vectors) + [-(-length // lanes) % vectors]
             # A step of a tile costs its multiply-adds and, less than those, its loads; a panel is copied once.
-            cost = sum(rows * v + 0.3 * (rows + v) + 2 * rows * v / readers for v in pieces if v) * bands
+            cost = sum(rows * v + 0.6 * (rows + v) + 16 * v / readers for v in pieces if v) * bands
             if best is None or cost < best[0]:
                 best = cost, Plan(rows, vectors, lanes, height, direct, readers)
     return None if best is None else best[1]
