@@ -136,7 +136,7 @@ _RULES: dict[str, Callable[[Batch, relax.Call], Leads | None]] = {
     "relax.nn.softmax": _inner_axes("axis"),
     "relax.permute_dims": _permute,
     "relax.reshape": _first_operand,
-    "relax.squeeze": _first_operand,
+    "relax.squeeze": _inner_axes("axis"),
     "relax.sum": _inner_axes("axis"),
     "relax.take": _take,
 }
