@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from tvm import ir, sym, tirx
+from tvm.tirx.script import builder as T
 
 from greencc.errors import GreenccError
 
@@ -117,6 +118,16 @@ def ramp(base: tirx.Expr, lanes: int) -> tirx.Expr:
 def splat(value: tirx.Expr, lanes: int) -> tirx.Expr:
     """The value in every lane of a vector; `value` itself for a single lane."""
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def prefetch(element: tirx.Expr, cache: int) -> None:
+    """Emit a request to bring the line of an element into the first- or second-level cache, and go on.
+
+    The element may lie outside its buffer: asking for an address can't fail.
+    """
+    # LLVM's operands: to read; locality (3 is the first cache, 2 the second); data, not instructions.
+    operands = [tirx.IntImm("int32", value) for value in (0, 4 - cache, 1)]
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", tirx.address_of(element), *operands))
 
 
 def strided_load(

@@ -34,14 +34,14 @@ from greencc.targets.cpu.schedules.multiply import Arithmetic, DotArithmetic, Fl
 from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ColumnPanels, DotPanels
-from greencc.targets.tir import as_int, i64, loads, rewrite, unravel, volume
+from greencc.targets.tir import as_int, i64, loads, prefetch, rewrite, unravel, volume
 
 # Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
 TASK_ROWS = 128
 # Bytes that memory is moved in.
 CACHE_LINE = 64
-# Operands of LLVM's prefetch: to read, into the second-level cache, data.
-_PREFETCH = [tirx.IntImm("int32", value) for value in (0, 2, 1)]
+# Steps of the inner loop between asking for a part of a panel and using it: longer than the second cache takes.
+STEPS_AHEAD = 8
 # A task should take tens of microseconds: below this many multiply-adds threads cost more than they bring.
 MIN_PARALLEL_WORK = 1 << 16
 
@@ -284,6 +284,7 @@ class _Tiles:
         positions = [first + i64(r) for r in range(rows)]
         sources = positions if limit is None else [tirx.min(p, limit - i64(1)) for p in positions]
         with self._steps(first) as step:
+            self._ask_for(step)
             columns = [self._b(step, v) for v in range(tile.vectors)]
             for r in range(rows):
                 row = [*self.batch, *unravel(sources[r], self.row_dims)]
@@ -322,10 +323,19 @@ class _Tiles:
                 element = ((tile * i64(steps // chunk) + block) * i64(per_chunk) + i64(number)) * i64(per_line)
                 row, column = tirx.floordiv(element, width), tirx.floormod(element, width)
                 where = tirx.BufferLoad(self.buffers[self.product.b], [panel, tirx.min(row, i64(steps - 1)), column])
-                address = tirx.address_of(where)
-                T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *_PREFETCH))
+                prefetch(where, 2)
             with T.serial(i64(0), i64(chunk)) as step:
                 yield block * i64(chunk) + step
+
+    def _ask_for(self, step: tirx.Expr) -> None:
+        """Bring the columns of a step to come into the first-level cache."""
+        if not self.packed:
+            return
+        arithmetic = self.product.arithmetic
+        per_line = CACHE_LINE // weight_bytes(arithmetic)
+        for first in range(0, self.tile.columns * arithmetic.depth, per_line):
+            where = [self.panel, step + i64(STEPS_AHEAD), i64(first)]
+            prefetch(tirx.BufferLoad(self.buffers[self.product.b], where), 1)
 
     def _b(self, step: tirx.Expr, vector: int) -> tirx.Expr:
         first = i64(vector * self.tile.lanes)
