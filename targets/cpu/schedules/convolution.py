@@ -33,7 +33,7 @@ from greencc.targets.cpu.schedules.matmul import MIN_PARALLEL_WORK, check_tail
 from greencc.targets.cpu.schedules.registers import registers
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ChannelBlocks
-from greencc.targets.tir import as_int, i64, ramp, rewrite, splat, strided_load
+from greencc.targets.tir import as_int, i64, prefetch, ramp, rewrite, splat, strided_load
 
 # Positions of a band: enough to use a block of weights often, few enough to keep the source in the cache.
 MAX_BAND = 512
@@ -50,6 +50,8 @@ PANEL_DEPTH = 128
 LEAST_DEPTH = 128
 # Tasks for each thread: the more, the fewer blocks read a panel.
 TASKS_PER_THREAD = 2
+# Channels between asking for a vector of the source and using it. (They lie too far apart for the machine to guess.)
+CHANNELS_AHEAD = 8
 # Filters with more taps are loops.
 MAX_UNROLLED_TAPS = 9
 # Weights beyond this size are read once, and the source once per block of channels; below, the other way round.
@@ -434,6 +436,10 @@ class _Emitter:
         def multiply(c: tirx.Expr, r: tirx.Expr, q: tirx.Expr) -> None:
             channel = group * i64(depth) + c
             position = y0 * i64(self.pitch) + start
+            if conv.kernel == (1, 1):  # vectors of larger filters overlap, and wait in the cache already
+                for v in range(vectors + 1):
+                    coming = self._load(n, channel + i64(CHANNELS_AHEAD), r, q, position + i64(v * plan.lanes))
+                    prefetch(tirx.BufferLoad(coming.source, [_first(index) for index in coming.indices]), 1)
             columns = [
                 self._load(n, channel, r, q, position + i64(v * plan.lanes)) for v in range(vectors)
             ]
@@ -527,6 +533,11 @@ class _Emitter:
             else:
                 with T.vectorized(i64(0), i64(lanes)) as lane:
                     body(i64(start) + lane)
+
+
+def _first(index: tirx.Expr) -> tirx.Expr:
+    """The first index of a vector access."""
+    return index.base if isinstance(index, tirx.Ramp) else index
 
 
 def _halves(start: int, stop: int, lanes: int) -> Iterator[tuple[int, int]]:
