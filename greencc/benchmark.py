@@ -52,9 +52,9 @@ def bench_artifact(
         raise UserError("bench: --shape and --inputs both say what to run on; give one of them")
     given = make_inputs(ours, shapes) if inputs is None else read_npz(inputs)
     elided = ElidedPadding.of(ours.artifact.manifest.report.get("elided_padding"))
+    outputs = ours(given)  # first: it checks the inputs
     peers = _open_peers(ours, given, vs, model, progress)
     progress("comparing the outputs")
-    outputs = ours(given)
     expected = {peer.name: peer.run() for peer in peers}
     if elided is not None:
         expected = {name: elided.blank(arrays, given) for name, arrays in expected.items()}

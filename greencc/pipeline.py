@@ -164,10 +164,12 @@ def compile_model(
 def _calibration(
     data: Path | Samples, module: tvm.IRModule, target: Target, quantize: str
 ) -> Calibration:
-    """What answers questions about the data."""
+    """What answers questions about the data. It runs here, whatever is compiled for."""
     if quantize == "none":
         raise UserError("--calib: nothing is calibrated without --quantize")
-    return Calibration(target, npz_samples(data, module) if isinstance(data, Path) else list(data))
+    from greencc.targets.cpu.target import host_target
+
+    return Calibration(host_target(target.threads), npz_samples(data, module) if isinstance(data, Path) else list(data))
 
 
 def _with_elision(passes: tuple[Pass, ...], mask: str | None) -> tuple[Pass, ...]:

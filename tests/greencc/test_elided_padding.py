@@ -146,6 +146,9 @@ def test_what_the_user_can_get_wrong(small: Path, elided: Path, tmp_path: Path) 
             api.compile(small, tmp_path / "a", dynamic=SIZES, elide_padding=name)
     assert not (tmp_path / "a").exists()
     np.savez(tmp_path / "inputs.npz", **inputs_of(np.ones((1, 4), bool), SMALL.vocabulary))
+    np.savez(tmp_path / "lacking.npz", input_ids=np.zeros((1, 4), np.int64))
+    with pytest.raises(UserError, match="attention_mask"):
+        api.bench(elided, vs=["onnxruntime"], model=small, inputs=tmp_path / "lacking.npz")
     with pytest.raises(UserError, match="give one of them"):
         api.bench(elided, inputs=tmp_path / "inputs.npz", shapes={"input_ids": (1, 4)})
 
