@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks import bert_onnx, models
 from greencc import GreenccError, api
 from greencc.limits import Limits, measure_limits
+from greencc.npz import write_npz
 from greencc.roofline import share_of_arithmetic
 from greencc.targets.cpu.target import host_target
 
@@ -120,7 +121,7 @@ def measure(name: str, repeat: int | None, limits: Limits) -> dict[str, Any]:
         given: dict[str, Any] = {"shapes": {} if fixed else case.shapes}
         if case.inputs is not None:
             given = {"inputs": Path(folder) / "inputs.npz"}
-            np.savez(given["inputs"], **case.inputs())  # type: ignore[arg-type]
+            write_npz(given["inputs"], case.inputs())
         timed: dict[str, Any] = api.bench(artifact, vs=list(case.peers.values()), model=peer, repeat=repeat, **given)
     for part in ("peers", "ratio", "ratio_interval_95"):
         timed[part] = {column: timed[part][engine] for column, engine in case.peers.items()}

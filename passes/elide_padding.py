@@ -194,6 +194,7 @@ class _Region:
         }
         self._leads: dict[relax.Var, Leads] = {}
         self._inner: dict[relax.Var, None] = {}
+        self._followed: dict[relax.Expr, tuple[tuple[Sizes, MaskValues | None], ...]] = {}
         derived = self._derived_from_mask()
         for var, call in self._calls.items():
             if (
@@ -232,7 +233,11 @@ class _Region:
         return found
 
     def _follow(self, expr: relax.Expr) -> tuple[tuple[Sizes, MaskValues | None], ...]:
-        return tuple((sizes, mask_values(self.graph, expr, self.mask, sizes.by_name)) for sizes in self._sizes)
+        if expr not in self._followed:  # layers share a mask
+            self._followed[expr] = tuple(
+                (sizes, mask_values(self.graph, expr, self.mask, sizes.by_name)) for sizes in self._sizes
+            )
+        return self._followed[expr]
 
     def _leaks(self, var: relax.Var) -> list[tuple[str, Leak]]:
         """The uses of an inner value that are not inner themselves."""

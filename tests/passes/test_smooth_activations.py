@@ -56,7 +56,8 @@ def test_factors_are_those_of_the_formula_and_results_stay(strength: float) -> N
         for b in block.bindings
         if isinstance(b.value, relax.Call)
     )
-    assert inverse is not None and scaled is not None  # noqa: PT018
+    assert inverse is not None
+    assert scaled is not None
     wanted = np.ones(K)
     for j in range(K):
         if LARGEST[j] and np.abs(weight[j]).max():

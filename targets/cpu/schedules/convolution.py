@@ -16,8 +16,8 @@ vectors of a tile into a panel first, in the order of the sum, and all its block
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.convolution_form import Convolution, match_convolution
 from greencc.targets.cpu.schedules.kernel import Tail, parameter_index
 from greencc.targets.cpu.schedules.matmul import MIN_PARALLEL_WORK, check_tail
-from greencc.targets.cpu.schedules.registers import registers
+from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ChannelBlocks
 from greencc.targets.tir import as_int, i64, prefetch, ramp, rewrite, splat, strided_load
@@ -52,8 +52,6 @@ LEAST_DEPTH = 128
 TASKS_PER_THREAD = 2
 # Channels between asking for a vector of the source and using it. (They lie too far apart for the machine to guess.)
 CHANNELS_AHEAD = 8
-# Filters with more taps are loops.
-MAX_UNROLLED_TAPS = 9
 # Weights beyond this size are read once, and the source once per block of channels; below, the other way round.
 MAX_CACHED_WEIGHTS = 1 << 18
 
@@ -314,27 +312,31 @@ class _Emitter:
     def _panels(self, n: tirx.Expr, group: tirx.Expr, chunk: tirx.Expr, band: tirx.Expr) -> None:
         """All positions of one band for several blocks of channels, from panels, then the tails."""
         conv, plan = self.conv, self.plan
-        taps = conv.kernel[0] * conv.kernel[1]
         channels = conv.in_channels // conv.groups
-        each = max(c for c in range(1, channels + 1) if channels % c == 0 and (c * taps <= PANEL_DEPTH or c == 1))
+        each = max(c for c in range(1, min(channels, PANEL_DEPTH) + 1) if channels % c == 0)
         blocks = -(-(conv.out_channels // conv.groups) // plan.rows)
         y0 = tirx.min(band * i64(plan.height), i64(conv.out_height - plan.height))
         sums = T.alloc_buffer((plan.readers * plan.rows * self.run,), "float32", scope="local")
-        panel = T.alloc_buffer((each * taps, plan.vectors * plan.lanes), "float32", scope="local")
+        panel = T.alloc_buffer((each, plan.vectors * plan.lanes), "float32", scope="local")
         full, rest = divmod(self.run // plan.lanes, plan.vectors)
         width = plan.vectors * plan.lanes
+        whole = i64(0), i64(plan.height)
+
+        def for_each_block(body: Callable[[tirx.Expr, tirx.Expr], None]) -> None:
+            """`body(block, its first row of sums)` for the blocks of this task."""
+            with T.serial(i64(0), i64(plan.readers)) as reader:
+                block = chunk * i64(plan.readers) + reader
+                with _where(block < i64(blocks) if blocks % plan.readers else None):
+                    body(block, reader * i64(plan.rows))
 
         def pieces(start: tirx.Expr, vectors: int) -> None:
             with T.serial(i64(0), i64(channels // each)) as part:
                 self._copy_panel(panel, n, group * i64(channels) + part * i64(each), each, y0, start, vectors)
-                with T.serial(i64(0), i64(plan.readers)) as reader:
-                    block = chunk * i64(plan.readers) + reader
-                    where = (reader * i64(plan.rows), start)
-                    if blocks % plan.readers:
-                        with T.If(block < i64(blocks)), T.Then():
-                            self._accumulate_panel(sums, panel, group * i64(blocks) + block, part, each, where, vectors)
-                    else:
-                        self._accumulate_panel(sums, panel, group * i64(blocks) + block, part, each, where, vectors)
+                for_each_block(
+                    lambda block, row: self._accumulate_panel(
+                        sums, panel, group * i64(blocks) + block, part, each, (row, start), vectors
+                    )
+                )
 
         def last(vectors: int) -> int:
             return self.length - vectors * plan.lanes if plan.direct else self.run
@@ -344,13 +346,7 @@ class _Emitter:
                 pieces(tirx.min(step * i64(width), i64(last(plan.vectors))), plan.vectors)
         if rest:
             pieces(i64(min(full * width, last(rest))), rest)
-        with T.serial(i64(0), i64(plan.readers)) as reader:
-            block = chunk * i64(plan.readers) + reader
-            if blocks % plan.readers:
-                with T.If(block < i64(blocks)), T.Then():
-                    self._finish(sums, n, group, block, y0, reader * i64(plan.rows))
-            else:
-                self._finish(sums, n, group, block, y0, reader * i64(plan.rows))
+        for_each_block(lambda block, row: self._finish(sums, n, group, block, y0, row, whole))
 
     def _copy_panel(
         self,
@@ -362,18 +358,13 @@ class _Emitter:
         start: tirx.Expr,
         vectors: int,
     ) -> None:
-        """The vectors of a tile for all taps of some channels, one step of the sum behind the other."""
-        rows, columns = self.conv.kernel
+        """The vectors of a tile for some channels, one behind the other."""
+        lanes = self.plan.lanes
         position = y0 * i64(self.pitch) + start
-        with (
-            T.serial(i64(0), i64(channels)) as c,
-            T.serial(i64(0), i64(rows)) as r,
-            T.serial(i64(0), i64(columns)) as q,
-        ):
+        with T.serial(i64(0), i64(channels)) as c:
             for v in range(vectors):
-                value = self._load(n, first + c, r, q, position + i64(v * self.plan.lanes))
-                step = (c * i64(rows) + r) * i64(columns) + q
-                T.buffer_store(panel, value, [step, ramp(i64(v * self.plan.lanes), self.plan.lanes)])
+                value = self._load(n, first + c, i64(0), i64(0), position + i64(v * lanes))
+                T.buffer_store(panel, value, [c, ramp(i64(v * lanes), lanes)])
 
     def _accumulate_panel(
         self,
@@ -387,7 +378,6 @@ class _Emitter:
     ) -> None:
         """Add the products with one panel to a tile of sums, whose first (row, position) is `where`."""
         plan = self.plan
-        rows, columns = self.conv.kernel
         row, start = where
         places = [
             [ramp((row + i64(i)) * i64(self.run) + start + i64(v * plan.lanes), plan.lanes) for v in range(vectors)]
@@ -398,21 +388,9 @@ class _Emitter:
             for registers_, ramps in zip(tile, places, strict=True):
                 for register, place in zip(registers_, ramps, strict=True):
                     register.store(tirx.BufferLoad(sums, [place]))
-        weights = self.buffers[self.conv.weight]
-        with (
-            T.serial(i64(0), i64(channels)) as c,
-            T.serial(i64(0), i64(rows)) as r,
-            T.serial(i64(0), i64(columns)) as q,
-        ):
-            step = (c * i64(rows) + r) * i64(columns) + q
-            loaded = [
-                tirx.BufferLoad(panel, [step, ramp(i64(v * plan.lanes), plan.lanes)]) for v in range(vectors)
-            ]
-            for i in range(plan.rows):
-                weight = tirx.BufferLoad(weights, [block, part * i64(channels) + c, r, q, i64(i)])
-                value = splat(weight, plan.lanes)
-                for register, column in zip(tile[i], loaded, strict=True):
-                    register.store(register.value + value * column)
+        with T.serial(i64(0), i64(channels)) as c:
+            columns = [tirx.BufferLoad(panel, [c, ramp(i64(v * plan.lanes), plan.lanes)]) for v in range(vectors)]
+            self._multiply(tile, columns, [block, part * i64(channels) + c, i64(0), i64(0)])
         for registers_, ramps in zip(tile, places, strict=True):
             for register, place in zip(registers_, ramps, strict=True):
                 T.buffer_store(sums, register.value, [place])
@@ -431,9 +409,11 @@ class _Emitter:
         tile = [registers(vectors, plan.lanes) for _ in range(plan.rows)]
         depth = conv.in_channels // conv.groups
         blocks = -(-(conv.out_channels // conv.groups) // plan.rows)
-        weights = self.buffers[conv.weight]
-
-        def multiply(c: tirx.Expr, r: tirx.Expr, q: tirx.Expr) -> None:
+        with (
+            T.serial(i64(0), i64(depth)) as c,
+            T.serial(i64(0), i64(conv.kernel[0])) as r,
+            T.serial(i64(0), i64(conv.kernel[1])) as q,
+        ):
             channel = group * i64(depth) + c
             position = y0 * i64(self.pitch) + start
             if conv.kernel == (1, 1):  # vectors of larger filters overlap, and wait in the cache already
@@ -443,25 +423,18 @@ class _Emitter:
             columns = [
                 self._load(n, channel, r, q, position + i64(v * plan.lanes)) for v in range(vectors)
             ]
-            for i in range(plan.rows):
-                weight = tirx.BufferLoad(weights, [group * i64(blocks) + block, c, r, q, i64(i)])
-                value = splat(weight, plan.lanes)
-                for register, column in zip(tile[i], columns, strict=True):
-                    register.store(register.value + value * column)
-
-        # A stride has phases: where a tap reads is known when taps are written out.
-        unrolled = conv.stride != (1, 1) and conv.kernel[0] * conv.kernel[1] <= MAX_UNROLLED_TAPS
-        with T.serial(i64(0), i64(depth)) as c:
-            if unrolled:
-                for r, q in itertools.product(*map(range, conv.kernel)):
-                    multiply(c, i64(r), i64(q))
-            else:
-                with T.serial(i64(0), i64(conv.kernel[0])) as r, T.serial(i64(0), i64(conv.kernel[1])) as q:
-                    multiply(c, r, q)
+            self._multiply(tile, columns, [group * i64(blocks) + block, c, r, q])
         for i in range(plan.rows):
             for v in range(vectors):
                 at = i64(i * self.run + v * plan.lanes) + start
                 T.buffer_store(sums, tile[i][v].value, [ramp(at, plan.lanes)])
+
+    def _multiply(self, tile: list[list[Register]], columns: list[tirx.Expr], weight: list[tirx.Expr]) -> None:
+        """Add one step of the sum to a tile: each row's weight, from `weight` on, times the vectors of positions."""
+        for i, row in enumerate(tile):
+            value = splat(tirx.BufferLoad(self.buffers[self.conv.weight], [*weight, i64(i)]), self.plan.lanes)
+            for register, column in zip(row, columns, strict=True):
+                register.store(register.value + value * column)
 
     def _finish(
         self,
@@ -471,14 +444,13 @@ class _Emitter:
         block: tirx.Expr,
         y0: tirx.Expr,
         first: tirx.Expr,
-        span: tuple[tirx.Expr, tirx.Expr] | None = None,
+        span: tuple[tirx.Expr, tirx.Expr],
     ) -> None:
         """Evaluate the tail for the positions that are outputs, and store them.
 
-        The sums begin at row `first` of their buffer. `span` is the first output row of the band and how many; all of
-        them by default.
+        The sums begin at row `first` of their buffer. `span` is the first output row of the band and how many.
         """
-        low, count = span or (i64(0), i64(self.plan.height))
+        low, count = span
         conv, plan = self.conv, self.plan
         channels = conv.out_channels // conv.groups
 
@@ -493,10 +465,8 @@ class _Emitter:
             self._pieces(conv.out_width, store)
 
         with T.serial(i64(0), count) as step, T.serial(i64(0), i64(plan.rows)) as i:
-            if channels % plan.rows:
-                with T.If(block * i64(plan.rows) + i < i64(channels)), T.Then():
-                    row(i, low + step)
-            else:
+            inside = block * i64(plan.rows) + i < i64(channels)
+            with _where(inside if channels % plan.rows else None):
                 row(i, low + step)
 
     def _tail_value(self, sums: tirx.Var, at: tirx.Expr, place: list[tirx.Expr]) -> tirx.Expr:
@@ -533,6 +503,16 @@ class _Emitter:
             else:
                 with T.vectorized(i64(0), i64(lanes)) as lane:
                     body(i64(start) + lane)
+
+
+@contextmanager
+def _where(condition: tirx.Expr | None) -> Iterator[None]:
+    """What follows is done under a condition, if there is one."""
+    if condition is None:
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
 
 
 def _first(index: tirx.Expr) -> tirx.Expr:

@@ -97,7 +97,7 @@ def run(program: Path, artifact: Path, inputs: dict[str, np.ndarray], folder: Pa
     command = [*emulated, str(program), str(whole.code), str(folder / "arguments"), str(folder)]
     subprocess.run(command, check=True, timeout=300)
     return {
-        spec.name: np.frombuffer((folder / str(i)).read_bytes(), spec.dtype).reshape(spec.shape)  # type: ignore[arg-type]
+        spec.name: np.frombuffer((folder / str(i)).read_bytes(), spec.dtype).reshape([int(dim) for dim in spec.shape])
         for i, spec in enumerate(whole.manifest.outputs)
     }
 

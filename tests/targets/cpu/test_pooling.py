@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -34,9 +36,9 @@ def reference(x: np.ndarray, rows: Window, columns: Window) -> np.ndarray:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
-def runner(shape: tuple[object, ...], rows: Window, columns: Window, target: CpuTarget) -> Runner:
+def runner(shape: tuple[Any, ...], rows: Window, columns: Window, target: CpuTarget) -> Runner:
     windows = (rows, columns)
-    out = [output_size(int(size), window) for size, window in zip(shape[2:], windows, strict=True)]  # type: ignore[call-overload]
+    out = [output_size(int(size), window) for size, window in zip(shape[2:], windows, strict=True)]
     pads = [w[2] for w in windows] + [w[3] for w in windows]
     options = {
         "kind": "max", "kernel": [w[0] for w in windows], "strides": [w[1] for w in windows], "dilations": [1, 1],
