@@ -20,6 +20,7 @@ from greencc.ir import dtype_of, shape_of
 ATTENTION = "greencc.attention"
 KERNEL = "greencc.kernel"  # see greencc/kernels
 PACKED_ATTENTION = "greencc.packed_attention"
+QUANTIZED_CONV2D = "greencc.quantized_conv2d"
 QUANTIZED_MATMUL = "greencc.quantized_matmul"
 ROTARY = "greencc.rotary"
 SHAPE_TO_TENSOR = "greencc.shape_to_tensor"
@@ -146,6 +147,74 @@ def quantized_matmul(
     return relax.Call(ir.Op.get(QUANTIZED_MATMUL), args, None, [])
 
 
+@dataclass(frozen=True)
+class Conv2dAttrs:
+    """Attributes of `greencc.quantized_conv2d`.
+
+    Attributes:
+        strides: (rows, columns).
+        padding: rows and columns of zeros (top, left, bottom, right).
+        dilation: (rows, columns).
+        groups: channels fall into as many groups.
+    """
+
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @staticmethod
+    def of(call: relax.Call) -> Conv2dAttrs:
+        """The attributes of a convolution in int8 or float32, as Python values."""
+        strides, padding, dilation = (
+            tuple(int(number) for number in getattr(call.attrs, name, None) or call.attrs[name])
+            for name in ("strides", "padding", "dilation")
+        )
+        groups = int(getattr(call.attrs, "groups", None) or call.attrs["groups"])
+        return Conv2dAttrs(strides, padding, dilation, groups)  # type: ignore[arg-type]
+
+    def out_size(self, axis: int, size: int, kernel: int) -> int:
+        """Rows (axis 0) or columns (1) of the result."""
+        padded = size + self.padding[axis] + self.padding[axis + 2]
+        return (padded - (kernel - 1) * self.dilation[axis] - 1) // self.strides[axis] + 1
+
+
+def quantized_conv2d(x: relax.Expr, weight: relax.Expr, scale: relax.Expr, attrs: Conv2dAttrs) -> relax.Call:
+    """Convolution of x by weight * scale, computed in int8: each image of x is quantised when it is known.
+
+    An image gets a scale and a zero point so that 0..255 spans its values and 0 (asymmetric). Sums are int32.
+
+    Args:
+        x: [N, C, H, W] float32, of known sizes but for N.
+        weight: [K, C / groups, KH, KW] int8, a constant.
+        scale: [K] float32, a constant: what a unit of each filter of `weight` is worth.
+        attrs: see Conv2dAttrs.
+
+    Returns a call of type [N, K, OH, OW] float32.
+    """
+    register_ops()
+    node = ir.make_node("ir.DictAttrs", **{name: _plain(value) for name, value in asdict(attrs).items()})
+    return relax.Call(ir.Op.get(QUANTIZED_CONV2D), [x, weight, scale], node, [])
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _infer_quantized_conv2d(call: relax.Call, _context: object) -> relax.TensorType:
+    x, weight, scale = (shape_of(arg.ty) for arg in call.args)
+    kinds = [dtype_of(arg.ty) for arg in call.args]
+    if x is None or weight is None or scale is None or len(x) != 4 or len(weight) != 4 or len(scale) != 1:
+        raise GreenccError(f"{QUANTIZED_CONV2D}: takes x [N, C, H, W], weight [K, C / groups, KH, KW] and scale [K]")
+    if kinds != ["float32", "int8", "float32"]:
+        raise GreenccError(f"{QUANTIZED_CONV2D}: takes float32, int8 and float32, not {', '.join(map(str, kinds))}")
+    if not all(isinstance(size, tirx.IntImm) for size in [*x[1:], *weight]):
+        raise GreenccError(f"{QUANTIZED_CONV2D}: the sizes of channels and images must be known")
+    attrs = Conv2dAttrs.of(call)
+    out = [attrs.out_size(axis, int(x[2 + axis]), int(weight[2 + axis])) for axis in (0, 1)]
+    return relax.TensorType((x[0], weight[0], *(tirx.IntImm("int64", size) for size in out)), "float32")
+
+
 def _infer_quantized_matmul(call: relax.Call, _context: object) -> relax.TensorType:
     x, weight, scale = (shape_of(arg.ty) for arg in call.args[:3])
     kinds = [dtype_of(arg.ty) for arg in call.args[:3]]
@@ -200,6 +269,7 @@ _INFER_TYPE = {
     ATTENTION: _infer_attention,
     KERNEL: _infer_kernel,
     PACKED_ATTENTION: _infer_attention,
+    QUANTIZED_CONV2D: _infer_quantized_conv2d,
     QUANTIZED_MATMUL: _infer_quantized_matmul,
     ROTARY: _infer_rotary,
     SHAPE_TO_TENSOR: _infer_shape_to_tensor,

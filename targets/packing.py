@@ -79,3 +79,37 @@ class ChannelBlocks:
         padded[:, :each] = weight.reshape(self.groups, each, *inner)
         split = padded.reshape(self.groups * blocks, self.width, *inner)
         return np.ascontiguousarray(np.moveaxis(split, 1, -1))
+
+
+@dataclass(frozen=True)
+class WordBlocks:
+    """[K, C, KH, KW] stored as [groups * ceil(K / groups / width), ceil(C / depth), KH, KW, width * depth].
+
+    Neighbouring filters lie side by side, and of each of them `depth` channels. What fills up blocks and words is 0.
+
+    Attributes:
+        width: filters of a block.
+        groups: filters fall into as many groups, of which each has blocks of its own.
+        depth: channels of a word.
+        dtype: element type of the packed array.
+    """
+
+    width: int
+    groups: int
+    depth: int
+    dtype: str
+
+    def shape(self, filters: int, channels: int, rows: int, columns: int) -> tuple[int, int, int, int, int]:
+        """Shape of the packed array."""
+        blocks, *_ = ChannelBlocks(self.width, self.groups).shape(filters, channels, rows, columns)
+        return (blocks, -(-channels // self.depth), rows, columns, self.width * self.depth)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Pack a [K, C, KH, KW] array."""
+        blocks = ChannelBlocks(self.width, self.groups).pack(weight)  # [blocks, C, KH, KW, width]
+        surplus = -blocks.shape[1] % self.depth
+        filled = np.pad(blocks, ((0, 0), (0, surplus), (0, 0), (0, 0), (0, 0)))
+        count, channels, rows, columns, width = filled.shape
+        words = filled.reshape(count, channels // self.depth, self.depth, rows, columns, width)
+        packed = words.transpose(0, 1, 3, 4, 5, 2).astype(self.dtype)
+        return np.ascontiguousarray(packed).reshape(self.shape(*weight.shape))

@@ -131,19 +131,31 @@ def prefetch(element: tirx.Expr, cache: int) -> None:
 
 
 def strided_load(
-    buffer: tirx.Var, row: list[tirx.Expr], start: tirx.Expr, stride: int, lanes: int
+    load: Callable[[tirx.Expr, int], tirx.Expr], start: tirx.Expr, stride: int, lanes: int
 ) -> tirx.Expr:
-    """Elements start, start + stride, ... of a row of a buffer, as a vector.
+    """Elements start, start + stride, ... of what `load(first, lanes)` gives neighbouring elements of, as a vector.
 
-    With stride 2 they are picked out of two vectors, which hold nothing behind the last of them: code generation loads
-    the elements of a strided access one by one.
+    With stride 2 they are picked out of two vectors, which hold nothing behind the last of them.
     """
-    if stride != 2 or lanes < 4:
-        where = start if lanes == 1 else tirx.Ramp(start, i64(stride), lanes)
-        return tirx.BufferLoad(buffer, [*row, where])
-    parts = [tirx.BufferLoad(buffer, [*row, ramp(start + i64(first), lanes)]) for first in (0, lanes - 1)]
+    if stride == 1 or lanes == 1:
+        return load(start, lanes)
+    if stride != 2:
+        each = [load(start + i64(lane * stride), 1) for lane in range(lanes)]
+        return tirx.Shuffle(each, [tirx.IntImm("int32", lane) for lane in range(lanes)])
+    parts = [load(start + i64(first), lanes) for first in (0, lanes - 1)]
     picked = [2 * lane for lane in range(lanes // 2)] + [lanes + 2 * lane + 1 for lane in range(lanes // 2)]
     return tirx.Shuffle(parts, [tirx.IntImm("int32", index) for index in picked])
+
+
+def cover(count: int, lanes: int, body: Callable[[tirx.Expr, int], None]) -> None:
+    """Emit `body(start, lanes)` for vectors that cover 0..count; the last one overlaps the one before."""
+    while lanes > count:
+        lanes //= 2
+    full, rest = divmod(count, lanes)
+    with T.serial(i64(0), i64(full)) as step:
+        body(step * i64(lanes), lanes)
+    if rest:
+        body(i64(count - lanes), lanes)
 
 
 def unravel(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:

@@ -9,20 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
 import tvm
-from tvm import ir, relax, te, tirx, topi
+from tvm import relax, te, tirx, topi
 
-from greencc.errors import GreenccError
-from greencc.ir import constant, constant_array, dtype_of, shape_of
+from greencc.ir import dtype_of, shape_of
 from greencc.kernels.base import kernel_name, kernel_options
 from greencc.kernels.base import legalize as legalize_kernel
 from greencc.kernels.reductions import lower_extreme, lower_position
-from greencc.ops import ATTENTION, KERNEL, PACKED_ATTENTION, QUANTIZED_MATMUL, ROTARY, SHAPE_TO_TENSOR, AttentionAttrs
-from greencc.targets.cpu.intrinsics.dot import dot_product
+from greencc.ops import (
+    ATTENTION,
+    KERNEL,
+    PACKED_ATTENTION,
+    QUANTIZED_CONV2D,
+    QUANTIZED_MATMUL,
+    ROTARY,
+    SHAPE_TO_TENSOR,
+    AttentionAttrs,
+)
+from greencc.targets.cpu.emitted import EmittedKernels
+from greencc.targets.cpu.legalize_int8 import QuantizedLowering
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.pooling import find_max_pool, max_pool_kernel
-from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
 from greencc.targets.memory import CONCAT_ATTR
 from greencc.targets.tir import as_int
@@ -33,7 +40,8 @@ Lowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call], relax.Expr]
 def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRModule:
     """Lower every operator of `module` to calls of PrimFuncs."""
     chosen = target if target is not None else host_target()
-    kernels = _Kernels()
+    kernels = EmittedKernels()
+    quantized = QuantizedLowering(chosen, kernels)
     table: dict[str, Lowering] = {
         "relax.argmax": lower_position(largest=True),
         "relax.concat": _concat,
@@ -47,31 +55,16 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         SHAPE_TO_TENSOR: _shape_to_tensor,
         KERNEL: lambda builder, call: _kernel(builder, call, chosen, kernels),
         ROTARY: _rotary,
-        QUANTIZED_MATMUL: lambda builder, call: _quantized_matmul(builder, call, chosen, kernels),
+        QUANTIZED_CONV2D: quantized.conv2d,
+        QUANTIZED_MATMUL: quantized.matmul,
         ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, attention_kernel),
         PACKED_ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, packed_attention_kernel),
     }
     return relax.transform.LegalizeOps(table)(module)
 
 
-class _Kernels:
-    """The emitted kernels. Each form is emitted once: in TVM's eyes two kernels in symbolic sizes are never equal."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[object, ...], tirx.PrimFunc] = {}
-
-    def add(
-        self, builder: relax.BlockBuilder, name: str, emit: Callable[..., tirx.PrimFunc], *args: object
-    ) -> ir.GlobalVar:
-        """The variable of `emit(*args)` in the module that `builder` builds; `args` are told apart by their text."""
-        form = (emit, *(str(arg) for arg in args))
-        if form not in self._made:
-            self._made[form] = emit(*args).without_attr("global_symbol")
-        return builder.add_func(self._made[form], name)
-
-
 def _kernel(
-    builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget, kernels: _Kernels
+    builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget, kernels: EmittedKernels
 ) -> relax.Expr:
     """A kernel call: an emitted kernel where there is one, else its tensor expression."""
     if kernel_name(call) == "pool" and isinstance(call.ty, relax.TensorType):
@@ -91,58 +84,12 @@ def _attention(
     builder: relax.BlockBuilder,
     call: relax.Call,
     target: CpuTarget,
-    kernels: _Kernels,
+    kernels: EmittedKernels,
     emit: Callable[..., tirx.PrimFunc],
 ) -> relax.Expr:
     types = [arg.ty for arg in call.args]
     gv = kernels.add(builder, "attention", emit, AttentionAttrs.of(call), types, call.ty, target)
     return relax.call_tir(gv, list(call.args), call.ty)
-
-
-def _quantized_matmul(
-    builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget, kernels: _Kernels
-) -> relax.Expr:
-    """Quantised rows in one kernel; in another the products, of which the rest is an elementwise tail."""
-    x, weight, scale, *factors = call.args
-    dot = dot_product(target)
-    gv = kernels.add(builder, "quantize_rows", quantize_rows_kernel, x.ty, target, dot, bool(factors))
-    lead, depth = list(x.ty.shape.values[:-1]), int(x.ty.shape.values[-1])
-    types = [
-        relax.TensorType([*lead, padded_depth(depth, dot)], dot.activation),
-        relax.TensorType([*lead, 1], "float32"),
-        relax.TensorType([*lead, 1], "int32"),
-    ]
-    rows = builder.emit(relax.call_tir(gv, [x, *factors], types))
-    levels = constant_array(weight)
-    if levels is None:
-        raise GreenccError(f"{QUANTIZED_MATMUL}: the weight is not a constant")
-    # The zero point's share of every sum is the same for all rows but for the zero point itself.
-    column_sums = constant(levels.sum(axis=0, dtype=np.int32))
-
-    def product(q: te.Tensor, w: te.Tensor) -> te.Tensor:
-        k = te.reduce_axis((0, depth), name="k")
-
-        def at(*index: tirx.Var) -> tirx.Expr:
-            value = q(*index[:-1], k).astype("int32") * w(k, index[-1]).astype("int32")
-            return te.sum(value, axis=k)
-
-        return te.compute((*q.shape[:-1], w.shape[1]), at, name="int8_matmul")
-
-    def dequantize(
-        total: te.Tensor, row_scale: te.Tensor, zero: te.Tensor, scale: te.Tensor, sums: te.Tensor
-    ) -> te.Tensor:
-        def at(*index: tirx.Var) -> tirx.Expr:
-            row, column = index[:-1], index[-1]
-            exact = total(*index) - zero(*row, 0) * sums(column)
-            return exact.astype("float32") * (row_scale(*row, 0) * scale(column))
-
-        return te.compute(total.shape, at, name="dequantize")
-
-    quantized, row_scale, zero = (builder.emit(relax.TupleGetItem(rows, i)) for i in range(3))
-    total = builder.emit(builder.call_te(product, quantized, weight, primfunc_name_hint="int8_matmul"))
-    return builder.call_te(
-        dequantize, total, row_scale, zero, scale, column_sums, primfunc_name_hint="dequantize"
-    )
 
 
 def _concat(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

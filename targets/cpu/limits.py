@@ -62,11 +62,12 @@ def dot_limit(target: CpuTarget) -> tuple[Compiled, int]:
                 # from step to step would be computed once.
                 for row in range(_CHAINS // _DOT_COLUMNS):
                     first = tirx.bitwise_and(step + i64(row), i64(_DOT_WORDS - 1)) * i64(4)
-                    bytes_ = tirx.BufferLoad(x, [ramp(i64(_DOT_COLUMNS * wide) + first, 4)])
-                    word = tirx.reinterpret("int32", bytes_)
+                    own = 1 if dot.depth == 1 else 4
+                    bytes_ = tirx.BufferLoad(x, [ramp(i64(_DOT_COLUMNS * wide) + first, own)])
+                    word = dot.spread(bytes_, dot.activation)
                     for column in range(_DOT_COLUMNS):
                         item = sums[row * _DOT_COLUMNS + column]
-                        item.store(dot.accumulate(item.value, word, weights[column]))
+                        item.store(dot.multiply(item.value, word, weights[column]))
             T.buffer_store(out, _total(sums), [task, ramp(i64(0), dot.lanes)])
     operations = 2 * _CHAINS * wide * _STEPS * target.threads
     return _compiled(ib.get(), target, shape, "int8", (target.threads, dot.lanes), operations), operations

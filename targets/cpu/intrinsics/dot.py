@@ -39,23 +39,33 @@ class DotProduct:
         """Whether activations are -128..127; otherwise they are 0..255."""
         return self.activation == "int8"
 
-    def accumulate(self, total: tirx.Expr, word: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
+    @property
+    def factor(self) -> str:
+        """Element type that weights are multiplied in."""
+        return "int16" if self.activation == "int16" else "int8"
+
+    def spread(self, values: tirx.Expr, dtype: str) -> tirx.Expr:
+        """`depth` values of `dtype`, which fill a 32-bit word, again for every lane; a single one where depth is 1."""
+        if self.depth == 1:
+            return tirx.Broadcast(values, self.lanes)
+        word = tirx.Broadcast(tirx.reinterpret("int32", values), self.lanes)
+        return tirx.reinterpret(f"{dtype}x{self.lanes * self.depth}", word)
+
+    def multiply(self, total: tirx.Expr, activations: tirx.Expr, weights: tirx.Expr) -> tirx.Expr:
         """`total` with one step's products added.
 
         Args:
             total: int32 x lanes.
-            word: int32, `depth` activations as they lie in memory; a single activation where depth is 1.
-            weights: int8 x (lanes * depth), each lane's weights side by side.
+            activations: `activation` x (lanes * depth), each lane's side by side.
+            weights: int8 or `factor` x (lanes * depth).
         """
         kind = f"int32x{self.lanes}"
         if self.intrinsic is None:
-            value = tirx.Broadcast(word.astype("int32"), self.lanes)
-            return total + value * tirx.Cast(kind, weights)
-        spread = tirx.Broadcast(word, self.lanes)
-        activations = tirx.reinterpret(f"{self.activation}x{self.lanes * self.depth}", spread)
+            return total + tirx.Cast(kind, activations) * tirx.Cast(kind, weights)
         if self.activation == "int16":
-            wide = tirx.Cast(f"int16x{self.lanes * self.depth}", weights)
-            return total + tirx.call_llvm_pure_intrin(kind, self.intrinsic, activations, wide)
+            if str(weights.ty.dtype).startswith("int8"):
+                weights = tirx.Cast(f"int16x{self.lanes * self.depth}", weights)
+            return total + tirx.call_llvm_pure_intrin(kind, self.intrinsic, activations, weights)
         return tirx.call_llvm_pure_intrin(kind, self.intrinsic, total, activations, weights)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greencc.targets.base import Rule
-from greencc.targets.cpu.schedules.convolution import ConvolutionRule
+from greencc.targets.cpu.schedules.convolution.rule import ConvolutionRule
 from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.cpu.schedules.fallback import FallbackRule
 from greencc.targets.cpu.schedules.matmul import MatmulRule

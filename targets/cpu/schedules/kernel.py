@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import tvm
-from tvm import ir, s_tir, tirx
+from tvm import s_tir, tirx
 
 DATA_PARALLEL = 0
 REDUCE = 2
@@ -95,4 +95,6 @@ def is_const_zero(expr: tirx.Expr) -> bool:
     return isinstance(expr, (tirx.IntImm, tirx.FloatImm)) and float(expr.value) == 0.0
 
 
-__all__ = ["Tail", "blocks", "inline_tail", "ir", "is_const_zero", "is_reduction", "parameter_index", "shape"]
+def widened(factor: tirx.Expr) -> tirx.Expr:
+    """What an integer factor is before it is widened to the type of the sum."""
+    return factor.value if isinstance(factor, tirx.Cast) and str(factor.ty.dtype) == "int32" else factor

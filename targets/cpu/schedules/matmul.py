@@ -29,6 +29,7 @@ from greencc.targets.cpu.schedules.kernel import (
     is_const_zero,
     is_reduction,
     parameter_index,
+    widened,
 )
 from greencc.targets.cpu.schedules.multiply import Arithmetic, DotArithmetic, FloatArithmetic, weight_bytes
 from greencc.targets.cpu.schedules.registers import Register, registers
@@ -394,15 +395,10 @@ def _factors(store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad] | N
         return None
     if not isinstance(value.a, ir.TensorLoad) or not value.a.source.same_as(store.buffer):
         return None
-    left, right = _widened(value.b.a), _widened(value.b.b)
+    left, right = widened(value.b.a), widened(value.b.b)
     if isinstance(left, ir.TensorLoad) and isinstance(right, ir.TensorLoad):
         return left, right
     return None
-
-
-def _widened(factor: tirx.Expr) -> tirx.Expr:
-    """What an integer factor is before it is widened to the type of the sum."""
-    return factor.value if isinstance(factor, tirx.Cast) and str(factor.ty.dtype) == "int32" else factor
 
 
 def _indexed_by(load: ir.TensorLoad, axes: list[tirx.Var], *, allow_zero: bool = False) -> bool:

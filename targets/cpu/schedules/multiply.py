@@ -85,8 +85,7 @@ class DotArithmetic:
 
     def word(self, buffer: tirx.Var, lead: list[tirx.Expr], step: tirx.Expr) -> tirx.Expr:
         """See Arithmetic."""
-        values = tirx.BufferLoad(buffer, [*lead, ramp(step * i64(self.depth), self.depth)])
-        return values if self.depth == 1 else tirx.reinterpret("int32", values)
+        return tirx.BufferLoad(buffer, [*lead, ramp(step * i64(self.depth), self.depth)])
 
     def columns(self, buffer: tirx.Var, lead: list[tirx.Expr], first: tirx.Expr, lanes: int) -> tirx.Expr:
         """See Arithmetic."""
@@ -94,7 +93,7 @@ class DotArithmetic:
 
     def accumulate(self, total: tirx.Expr, word: tirx.Expr, columns: tirx.Expr, lanes: int) -> tirx.Expr:
         """See Arithmetic."""
-        return self.dot.accumulate(total, word, columns)
+        return self.dot.multiply(total, self.dot.spread(word, self.dot.activation), columns)
 
 
 def weight_bytes(arithmetic: Arithmetic) -> int:

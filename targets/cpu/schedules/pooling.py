@@ -7,7 +7,7 @@ each; along the row all is in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import relax, tirx
@@ -17,7 +17,7 @@ from tvm.tirx.script import builder as T
 from greencc.ir import static_shape
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import i64, ramp, splat, strided_load, with_own_symbols
+from greencc.targets.tir import cover, i64, ramp, splat, strided_load, with_own_symbols
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -98,23 +98,15 @@ def max_pool_kernel(data: relax.TensorType, pool: MaxPool, target: CpuTarget) ->
                     T.buffer_store(row, value, [ramp(at + i64(left), size)])
 
                 def widest(at: tirx.Expr, size: int) -> None:
-                    value = strided_load(row, [], at * i64(stride), stride, size)
+                    def load(first: tirx.Expr, count: int) -> tirx.Expr:
+                        return tirx.BufferLoad(row, [ramp(first, count)])
+
+                    value = strided_load(load, at * i64(stride), stride, size)
                     for tap in range(1, pool.kernel[1]):
-                        value = tirx.max(value, strided_load(row, [], at * i64(stride) + i64(tap), stride, size))
+                        value = tirx.max(value, strided_load(load, at * i64(stride) + i64(tap), stride, size))
                     T.buffer_store(out, value, [n, c, y, ramp(at, size)])
 
-                _cover(width, lanes, highest)
-                _cover(out_width, lanes, widest)
+                cover(width, lanes, highest)
+                cover(out_width, lanes, widest)
     operations = own[0] * own[1] * i64(out_height * out_width * pool.kernel[0] * pool.kernel[1])
     return ib.get().with_attr(OPERATIONS_ATTR, operations)
-
-
-def _cover(count: int, lanes: int, body: Callable[[tirx.Expr, int], None]) -> None:
-    """`body(start, lanes)` for vectors that cover 0..count; the last one overlaps the one before."""
-    while lanes > count:
-        lanes //= 2
-    full, rest = divmod(count, lanes)
-    with T.serial(i64(0), i64(full)) as step:
-        body(step * i64(lanes), lanes)
-    if rest:
-        body(i64(count - lanes), lanes)

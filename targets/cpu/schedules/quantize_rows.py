@@ -59,6 +59,22 @@ def quantize_rows_kernel(
     return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(5 * depth))
 
 
+def scale_of(span: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+    """(levels per unit, what a level is worth) where `span` is the distance of the extremes."""
+    zero, levels = tirx.const(0.0, "float32"), tirx.const(float(LEVELS), "float32")
+    return tirx.Select(span > zero, levels / span, zero), span / levels
+
+
+def levels_of(
+    value: tirx.Expr, inverse: tirx.Expr, zero: tirx.Expr, shift: tirx.Expr, lanes: int
+) -> tirx.Expr:
+    """The levels of float32 values, int32: value / scale + zero, rounded and held within LEVELS from -shift on."""
+    lowest = splat(-shift, lanes)
+    highest = splat(tirx.const(float(LEVELS), "float32") - shift, lanes)
+    level = tirx.min(tirx.max(tirx.nearbyint(value * inverse + zero), lowest), highest)
+    return tirx.Cast("int32" if lanes == 1 else f"int32x{lanes}", level)
+
+
 class _Row:
     """Emits one row."""
 
@@ -92,13 +108,13 @@ class _Row:
         self._store(lead, low.lane(0), high.lane(0) - low.lane(0))
 
     def _store(self, lead: list[tirx.Expr], low: tirx.Expr, span: tirx.Expr) -> None:
-        zero, levels = tirx.const(0.0, "float32"), tirx.const(float(LEVELS), "float32")
         shift = tirx.const(128.0 if self.dot.is_signed else 0.0, "float32")
+        inverse, scale = scale_of(span)
         # What a row needs, computed once: the scale's inverse, and the zero point as a float.
         numbers = stack_buffer(2)
-        T.buffer_store(numbers, tirx.Select(span > zero, levels / span, zero), [i64(0)])
+        T.buffer_store(numbers, inverse, [i64(0)])
         T.buffer_store(numbers, tirx.nearbyint(-low * numbers[i64(0)]) - shift, [i64(1)])
-        T.buffer_store(self.scale, span / levels, [*lead, i64(0)])
+        T.buffer_store(self.scale, scale, [*lead, i64(0)])
         T.buffer_store(self.zero, tirx.Cast("int32", numbers[i64(1)]), [*lead, i64(0)])
         lanes, whole = self.lanes, self.depth // self.lanes
         with T.serial(i64(0), i64(whole)) as chunk:
@@ -113,11 +129,7 @@ class _Row:
         self, lead: list[tirx.Expr], numbers: tirx.Var, shift: tirx.Expr, column: tirx.Expr, lanes: int
     ) -> None:
         inverse, zero = (splat(numbers[i64(i)], lanes) for i in (0, 1))
-        lowest = splat(-shift, lanes)
-        highest = splat(tirx.const(float(LEVELS), "float32") - shift, lanes)
-        level = tirx.nearbyint(self._value(lead, column, lanes) * inverse + zero)
-        level = tirx.min(tirx.max(level, lowest), highest)
-        wide = tirx.Cast("int32" if lanes == 1 else f"int32x{lanes}", level)
+        wide = levels_of(self._value(lead, column, lanes), inverse, zero, shift, lanes)
         narrow = self.dot.activation if lanes == 1 else f"{self.dot.activation}x{lanes}"
         T.buffer_store(self.quantized, tirx.Cast(narrow, wide), [*lead, ramp(column, lanes)])
 

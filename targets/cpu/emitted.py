@@ -1,0 +1,23 @@
+"""The kernels that greencc emits itself, while a module is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import ir, relax, tirx
+
+
+class EmittedKernels:
+    """Each form is emitted once: in TVM's eyes two kernels in symbolic sizes are never equal."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], tirx.PrimFunc] = {}
+
+    def add(
+        self, builder: relax.BlockBuilder, name: str, emit: Callable[..., tirx.PrimFunc], *args: object
+    ) -> ir.GlobalVar:
+        """The variable of `emit(*args)` in the module that `builder` builds; `args` are told apart by their text."""
+        form = (emit, *(str(arg) for arg in args))
+        if form not in self._made:
+            self._made[form] = emit(*args).without_attr("global_symbol")
+        return builder.add_func(self._made[form], name)

@@ -1,0 +1,153 @@
+"""What one step of a convolution does: a filter's word times the words of a vector of positions, added to their sums.
+
+A word is the value of one channel, float32, or those of `depth` neighbouring channels in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tvm import tirx
+
+from greencc.targets.cpu.intrinsics.dot import DotProduct
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.packing import ChannelBlocks, WordBlocks
+from greencc.targets.tir import i64, ramp, splat
+
+
+class Taps(Protocol):
+    """The arithmetic of a convolution."""
+
+    @property
+    def depth(self) -> int:
+        """Channels of a word."""
+
+    @property
+    def word(self) -> str:
+        """Element type of words."""
+
+    @property
+    def sums(self) -> str:
+        """Element type of the sums."""
+
+    @property
+    def weight(self) -> str:
+        """Element type of packed weights."""
+
+    def lanes(self, target: CpuTarget) -> int:
+        """Positions of a vector."""
+
+    def layout(self, filters: int, groups: int) -> ChannelBlocks | WordBlocks:
+        """How weights are packed for tiles of so many filters."""
+
+    def read(self, data: tirx.Var, row: list[tirx.Expr], start: tirx.Expr, lanes: int) -> tirx.Expr:
+        """The words of neighbouring positions, from `start` on, of a row [n, c, y] of the input."""
+
+    def padding(self, zero: tirx.Var | None, n: tirx.Expr) -> tirx.Expr:
+        """The word that stands for what lies outside of image n."""
+
+    def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
+        """The word of filter `number` of a block of packed weights, for every lane."""
+
+    def accumulate(self, total: tirx.Expr, words: tirx.Expr, factor: tirx.Expr, lanes: int) -> tirx.Expr:
+        """`total` with the products of one step added."""
+
+
+@dataclass(frozen=True)
+class FloatTaps:
+    """Multiply-adds of float32."""
+
+    depth: int = 1
+    word: str = "float32"
+    sums: str = "float32"
+    weight: str = "float32"
+
+    def lanes(self, target: CpuTarget) -> int:
+        """See Taps."""
+        return target.lanes()
+
+    def layout(self, filters: int, groups: int) -> ChannelBlocks:
+        """See Taps."""
+        return ChannelBlocks(filters, groups)
+
+    def read(self, data: tirx.Var, row: list[tirx.Expr], start: tirx.Expr, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        return tirx.BufferLoad(data, [*row, ramp(start, lanes)])
+
+    def padding(self, zero: tirx.Var | None, n: tirx.Expr) -> tirx.Expr:
+        """See Taps."""
+        return tirx.const(0.0, "float32")
+
+    def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        return splat(tirx.BufferLoad(weight, [*where, i64(number)]), lanes)
+
+    def accumulate(self, total: tirx.Expr, words: tirx.Expr, factor: tirx.Expr, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        return total + factor * words
+
+
+@dataclass(frozen=True)
+class DotTaps:
+    """Products of bytes, summed in int32; `dot` says by which instruction. The input is [N, words, H, W, depth]."""
+
+    dot: DotProduct
+    sums: str = "int32"
+
+    @property
+    def depth(self) -> int:
+        """See Taps."""
+        return self.dot.depth
+
+    @property
+    def word(self) -> str:
+        """See Taps."""
+        return self.dot.activation if self.depth == 1 else "int32"
+
+    @property
+    def weight(self) -> str:
+        """See Taps."""
+        return self.dot.factor
+
+    def lanes(self, target: CpuTarget) -> int:
+        """See Taps."""
+        return self.dot.lanes
+
+    def layout(self, filters: int, groups: int) -> WordBlocks:
+        """See Taps."""
+        return WordBlocks(filters, groups, self.depth, self.weight)
+
+    def read(self, data: tirx.Var, row: list[tirx.Expr], start: tirx.Expr, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        values = tirx.BufferLoad(data, [*row, i64(0), ramp(start * i64(self.depth), lanes * self.depth)])
+        return values if self.depth == 1 else tirx.reinterpret(_vector("int32", lanes), values)
+
+    def padding(self, zero: tirx.Var | None, n: tirx.Expr) -> tirx.Expr:
+        """See Taps."""
+        if zero is None:  # then what lies outside is met by no tap
+            return tirx.const(0, self.word)
+        level = tirx.BufferLoad(zero, [n, i64(0), i64(0), i64(0)])
+        if self.depth == 1:
+            return tirx.Cast(self.word, level)
+        bits = 32 // self.depth
+        own = level & tirx.const((1 << bits) - 1, "int32")
+        word = own
+        for place in range(1, self.depth):
+            word = word | (own << tirx.const(place * bits, "int32"))
+        return word
+
+    def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        values = tirx.BufferLoad(weight, [*where, ramp(i64(number * self.depth), self.depth)])
+        return self.dot.spread(values, self.weight)
+
+    def accumulate(self, total: tirx.Expr, words: tirx.Expr, factor: tirx.Expr, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        if self.depth > 1:
+            words = tirx.reinterpret(_vector(self.dot.activation, lanes * self.depth), words)
+        return self.dot.multiply(total, words, factor)
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"

@@ -1,0 +1,200 @@
+"""Dynamic quantisation of images: each of its own, to unsigned or signed bytes, in words of neighbouring channels.
+
+The scheme is that of quantize_rows, with a range per image. The range is found first, in parts by several threads; then
+the levels are written as a convolution reads them, so that nothing is rearranged later.
+"""
+
+from __future__ import annotations
+
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from greencc.targets.cost import OPERATIONS_ATTR
+from greencc.targets.cpu.intrinsics.dot import DotProduct
+from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
+from greencc.targets.cpu.schedules.quantize_rows import levels_of, scale_of
+from greencc.targets.cpu.schedules.registers import registers, stack_buffer
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.tir import as_int, cover, i64, ramp, splat, with_own_symbols
+
+# Parts of an image for each thread.
+PARTS_PER_THREAD = 4
+# Vectors that a part's range is found in side by side: a comparison takes longer than a load.
+CHAINS = 4
+
+
+def word_count(channels: int, groups: int, dot: DotProduct) -> int:
+    """Words that hold the channels of a position: whole ones for every group."""
+    return groups * -(-(channels // groups) // dot.depth)
+
+
+def quantize_images_kernel(x: relax.TensorType, groups: int, target: CpuTarget, dot: DotProduct) -> tirx.PrimFunc:
+    """The kernel for x [N, C, H, W] float32, of known sizes but for N, whose channels fall into groups.
+
+    It writes q [N, words, H, W, depth] in `dot.activation`, scale [N, 1, 1, 1] float32 and zero [N, 1, 1, 1] int32,
+    such that x is about (q - zero) * scale. Where bytes are signed, q and zero are 128 less. Channels that fill up the
+    last word of a group are 0.
+    """
+    ((batch,),) = with_own_symbols([list(x.shape.values)[:1]])
+    channels, height, width = (int(size) for size in list(x.shape.values)[1:])
+    words = word_count(channels, groups, dot)
+    ones = (i64(1), i64(1), i64(1))
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        source = T.arg("x", T.buffer((batch, channels, height, width), "float32"))
+        quantized = T.arg("q", T.buffer((batch, words, height, width, dot.depth), dot.activation))
+        scale = T.arg("scale", T.buffer((batch, *ones), "float32"))
+        zero = T.arg("zero", T.buffer((batch, *ones), "int32"))
+        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-quantize-images"})
+        emitter = _Images(source, quantized, scale, zero, groups, target, dot)
+        # TVM looks for reshapes among kernels of one operand, and expects a block.
+        with T.sblock("root"):
+            emitter.emit()
+    # Two comparisons, a product, a sum and a rounding for every element.
+    return ib.get().with_attr(OPERATIONS_ATTR, batch * i64(5 * channels * height * width))
+
+
+class _Images:
+    """Emits the kernel's body."""
+
+    def __init__(
+        self,
+        source: tirx.Var,
+        quantized: tirx.Var,
+        scale: tirx.Var,
+        zero: tirx.Var,
+        groups: int,
+        target: CpuTarget,
+        dot: DotProduct,
+    ) -> None:
+        self.source, self.quantized, self.scale, self.zero = source, quantized, scale, zero
+        self.groups, self.target, self.dot = groups, target, dot
+        self.batch, *rest = source.ty.shape
+        self.channels, height, width = (int(size) for size in rest)
+        self.plane = height * width
+
+    def emit(self) -> None:
+        size = self.channels * self.plane
+        parallel = (as_int(self.batch) or 2) * size >= MIN_PARALLEL_ELEMENTS
+        loop = T.parallel if parallel else T.serial
+        # Parts overlap where they don't divide the image: then all are of one size.
+        unit = next(n for n in (CHAINS * self.target.lanes(), self.target.lanes(), 1) if n <= size)
+        part = -(-size // (PARTS_PER_THREAD * self.target.threads * unit)) * unit if parallel else size // unit * unit
+        count = -(-size // part)
+        ranges = T.alloc_buffer((self.batch, 2, count), "float32", scope="global")
+        numbers = T.alloc_buffer((self.batch, 2), "float32", scope="global")
+        with loop(i64(0), self.batch * i64(count)) as task:
+            n, own = tirx.floordiv(task, i64(count)), tirx.floormod(task, i64(count))
+            self._range(ranges, n, own, tirx.min(own * i64(part), i64(size - part)), part, unit)
+        with T.serial(i64(0), self.batch) as n:
+            self._scheme(ranges, numbers, n, count)
+        words = self.groups * self._group_words
+        block = self.plane
+        if parallel and words < PARTS_PER_THREAD * self.target.threads:
+            pieces = -(-PARTS_PER_THREAD * self.target.threads // words)
+            block = min(self.plane, -(-self.plane // (pieces * self.target.lanes())) * self.target.lanes())
+        blocks = -(-self.plane // block)
+        with loop(i64(0), self.batch * i64(words * blocks)) as task:
+            image, piece = tirx.floordiv(task, i64(blocks)), tirx.floormod(task, i64(blocks))
+            first = tirx.min(piece * i64(block), i64(self.plane - block))
+            n, word = tirx.floordiv(image, i64(words)), tirx.floormod(image, i64(words))
+            self._word(numbers, n, word, first, block)
+
+    @property
+    def _group_words(self) -> int:
+        return word_count(self.channels, self.groups, self.dot) // self.groups
+
+    def _range(
+        self, ranges: tirx.Var, n: tirx.Expr, own: tirx.Expr, first: tirx.Expr, size: int, unit: int
+    ) -> None:
+        """The extremes of some elements of image n, and 0."""
+        chains = CHAINS if unit > self.target.lanes() else 1
+        lanes = unit // chains
+        lows, highs = registers(chains, lanes), registers(chains, lanes)
+        with T.serial(i64(0), i64(size // unit)) as step:
+            for i in range(chains):
+                at = first + step * i64(unit) + i64(i * lanes)
+                value = tirx.BufferLoad(self.source, [n, i64(0), i64(0), ramp(at, lanes)])
+                lows[i].store(tirx.min(lows[i].value, value))
+                highs[i].store(tirx.max(highs[i].value, value))
+        for i, (found, combine) in enumerate(((lows, tirx.min), (highs, tirx.max))):
+            for other in found[1:]:
+                found[0].store(combine(found[0].value, other.value))
+            found[0].reduce(combine)
+            T.buffer_store(ranges, found[0].lane(0), [n, i64(i), own])
+
+    def _scheme(self, ranges: tirx.Var, numbers: tirx.Var, n: tirx.Expr, count: int) -> None:
+        """Scale and zero point of image n, and the numbers that its levels are computed with."""
+        extremes = stack_buffer(2)
+        for i, combine in enumerate((tirx.min, tirx.max)):
+            T.buffer_store(extremes, tirx.BufferLoad(ranges, [n, i64(i), i64(0)]), [i64(i)])
+            with T.serial(i64(1), i64(count)) as part:
+                T.buffer_store(extremes, combine(extremes[i64(i)], ranges[n, i64(i), part]), [i64(i)])
+        low, span = extremes[i64(0)], extremes[i64(1)] - extremes[i64(0)]
+        inverse, scale = scale_of(span)
+        T.buffer_store(numbers, inverse, [n, i64(0)])
+        T.buffer_store(numbers, tirx.nearbyint(-low * numbers[n, i64(0)]) - self._shift, [n, i64(1)])
+        place = [n, i64(0), i64(0), i64(0)]
+        T.buffer_store(self.scale, scale, place)
+        T.buffer_store(self.zero, tirx.Cast("int32", numbers[n, i64(1)]), place)
+
+    @property
+    def _shift(self) -> tirx.Expr:
+        return tirx.const(128.0 if self.dot.is_signed else 0.0, "float32")
+
+    def _word(self, numbers: tirx.Var, n: tirx.Expr, word: tirx.Expr, first: tirx.Expr, count: int) -> None:
+        """The levels of one word of channels at `count` positions."""
+        depth, each = self.dot.depth, self.channels // self.groups
+        group, own = tirx.floordiv(word, i64(self._group_words)), tirx.floormod(word, i64(self._group_words))
+        channel = group * i64(each) + own * i64(depth)
+
+        def positions(valid: int) -> None:
+            def store(at: tirx.Expr, lanes: int) -> None:
+                self._store(numbers, n, word, channel, first + at, lanes, valid)
+
+            cover(count, self.dot.lanes, store)
+
+        rest = each % depth
+        if not rest:
+            positions(depth)
+        elif each < depth:
+            positions(rest)
+        else:
+            with T.If(own < i64(self._group_words - 1)):
+                with T.Then():
+                    positions(depth)
+                with T.Else():
+                    positions(rest)
+
+    def _store(
+        self,
+        numbers: tirx.Var,
+        n: tirx.Expr,
+        word: tirx.Expr,
+        channel: tirx.Expr,
+        at: tirx.Expr,
+        lanes: int,
+        valid: int,
+    ) -> None:
+        """The words of some positions; the first `valid` channels of a word are there."""
+        depth = self.dot.depth
+        inverse, zero = (splat(numbers[n, i64(i)], lanes) for i in (0, 1))
+        levels = [
+            levels_of(
+                tirx.BufferLoad(self.source, [n, channel + i64(i), i64(0), ramp(at, lanes)]),
+                inverse, zero, self._shift, lanes,
+            )
+            for i in range(valid)
+        ]  # fmt: skip
+        place = [n, word, i64(0), i64(0), ramp(at * i64(depth), lanes * depth)]
+        if depth == 1:
+            narrow = self.dot.activation if lanes == 1 else f"{self.dot.activation}x{lanes}"
+            T.buffer_store(self.quantized, tirx.Cast(narrow, levels[0]), place)
+            return
+        bits = 32 // depth
+        mask = splat(tirx.const((1 << bits) - 1, "int32"), lanes)
+        total: tirx.Expr | None = None
+        for i, level in enumerate(levels):
+            part = (level & mask if self.dot.is_signed else level) << splat(tirx.const(i * bits, "int32"), lanes)
+            total = part if total is None else total | part
+        T.buffer_store(self.quantized, tirx.reinterpret(f"{self.dot.activation}x{lanes * depth}", total), place)
