@@ -40,6 +40,7 @@ from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.registry import default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.targets.lower import lower
+from greencc.trials import Trials
 
 if TYPE_CHECKING:
     import tvm
@@ -122,7 +123,7 @@ def compile_model(
     result = run_pipeline(
         module,
         pipeline,
-        PassContext(outputs=outputs, activations=observed),
+        PassContext(outputs=outputs, activations=observed, timer=_timer(module, target)),
         observer=verifier.after_pass if verifier else None,
     )
     progress("scheduling")
@@ -170,6 +171,14 @@ def _calibration(
     from greencc.targets.cpu.target import host_target
 
     return Calibration(host_target(target.threads), npz_samples(data, module) if isinstance(data, Path) else list(data))
+
+
+def _timer(module: tvm.IRModule, target: Target) -> Trials | None:
+    """What measures operators, where the target's code runs here. Open dimensions are tried at their upper bounds."""
+    if not target.runs_here:
+        return None
+    bounds = symbol_bounds(module["main"])
+    return Trials(target, {name: high for name, (_, high) in bounds.items() if high is not None})
 
 
 def _with_elision(passes: tuple[Pass, ...], mask: str | None) -> tuple[Pass, ...]:

@@ -6,6 +6,7 @@ The reference of an ONNX model is ONNX Runtime on the original file; of other so
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,10 @@ class Program:
         """Outputs by name."""
         return dict(zip(self._outputs, self._library([inputs[name] for name in self._inputs]), strict=True))
 
+    def seconds(self, inputs: Mapping[str, np.ndarray], runs: int) -> float:
+        """Wall time of so many runs, one after the other."""
+        return self._library.seconds([inputs[name] for name in self._inputs], runs)
+
 
 def run_module(
     module: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]
@@ -138,6 +143,13 @@ class _Library:
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         outputs = self._machine["main"](*map(_tensor, inputs), *self._weights)
         return [np.from_dlpack(output).copy() for output in outputs]
+
+    def seconds(self, inputs: list[np.ndarray], runs: int) -> float:
+        arguments = [*map(_tensor, inputs), *self._weights]
+        started = time.perf_counter()
+        for _ in range(runs):
+            self._machine["main"](*arguments)
+        return time.perf_counter() - started
 
 
 def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:

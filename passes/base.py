@@ -39,6 +39,13 @@ class Activations(Protocol):
         """The largest |element| of each column (index of the last axis) of some values of main."""
 
 
+class Timer(Protocol):
+    """Measures operators on the target."""
+
+    def time_ratio(self, replacement: relax.Call, original: relax.Call) -> float:
+        """How many times as long as `original` the call `replacement` takes."""
+
+
 @dataclass(frozen=True)
 class PassContext:
     """What a pass may know besides the module.
@@ -46,10 +53,12 @@ class PassContext:
     Attributes:
         outputs: names of the outputs to keep, or None for all of them.
         activations: what calibration data show, or None without such data.
+        timer: what measures operators, or None where the target's code can't run.
     """
 
     outputs: tuple[str, ...] | None = None
     activations: Activations | None = None
+    timer: Timer | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ class RewritePass(Pass, Generic[MatchT]):
         """Rewrite to a fixpoint; the refusals are those of the last round."""
         counts: dict[str, int] = {}
         for _ in range(MAX_ROUNDS):
-            module, found, refusals = self._round(module)
+            module, found, refusals = self._round(module, context)
             for kind in found:
                 counts[kind] = counts.get(kind, 0) + 1
             if not found:
@@ -132,11 +141,11 @@ class RewritePass(Pass, Generic[MatchT]):
     def _replacement(self, match: MatchT, builder: Builder) -> relax.Expr:
         return self.rewrite(builder, match)
 
-    def _round(self, module: tvm.IRModule) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
+    def _round(self, module: tvm.IRModule, context: PassContext) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
         found: list[str] = []
         refusals: list[Refusal] = []
         for gv, function in relax_functions(module):
-            graph = Graph(module, function)
+            graph = Graph(module, function, context)
             matches: dict[relax.Var, MatchT] = {}
             covered: set[relax.Var] = set()
             refused: list[Refusal] = []

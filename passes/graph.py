@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import tvm
@@ -17,16 +17,25 @@ from tvm import ir, relax, tirx
 from greencc.errors import GreenccError
 from greencc.ir import bindings_of, constant_array, operands, same_type, scalar_value, span_of, substitute, with_span
 
+if TYPE_CHECKING:
+    from greencc.passes.base import PassContext
+
 Replacement = Callable[["Builder"], relax.Expr]
 AnalysisT = TypeVar("AnalysisT")
 
 
 class Graph:
-    """Definitions and uses of one function's values, nested If branches included."""
+    """Definitions and uses of one function's values, nested If branches included.
 
-    def __init__(self, module: tvm.IRModule, function: relax.Function) -> None:
+    `context` is what a pass may know besides the module, None where nobody asks for that.
+    """
+
+    def __init__(
+        self, module: tvm.IRModule, function: relax.Function, context: PassContext | None = None
+    ) -> None:
         self.module = module
         self.function = function
+        self.context = context
         self._values: dict[relax.Var, relax.Expr] = {}
         self._users: dict[relax.Var, list[relax.Var]] = {}
         for binding in bindings_of(function):

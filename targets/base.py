@@ -51,6 +51,10 @@ class Target(Protocol):
     def threads(self) -> int:
         """Number of threads that a run uses."""
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether code for this target runs on this machine."""
+
     def describe(self) -> dict[str, object]:
         """What the artifact's manifest records; the runtime compares it with its host."""
 

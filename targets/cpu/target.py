@@ -50,6 +50,13 @@ class CpuTarget:
         return self.triple.split("-")[0] in ("x86_64", "amd64")
 
     @property
+    def runs_here(self) -> bool:
+        """Whether this machine has what the code needs."""
+        host = host_target()
+        same = self.triple.split("-")[0] == host.triple.split("-")[0]
+        return same and set(self.features) <= set(host.features)
+
+    @property
     def vector_bits(self) -> int:
         """Width of a vector register."""
         if "avx512f" in self.features:

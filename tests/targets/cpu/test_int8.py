@@ -1,7 +1,8 @@
-"""Products in int8 against integer arithmetic, bit by bit, in every instruction set that this machine has."""
+"""Products and convolutions in int8 against integer arithmetic, bit by bit, in all instruction sets of this machine."""
 
 import re
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from running import Runner, function, host, normal
 from tvm import relax, tirx
 
 from greencc.ir import constant
-from greencc.ops import quantized_matmul
-from greencc.passes.quantize_int8 import quantize_columns
+from greencc.ops import Conv2dAttrs, quantized_conv2d, quantized_matmul
+from greencc.passes.quantize_int8 import quantize_channels
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.lower import lower
 
@@ -56,7 +57,7 @@ def single(shape: tuple[int, int], w: np.ndarray, scale: np.ndarray) -> tvm.IRMo
 def test_exact_for_all_remainders(name: str) -> None:
     # Depths leave remainders of a step and of a vector, columns of a tile; one module, because compiling is slow.
     shapes = [(7, 13), (30, 70), (64, 48), (96, 130)]
-    parts = [quantize_columns(normal(k, n, seed=k)) for k, n in shapes]
+    parts = [quantize_channels(normal(k, n, seed=k), 1) for k, n in shapes]
     params = {f"x{k}": ((2, 5, k), "float32") for k, _ in shapes}
 
     def body(emit, *xs):
@@ -84,7 +85,7 @@ def test_the_largest_values_do_not_saturate(name: str) -> None:
 
 
 def test_rows_of_zeros_and_of_one_sign() -> None:
-    w, scale = quantize_columns(normal(20, 24))
+    w, scale = quantize_channels(normal(20, 24), 1)
     x = np.stack([np.zeros(20), np.full(20, 3.0), np.full(20, -3.0), np.full(20, 1e-30)]).astype(np.float32)
     (got,) = Runner(single((4, 20), w, scale))(x)
     np.testing.assert_array_equal(got, expected(x, w, scale))
@@ -93,7 +94,7 @@ def test_rows_of_zeros_and_of_one_sign() -> None:
 
 def test_symbolic_rows_and_factors() -> None:
     rows = tirx.Var("s", "int64")
-    w, scale = quantize_columns(normal(32, 80))
+    w, scale = quantize_channels(normal(32, 80), 1)
     factors = np.exp(normal(32, seed=3))
 
     def body(emit, x):
@@ -105,9 +106,107 @@ def test_symbolic_rows_and_factors() -> None:
         np.testing.assert_array_equal(runner(x)[0], expected(x * factors, w, scale))
 
 
-def assembly(target: CpuTarget) -> str:
-    w, scale = quantize_columns(normal(64, 64))
-    lowered = lower(single((16, 64), w, scale), target)
+@dataclass(frozen=True)
+class Convolution:
+    shape: tuple[int, int, int, int]
+    filters: int
+    kernel: tuple[int, int]
+    attrs: Conv2dAttrs = field(default_factory=Conv2dAttrs)
+
+    @property
+    def weight(self) -> tuple[np.ndarray, np.ndarray]:
+        shape = (self.filters, self.shape[1] // self.attrs.groups, *self.kernel)
+        return quantize_channels(normal(*shape, seed=self.filters), 0)
+
+    def expected(self, x: np.ndarray) -> np.ndarray:
+        """The sums in int64, of an image that is padded with zeros after its zero point has been taken off."""
+        (w, scale), attrs = self.weight, self.attrs
+        flat, image_scale, zero = quantized(x.reshape(len(x), -1))
+        top, left, bottom, right = attrs.padding
+        image = np.pad((flat - zero).reshape(x.shape), ((0, 0), (0, 0), (top, bottom), (left, right)))
+        out = [attrs.out_size(axis, self.shape[2 + axis], self.kernel[axis]) for axis in (0, 1)]
+        windows = np.lib.stride_tricks.sliding_window_view(
+            image, [(k - 1) * d + 1 for k, d in zip(self.kernel, attrs.dilation, strict=True)], axis=(2, 3)
+        )[:, :, :: attrs.strides[0], :: attrs.strides[1], :: attrs.dilation[0], :: attrs.dilation[1]]
+        assert windows.shape[2:4] == tuple(out)
+        parts = zip(np.split(windows, attrs.groups, 1), np.split(w.astype(np.int64), attrs.groups), strict=True)
+        sums = np.concatenate([np.einsum("ncyxrq,kcrq->nkyx", part, own) for part, own in parts], 1)
+        return sums.astype(np.float32) * (image_scale.reshape(-1, 1, 1, 1) * scale.reshape(1, -1, 1, 1))
+
+
+CONVOLUTIONS = [
+    Convolution((1, 16, 14, 14), 24, (3, 3), Conv2dAttrs(padding=(1, 1, 1, 1))),
+    Convolution((2, 3, 30, 30), 16, (7, 7), Conv2dAttrs((2, 2), (3, 3, 3, 3))),  # a word that is not full
+    Convolution((1, 600, 7, 7), 200, (1, 1)),  # panels
+    Convolution((1, 18, 26, 26), 12, (1, 1), Conv2dAttrs((2, 2))),
+    Convolution((1, 12, 9, 9), 12, (1, 1), Conv2dAttrs(groups=2)),  # groups that are not whole words
+    Convolution((1, 16, 20, 20), 8, (3, 3), Conv2dAttrs((1, 1), (2, 3, 2, 3), (2, 3), 2)),
+    Convolution((1, 4, 7, 7), 4, (3, 3), Conv2dAttrs((3, 3), (2, 0, 0, 2))),
+    Convolution((3, 7, 2, 3), 5, (1, 1)),  # less than a vector
+]
+
+
+@pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_convolutions_are_exact(name: str) -> None:
+    params = {f"x{i}": (case.shape, "float32") for i, case in enumerate(CONVOLUTIONS)}
+
+    def body(emit, *xs):
+        made = []
+        for x, case in zip(xs, CONVOLUTIONS, strict=True):
+            w, scale = map(constant, case.weight)
+            made.append(emit(relax.op.nn.relu(emit(quantized_conv2d(x, w, scale, case.attrs)))))
+        return made
+
+    runner = Runner(function(params, body), X86[name])
+    assert runner.rules == {"cpu-convolution", "cpu-quantize-images"}
+    xs = [normal(*case.shape, seed=i) * 2 + 0.7 for i, case in enumerate(CONVOLUTIONS)]
+    for x, case, got in zip(xs, CONVOLUTIONS, runner(*xs), strict=True):
+        np.testing.assert_array_equal(got, np.maximum(case.expected(x), 0))
+
+
+def test_images_of_a_symbolic_batch_and_of_zeros() -> None:
+    batch, case = tirx.Var("n", "int64"), CONVOLUTIONS[0]
+    w, scale = map(constant, case.weight)
+
+    def body(emit, x):
+        return emit(quantized_conv2d(x, w, scale, case.attrs))
+
+    runner = Runner(function({"x": ((batch, *case.shape[1:]), "float32")}, body))
+    for count in (1, 3):
+        x = normal(count, *case.shape[1:], seed=count)
+        x[0] *= count - 1
+        np.testing.assert_array_equal(runner(x)[0], case.expected(x))
+
+
+def test_an_image_that_two_convolutions_read_is_quantized_once() -> None:
+    first, second = CONVOLUTIONS[0], replace(CONVOLUTIONS[0], filters=9, kernel=(1, 1), attrs=Conv2dAttrs())
+
+    def body(emit, x):
+        cases = ((case, *map(constant, case.weight)) for case in (first, second))
+        return [emit(quantized_conv2d(x, w, scale, case.attrs)) for case, w, scale in cases]
+
+    runner = Runner(function({"x": (first.shape, "float32")}, body))
+    assert [call.kernel for call in runner.lowered.calls].count("quantize_images") == 1
+    x = normal(*first.shape)
+    for got, case in zip(runner(x), (first, second), strict=True):
+        np.testing.assert_array_equal(got, case.expected(x))
+
+
+def convolution() -> tvm.IRModule:
+    case = Convolution((1, 32, 16, 16), 64, (3, 3), Conv2dAttrs(padding=(1, 1, 1, 1)))
+    w, scale = map(constant, case.weight)
+    return function(
+        {"x": (case.shape, "float32")}, lambda emit, x: emit(quantized_conv2d(x, w, scale, case.attrs))
+    )
+
+
+def product() -> tvm.IRModule:
+    return single((16, 64), *quantize_channels(normal(64, 64), 1))
+
+
+def assembly(module: tvm.IRModule, target: CpuTarget) -> str:
+    lowered = lower(module, target)
     kernels = {g.name_hint: f for g, f in lowered.module.functions_items() if isinstance(f, tirx.PrimFunc)}
     module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in kernels.items() if "int8" in n})
     return str(tvm.tirx.build(module, target=target.llvm_target()).inspect_source("asm"))
@@ -127,8 +226,9 @@ ARM = CpuTarget("aarch64-linux-gnu", "neoverse-n1", ("dotprod", "neon"), 2)
     ],
     ids=["avx2", "avxvnni", "avx512vnni", "dotprod", "i8mm"],
 )
-def test_the_code_has_the_instruction(target: CpuTarget, wanted: str) -> None:
-    code = re.sub(r"[ \t]+", " ", assembly(target))
+@pytest.mark.parametrize("form", [product, convolution])
+def test_the_code_has_the_instruction(form: Callable[[], tvm.IRModule], target: CpuTarget, wanted: str) -> None:
+    code = re.sub(r"[ \t]+", " ", assembly(form(), target))
     # A tile takes several rows and columns: the instruction is the body of the loop, not an accident.
     assert len(re.findall(wanted, code)) >= 8
     assert "pmaddubsw" not in code
