@@ -110,14 +110,19 @@ class Program:
         self._inputs = [str(name) for name in main.attrs[INPUTS_ATTR]]
         self._outputs = [str(name) for name in main.attrs[OUTPUTS_ATTR]]
         self._library = _Library(target.build(lowered.module), lowered.weights)
+        self._threads = target.threads
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
         return dict(zip(self._outputs, self._library([inputs[name] for name in self._inputs]), strict=True))
 
     def seconds(self, inputs: Mapping[str, np.ndarray], runs: int) -> float:
-        """Wall time of so many runs, one after the other."""
-        return self._library.seconds([inputs[name] for name in self._inputs], runs)
+        """Wall time of so many runs with the target's threads, one after the other."""
+        from greencc.runtime.threads import run_with_threads
+
+        return run_with_threads(
+            self._threads, lambda: self._library.seconds([inputs[name] for name in self._inputs], runs)
+        )
 
 
 def run_module(

@@ -84,3 +84,24 @@ def stack_buffer(elements: int, dtype: str = "float32") -> tirx.Var:
     return T.alloc_buffer((elements,), dtype)
 
 
+
+
+def transpose(square: list[Register]) -> None:
+    """Emit the transposition of as many registers as they have lanes; the list then holds those with the columns.
+
+    In steps of 1, 2, 4...: registers that far apart exchange the lanes that are that far apart.
+    """
+    distance, lanes = 1, len(square)
+    while distance < lanes:
+        for i in range(lanes):
+            if i & distance:
+                continue
+            a, b = square[i], square[i + distance]
+            pair = [a.value, b.value]
+            low = [k if not k & distance else lanes + k - distance for k in range(lanes)]
+            high = [k + distance if not k & distance else lanes + k for k in range(lanes)]
+            first, second = (register(lanes, a.dtype) for _ in range(2))
+            first.store(tirx.Shuffle(pair, [tirx.IntImm("int32", k) for k in low]))
+            second.store(tirx.Shuffle(pair, [tirx.IntImm("int32", k) for k in high]))
+            square[i], square[i + distance] = first, second
+        distance *= 2

@@ -104,6 +104,29 @@ def test_rows_without_any_key(nan_to_zero: bool) -> None:
     np.testing.assert_allclose(got, reference(y, attrs, mask), atol=ATOL, rtol=0)
 
 
+@pytest.mark.parametrize("rows", [tirx.Var("s", "int64"), 1100], ids=["symbolic", "static"])
+def test_more_keys_than_a_block_holds(rows: object) -> None:
+    """Scores grow with the keys, so that later blocks rescale what earlier ones left; some rows see no early block."""
+    plain, causal = fused(2, 2, 16, 24, nan_to_zero=True), fused(2, 1, 16, 24, causal=True)
+    shapes = {"y": (1, rows, 112), "m": (1, 1, rows, rows), "z": (1, rows, 72)}
+    runner = Runner(
+        function(
+            {name: (shape, "float32") for name, shape in shapes.items()},
+            lambda emit, y, m, z: [emit(attention(y, y, y, m, plain)), emit(attention(z, z, z, None, causal))],
+        )
+    )
+    count = 1100
+    y, z = normal(1, count, 112), normal(1, count, 72, seed=1)
+    y[..., 32:64] *= np.linspace(0.5, 8, count, dtype=np.float32)[:, None]
+    mask = np.zeros((1, 1, count, count), np.float32)
+    mask[..., 3, :] = -np.inf
+    mask[..., 5, :1000] = -np.inf
+    mask[..., 7, 30:] = -np.inf
+    got = runner(y, mask, z)
+    np.testing.assert_allclose(got[0], reference(y, plain, mask), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(got[1], reference(z, causal, None), atol=1e-5, rtol=0)
+
+
 def test_large_scores_do_not_overflow() -> None:
     attrs = fused(1, 1, 16, 16)
     y = normal(1, 16, 48) * np.float32(100)

@@ -5,10 +5,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tvm
 from running import Runner, function, targets
-from tvm import relax
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
 
+from greencc.targets.cpu.intrinsics.math import exp_nonpositive
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.tir import i64, ramp
 
 TINY = np.finfo(np.float32).tiny
 EDGES = [88.72, 88.73, -87.0, -104.5, 1e30, -1e30]
@@ -51,6 +56,29 @@ def test_error_in_ulp(target: CpuTarget) -> None:
             assert np.abs(got[small] - exact[small]).max(initial=0) <= TINY, name
             infinite = np.isinf(rounded)
             assert np.array_equal(got[infinite], rounded[infinite]), name
+
+
+@pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
+def test_exp_of_differences_from_a_maximum(target: CpuTarget) -> None:
+    x = np.minimum(samples(), np.float32(0))  # NaN stays
+    size, lanes = len(x) // 16 * 16, 16
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        source = T.arg("x", T.buffer((size,), "float32"))
+        out = T.arg("out", T.buffer((size,), "float32"))
+        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+        with T.serial(i64(0), i64(size // lanes)) as step:
+            place = [ramp(step * i64(lanes), lanes)]
+            T.buffer_store(out, exp_nonpositive(tirx.BufferLoad(source, place)), place)
+    got = tvm.runtime.tensor(np.zeros(size, np.float32))
+    tvm.tirx.build(ib.get(), target=target.llvm_target())["main"](tvm.runtime.tensor(x[:size]), got)
+    got, x = got.numpy(), x[:size]
+    assert np.array_equal(np.isnan(got), np.isnan(x))
+    known = ~np.isnan(x)
+    exact = np.exp(x[known].astype(np.float64))
+    limit = 1.5 * np.spacing(exact.astype(np.float32)) + exact * np.abs(np.maximum(x[known], -1e4)) * 1.3 * 2.0**-24
+    assert (np.abs(got[known] - exact) <= limit + 2.4e-38).all()
+    assert (got[known][x[known] < -87.0] == 0).all()
+    assert (got[x == 0] == 1).all()
 
 
 def test_bounded_functions_stay_within_their_bounds() -> None:
