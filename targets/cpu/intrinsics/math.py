@@ -6,7 +6,7 @@ return straight-line arithmetic. Half precision goes through float32; float64 ca
 Largest errors over all float32 inputs, against correctly rounded results (tests/targets/cpu/test_math.py):
 
     exp      2 ulp     overflow gives inf, below -103.97 gives 0, NaN stays NaN
-    tanh     6 ulp     never leaves [-1, 1]
+    tanh     6 ulp     never leaves [-1, 1], and is +-1 beyond 9.2
     erf      8 ulp     never leaves [-1, 1], and is +-1 beyond 3.93
     sigmoid  4 ulp
 
@@ -14,7 +14,7 @@ Results below the smallest normal number (1.2e-38) have an absolute error of at 
 
 Sources of the coefficients: exp from the Cephes library (expf: range reduction with a two-part ln 2, degree-6
 polynomial); exp_nonpositive's polynomial is a minimax fit of 2^f made for it; tanh a rational approximation of degrees
-13/6 on [-9, 9], as used by Eigen; erf a rational approximation of degrees 13/8 on [-3.92, 3.92], as used by XLA. Only
+13/6 on [-9.2, 9.2], as used by Eigen; erf a rational approximation of degrees 13/8 on [-3.92, 3.92], as used by XLA. Only
 the numbers are taken over.
 """
 
@@ -37,7 +37,8 @@ _EXP2 = (1.534580806e-4, 1.339993090e-3, 9.618489072e-3, 5.550328642e-2, 2.40226
 # Below 2^this the results of exp_nonpositive are 0.
 _EXP2_LOW = -125.0
 
-_TANH_LIMIT = 9.010913848876953
+# Behind the point from which tanh rounds to 1; the rational form gives 1 or an ulp more here, with fused sums and without.
+_TANH_LIMIT = 9.2
 _TANH_SMALL = 4e-4
 _TANH_P = (
     -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,

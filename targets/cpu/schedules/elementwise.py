@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import tvm
-from tvm import ir, s_tir, tirx
+from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.kernel import blocks, is_reduction
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int, loads
+from greencc.targets.tir import as_int, loads, uses_var
 
 # Below this many elements threads cost more than they bring.
 MIN_PARALLEL_ELEMENTS = 1 << 13
@@ -68,7 +68,8 @@ def schedule_map(schedule: s_tir.Schedule, block: s_tir.SBlockRV, target: CpuTar
     if extent is not None:
         while extent % lanes:
             lanes //= 2
-        if lanes > 1 and _vectorizes(store):
+        along = schedule.get(block).iter_vars[-1].var
+        if lanes > 1 and _vectorizes(store, along):
             rest, vector = schedule.split(inner, [None, lanes])
             schedule.vectorize(vector)
             outer = rest if outer is None else outer
@@ -96,14 +97,18 @@ def _is_flat(store: tirx.BufferStore) -> bool:
     return True
 
 
-def _vectorizes(store: tirx.BufferStore) -> bool:
-    """TVM can't vectorise mixed bool and integer logic, nor gathers through another load."""
+def _vectorizes(store: tirx.BufferStore, along: tirx.Var) -> bool:
+    """Whether TVM can vectorise the last axis, `along`.
+
+    It can't where bool and integer logic mix, or where each element says by itself which other one is read.
+    """
     if str(store.buffer.ty.dtype) == "bool":
         return False
     for load in loads(store.value):
         if str(load.source.ty.dtype) == "bool":
             return False
-        if any(isinstance(inner, ir.TensorLoad) for index in load.indices for inner in loads(index)):
+        looked_up = (inner for index in load.indices for inner in loads(index))
+        if any(uses_var(place, along) for inner in looked_up for place in inner.indices):
             return False
     return True
 

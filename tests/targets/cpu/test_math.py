@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tvm
-from running import Runner, function, targets
+from running import Runner, function, host, targets
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -81,17 +82,24 @@ def test_exp_of_differences_from_a_maximum(target: CpuTarget) -> None:
     assert (got[x == 0] == 1).all()
 
 
-def test_bounded_functions_stay_within_their_bounds() -> None:
+@pytest.mark.parametrize("fused", [True, False], ids=["host", "without fused multiply-adds"])
+def test_bounded_functions_stay_within_their_bounds_and_reach_them(fused: bool) -> None:
+    if not fused and not host().is_x86:
+        pytest.skip("x86 instructions")
     x = np.linspace(-20, 20, 1 << 14).astype(np.float32)
     runner = Runner(
         function(
             {"x": (x.shape, "float32")},
             lambda emit, v: [emit(relax.op.tanh(v)), emit(relax.op.erf(v)), emit(relax.op.sigmoid(v))],
-        )
+        ),
+        host() if fused else replace(host(), cpu="x86-64", features=("sse4.2",)),
     )
     for got, low in zip(runner(x), (-1, -1, 0), strict=True):
         assert got.min() >= low
-        assert got.max() <= 1
+        assert got.max() == 1
+        assert (got[x > 18] == 1).all()
+        if low:
+            assert (got[x < -10] == low).all()
 
 
 def test_signed_zero_survives() -> None:

@@ -121,8 +121,7 @@ def test_attention_of_packed_sequences(target: CpuTarget, batch: object, longest
         starts = (np.cumsum(flat) - flat).reshape(mask.shape)
         arrays = [normal(1, count, width, seed=i) for i, width in enumerate(widths.values())]
         ends = np.append(starts[1:, 0], count)
-        shape = [size if isinstance(size, int) else have for size, have in zip((batch, longest), mask.shape, strict=True)]
-        given = np.zeros(shape, np.int64)
+        given = np.zeros((BATCH, longest if isinstance(longest, int) else LONGEST), np.int64)
         given[:, 0] = starts[:, 0]  # no other column is read
         for got, x, attrs in zip(runner(given, *arrays), arrays, ATTENTIONS.values(), strict=True):
             for first, end in zip(starts[:, 0], ends, strict=True):
