@@ -26,11 +26,14 @@ class Scheduled:
         func: the PrimFunc; a parameter with a layout has the packed shape.
         rule: name of the rule that made it.
         layouts: layout by parameter index, only for parameters that are constants at every call site.
+        overwrites: parameters whose memory the result may take: each element is read for the last time before the
+            element of the result is written that takes its place.
     """
 
     func: tirx.PrimFunc
     rule: str
     layouts: Mapping[int, Layout] = field(default_factory=dict)
+    overwrites: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

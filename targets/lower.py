@@ -19,7 +19,7 @@ from greencc.ir import bindings_of, constant_array, dim_text, rebuild_function, 
 from greencc.targets.base import Declined, Layout, Scheduled, Target
 from greencc.targets.cost import call_cost
 from greencc.targets.fusion import keep_reductions_apart
-from greencc.targets.memory import place_tensors
+from greencc.targets.memory import OVERWRITES_ATTR, place_tensors
 from greencc.targets.origins import label_values, restore_labels, trace_origins
 
 RULE_ATTR = "greencc.rule"
@@ -149,7 +149,9 @@ class _Lifter:
         # A kernel whose weight is packed has another type than before, and a call is checked against the type of
         # the variable that names the kernel: so every kernel gets a new variable.
         self._variables = {
-            name: self._builder.add_func(item.func.with_attr(RULE_ATTR, item.rule), name)
+            name: self._builder.add_func(
+                item.func.with_attrs({RULE_ATTR: item.rule, OVERWRITES_ATTR: list(item.overwrites)}), name
+            )
             for name, item in scheduled.items()
         }
         for name in self._functions:

@@ -1,6 +1,7 @@
 """Where intermediate tensors lie: one arena for each function, planned when the model is compiled.
 
-Tensors that are not alive at the same time share bytes. A tensor that is nothing but others behind each other is made
+Tensors that are not alive at the same time share bytes; so do an operand that is read for the last time and the result
+that is written element by element where it is read. A tensor that is nothing but others behind each other is made
 in its place: the kernels that compute the parts write them where the whole will lie, and nothing is copied.
 
 Sizes that are symbolic but bounded get room for the largest. Outputs, and what a branch or an unbounded size keeps from
@@ -28,6 +29,8 @@ from greencc.padding import TOKENS_SYMBOL, ElidedPadding
 
 # A PrimFunc with this attribute copies its operands behind each other along the axis that the attribute names.
 CONCAT_ATTR = "greencc.concat"
+# Of a PrimFunc: numbers of the parameters whose memory its result may take.
+OVERWRITES_ATTR = "greencc.overwrites"
 # Kernels take buffers to begin at multiples of this.
 ALIGNMENT = 64
 
@@ -58,7 +61,7 @@ class _Tensor:
         bytes: its size, or the largest that it can have; None where that is not known.
         fixed: whether `bytes` is its size in any case.
         escapes: whether it outlives the function, or may.
-        parent, offset: the tensor that it is a part of, and where in it.
+        parent, offset: the tensor that it is a part of, or in whose place it is, and where in it.
         parts: the tensors that are parts of this one.
     """
 
@@ -105,6 +108,7 @@ class _Plan:
         self.saved: set[int] = set()
         self._collect()
         self._join_parts()
+        self._overwrite()
         roots = (tensor for tensor in self._tensors.values() if tensor.parent is None)
         self._planned = [tensor for tensor in roots if not tensor.escapes and tensor.bytes is not None]
         self.arena_bytes = _pack(self._planned)
@@ -193,6 +197,36 @@ class _Plan:
             whole.parts.append(tensor)
             whole.index = min(whole.index, tensor.index)
             whole.last = max(whole.last, tensor.last)
+        return True
+
+    # -- results in the place of operands ------------------------------------------------------------------
+
+    def _overwrite(self) -> None:
+        """Let results take the place of operands that nothing reads any more, where their kernels allow it."""
+        for index, binding in enumerate(self._bindings):
+            if not self._is_kernel_call(binding.value) or index in self._removed:
+                continue
+            attrs = self._module[binding.value.op].attrs
+            numbers = attrs[OVERWRITES_ATTR] if attrs is not None and OVERWRITES_ATTR in attrs else []
+            *operands_, target = binding.value.args
+            result = self._tensors.get(target)
+            if not numbers or result is None or result.escapes or result.parent or result.parts:
+                continue
+            given = [tensor for operand in operands_ for tensor in self._views.get(operand, ())]
+            for number in numbers:
+                found = self._views.get(operands_[int(number)], ())
+                if len(found) == 1 and given.count(found[0]) == 1 and self._gives_way(found[0], result, index):
+                    break
+
+    def _gives_way(self, operand: _Tensor, result: _Tensor, index: int) -> bool:
+        """Put the result of binding `index` where its operand is, if it can be there."""
+        root, _ = _root(operand)
+        if operand.last != index or root.last != index or root.escapes or root.parts:
+            return False
+        if result.bytes is None or result.bytes != root.bytes:
+            return False
+        result.parent = root
+        root.last = max(root.last, result.last)
         return True
 
     # -- the function --------------------------------------------------------------------------------------

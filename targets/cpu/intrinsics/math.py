@@ -14,8 +14,8 @@ Results below the smallest normal number (1.2e-38) have an absolute error of at 
 
 Sources of the coefficients: exp from the Cephes library (expf: range reduction with a two-part ln 2, degree-6
 polynomial); exp_nonpositive's polynomial is a minimax fit of 2^f made for it; tanh a rational approximation of degrees
-13/6 on [-9.2, 9.2], as used by Eigen; erf a rational approximation of degrees 13/8 on [-3.92, 3.92], as used by XLA. Only
-the numbers are taken over.
+13/6, as used by Eigen; erf a rational approximation of degrees 13/8 on [-3.92, 3.92], as used by XLA. Only the numbers
+are taken over.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EXP2 = (1.534580806e-4, 1.339993090e-3, 9.618489072e-3, 5.550328642e-2, 2.40226
 # Below 2^this the results of exp_nonpositive are 0.
 _EXP2_LOW = -125.0
 
-# Behind the point from which tanh rounds to 1; the rational form gives 1 or an ulp more here, with fused sums and without.
+# Behind the point from which tanh rounds to 1: the rational form gives 1 or an ulp more, with fused sums and without.
 _TANH_LIMIT = 9.2
 _TANH_SMALL = 4e-4
 _TANH_P = (

@@ -8,7 +8,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
-from greencc.targets.cpu.schedules.kernel import blocks, is_reduction
+from greencc.targets.cpu.schedules.kernel import blocks, is_reduction, overwritable
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, loads, uses_var
 
@@ -45,8 +45,13 @@ class ElementwiseRule:
                 schedule.compute_inline(block)
         except s_tir.ScheduleError:
             return Declined("a block can't be inlined")
+        last = schedule.get(found[-1])
+        overwrites: tuple[int, ...] = ()
+        if all(index.same_as(axis.var) for index, axis in zip(last.body.indices, last.iter_vars, strict=False)):
+            axes = [axis.var for axis in last.iter_vars]
+            overwrites = tuple(overwritable(func, last.body.buffer, last.body.value, axes))
         schedule_map(schedule, found[-1], self.target)
-        return Scheduled(schedule.mod["main"], self.name)
+        return Scheduled(schedule.mod["main"], self.name, overwrites=overwrites)
 
 
 def schedule_map(schedule: s_tir.Schedule, block: s_tir.SBlockRV, target: CpuTarget) -> None:

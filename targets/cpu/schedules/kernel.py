@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import ir, s_tir, sym, tirx
+
+from greencc.targets.tir import as_int, loads
 
 DATA_PARALLEL = 0
 REDUCE = 2
@@ -98,3 +101,30 @@ def is_const_zero(expr: tirx.Expr) -> bool:
 def widened(factor: tirx.Expr) -> tirx.Expr:
     """What an integer factor is before it is widened to the type of the sum."""
     return factor.value if isinstance(factor, tirx.Cast) and str(factor.ty.dtype) == "int32" else factor
+
+
+def overwritable(func: tirx.PrimFunc, output: tirx.Var, value: tirx.Expr, axes: Sequence[tirx.Var]) -> list[int]:
+    """Parameters of the output's type that `value`, stored at `axes`, reads nowhere else.
+
+    The output can lie in the memory of one of them, unless it is read somewhere else than in `value`.
+    """
+    analyzer = sym.Analyzer()
+    found = []
+    for index, param in enumerate(func.params):
+        reads = [load for load in loads(value) if load.source.same_as(param)]
+        if not reads or param.same_as(output) or str(param.ty.dtype) != str(output.ty.dtype):
+            continue
+        dims, wanted = list(param.ty.shape), list(output.ty.shape)
+        if len(dims) != len(wanted) or not all(map(analyzer.can_prove_equal, dims, wanted)):
+            continue
+        if all(_reads_at(load, axes) for load in reads):
+            found.append(index)
+    return found
+
+
+def _reads_at(load: ir.TensorLoad, axes: Sequence[tirx.Var]) -> bool:
+    """Whether an element is read at `axes`; 0 stands for an axis of extent 1."""
+    return all(
+        index.same_as(axis) or (is_const_zero(index) and as_int(extent) == 1)
+        for index, axis, extent in zip(load.indices, axes, load.source.ty.shape, strict=True)
+    )

@@ -28,6 +28,7 @@ from greencc.targets.cpu.schedules.kernel import (
     inline_tail,
     is_const_zero,
     is_reduction,
+    overwritable,
     parameter_index,
     widened,
 )
@@ -102,7 +103,11 @@ class MatmulRule:
             return Declined(f"{product.columns} columns that are not packed don't fill vectors")
         layout = product.arithmetic.layout(tile.columns)
         emitted = emit(func, tail, product, tile, layout if packed else None, self.target.threads)
-        return Scheduled(emitted, self.name, {index: layout} if packed and index is not None else {})
+        # A row is read again for every panel of columns, but a tail reads each element once.
+        operands = [parameter_index(func, operand) for operand in (product.a, product.b)]
+        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in operands]
+        layouts = {index: layout} if packed and index is not None else {}
+        return Scheduled(emitted, self.name, layouts, tuple(overwrites))
 
 
 def match_product(tail: Tail, target: CpuTarget) -> Product | str:

@@ -13,7 +13,7 @@ from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.kernel import REDUCE, blocks, is_reduction
+from greencc.targets.cpu.schedules.kernel import REDUCE, blocks, is_reduction, overwritable
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, loads, uses_var
 
@@ -46,11 +46,12 @@ class RowwiseRule:
         last_spatial = _spatial_count(schedule, found[-1])
         if last_spatial < rows:
             return Declined("the output has fewer axes than rows")
+        overwrites = _overwrites(func, [schedule.get(block) for block in found], rows)
         try:
             self._schedule(schedule, found, reductions, rows)
         except s_tir.ScheduleError as error:
             return Declined(f"its blocks don't go into one row loop ({str(error).splitlines()[0][:80]})")
-        return Scheduled(schedule.mod["main"], self.name)
+        return Scheduled(schedule.mod["main"], self.name, overwrites=overwrites)
 
     def _schedule(
         self,
@@ -130,6 +131,28 @@ class RowwiseRule:
 
 def _spatial_count(schedule: s_tir.Schedule, block: s_tir.SBlockRV) -> int:
     return sum(int(axis.iter_type) == 0 for axis in schedule.get(block).iter_vars)
+
+
+def _overwrites(func: tirx.PrimFunc, found: list[s_tir.SBlock], rows: int) -> tuple[int, ...]:
+    """Parameters that the result may overwrite: what precedes the last block reads nothing of them but its own row."""
+    *before, last = found
+    axes = [axis.var for axis in last.iter_vars]
+    if rows == 0 or not before or not isinstance(last.body, tirx.BufferStore) or not _is_written_in_order(last):
+        return ()
+    foreign: set[tirx.Var] = set()
+    for block in before:
+        own = [axis.var for axis in block.iter_vars][:rows]
+        for load in loads(block.body.value) if isinstance(block.body, tirx.BufferStore) else ():
+            if not all(index.same_as(axis) for index, axis in zip(load.indices, own, strict=False)):
+                foreign.add(load.source)
+    candidates = overwritable(func, last.body.buffer, last.body.value, axes)
+    return tuple(index for index in candidates if func.params[index] not in foreign)
+
+
+def _is_written_in_order(block: s_tir.SBlock) -> bool:
+    return len(block.body.indices) == len(block.iter_vars) and all(
+        index.same_as(axis.var) for index, axis in zip(block.body.indices, block.iter_vars, strict=True)
+    )
 
 
 def _is_float32(block: s_tir.SBlock) -> bool:

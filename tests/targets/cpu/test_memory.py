@@ -211,3 +211,98 @@ def test_bounded_sizes_get_room_for_the_largest_and_open_ones_none() -> None:
     for count in (1, 10, 3):
         x = normal(count, 8)
         np.testing.assert_allclose(runner(x)[0], x @ normal(8, 16) @ normal(16, 8), rtol=1e-4, atol=1e-4)
+
+
+ROWS, WIDTH = 12, 64
+ROW_BYTES = ROWS * WIDTH * 4
+
+
+def product(emit: Callable, x: relax.Expr, seed: int) -> relax.Expr:
+    return emit(op.matmul(x, relax.const(normal(WIDTH, WIDTH, seed=seed) * np.float32(0.1))))
+
+
+def norm(emit: Callable, x: relax.Expr) -> relax.Expr:
+    ones, zeros = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
+    return emit(op.nn.layer_norm(x, relax.const(ones), relax.const(zeros), axes=[-1]))
+
+
+def times(x: np.ndarray, seed: int) -> np.ndarray:
+    return x @ (normal(WIDTH, WIDTH, seed=seed) * np.float32(0.1))
+
+
+def normed(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def residual(emit, x):
+    """The sum takes the place of `kept`, which nothing reads later."""
+    kept = product(emit, x, 1)
+    return product(emit, emit(op.add(product(emit, product(emit, kept, 2), 3), kept)), 4)
+
+
+def residual_wanted(x):
+    kept = times(x, 1)
+    return times(times(times(kept, 2), 3) + kept, 4)
+
+
+def normalised(emit, x):
+    return product(emit, norm(emit, product(emit, x, 1)), 2)
+
+
+def own_operand(emit, x):
+    """Every row of `kept` is read again for other columns: the sum needs a place of its own."""
+    kept = product(emit, x, 1)
+    return product(emit, emit(op.add(product(emit, kept, 2), kept)), 3)
+
+
+def read_later(emit, x):
+    kept = product(emit, x, 1)
+    total = emit(op.add(product(emit, product(emit, kept, 2), 3), kept))
+    return product(emit, emit(op.add(product(emit, total, 4), kept)), 5)
+
+
+def read_later_wanted(x):
+    kept = times(x, 1)
+    return times(times(times(times(kept, 2), 3) + kept, 4) + kept, 5)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected", "tensors"),
+    [
+        (residual, residual_wanted, 2),
+        (normalised, lambda x: times(normed(times(x, 1)), 2), 1),
+        (own_operand, lambda x: times(times(times(x, 1), 2) + times(x, 1), 3), 2),
+        (read_later, read_later_wanted, 3),
+    ],
+    ids=["residual", "normalised", "own operand", "read later"],
+)
+def test_results_take_the_place_of_operands(body: Callable, expected: Callable, tensors: int) -> None:
+    runner = Runner(function({"x": ((ROWS, WIDTH), "float32")}, body))
+    assert runner.lowered.arena_bytes == tensors * ROW_BYTES
+    x = normal(ROWS, WIDTH)
+    for _ in range(2):
+        np.testing.assert_allclose(runner(x)[0], expected(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [6, 61], ids=["one band", "bands that overlap"])
+def test_a_residual_behind_a_convolution(size: int) -> None:
+    """Bands of rows that overlap compute rows twice, and must find the residual as it was."""
+
+    def body(emit, x):
+        kept = emit(op.nn.conv2d(x, relax.const(normal(16, 16, 1, 1) * np.float32(0.2))))
+        inner = emit(op.nn.conv2d(kept, relax.const(normal(16, 16, 3, 3, seed=1) * np.float32(0.1)), padding=1))
+        last = emit(op.nn.conv2d(inner, relax.const(normal(16, 16, 3, 3, seed=2) * np.float32(0.1)), padding=1))
+        return emit(op.nn.max_pool2d(emit(op.add(last, kept)), (2, 2)))
+
+    # The same with every value an output, and therefore with a place of its own.
+    def apart(emit, x):
+        kept = emit(op.nn.conv2d(x, relax.const(normal(16, 16, 1, 1) * np.float32(0.2))))
+        inner = emit(op.nn.conv2d(kept, relax.const(normal(16, 16, 3, 3, seed=1) * np.float32(0.1)), padding=1))
+        last = emit(op.nn.conv2d(inner, relax.const(normal(16, 16, 3, 3, seed=2) * np.float32(0.1)), padding=1))
+        total = emit(op.add(last, kept))
+        return [emit(op.nn.max_pool2d(total, (2, 2))), total, kept, inner]
+
+    params = {"x": ((1, 16, size, size), "float32")}
+    x = normal(1, 16, size, size)
+    np.testing.assert_array_equal(Runner(function(params, body))(x)[0], Runner(function(params, apart))(x)[0])

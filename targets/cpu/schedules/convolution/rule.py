@@ -11,7 +11,7 @@ from greencc.targets.cpu.schedules.convolution.form import match_convolution
 from greencc.targets.cpu.schedules.convolution.panels import PanelEmitter
 from greencc.targets.cpu.schedules.convolution.plan import choose_plan
 from greencc.targets.cpu.schedules.convolution.tiles import TileEmitter
-from greencc.targets.cpu.schedules.kernel import parameter_index
+from greencc.targets.cpu.schedules.kernel import overwritable, parameter_index
 from greencc.targets.cpu.schedules.matmul import check_tail
 from greencc.targets.cpu.target import CpuTarget
 
@@ -45,4 +45,9 @@ class ConvolutionRule:
         layout = conv.taps.layout(plan.rows, conv.groups)
         emitter = PanelEmitter if plan.readers else TileEmitter
         emitted = emitter(func, tail, conv, plan, layout).emit()
-        return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name, {index: layout})
+        overwrites: list[int] = []
+        if conv.out_height % plan.height == 0:  # else two bands compute the same rows
+            operands = [parameter_index(func, operand) for operand in (conv.data, conv.weight)]
+            overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in operands]
+        func = emitted.with_attr("greencc.rule", self.name)
+        return Scheduled(func, self.name, {index: layout}, tuple(overwrites))
