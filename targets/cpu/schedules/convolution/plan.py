@@ -64,8 +64,10 @@ def choose_plan(target: CpuTarget, conv: Convolution) -> Plan:
             bands = -(-conv.out_height // height)
             # A vector costs its multiply-adds, the loads of the source (from the second cache) and of the weights.
             feeding = 1 + 0.2 * (2 * fitting + 0.5 * rows) / (rows * fitting)
-            tiles = bands * -(-length // lanes) * -(-channels // rows) * rows
-            cost = tiles * feeding * (1 + 0.002 * bands)
+            blocks = -(-channels // rows)
+            tiles = bands * -(-length // lanes) * blocks * rows
+            idle = imbalance(bands * blocks * conv.groups, target.threads)
+            cost = tiles * feeding * (1 + 0.002 * bands) * idle
             if best is None or cost < best[0]:
                 best = cost, Plan(rows, fitting, lanes, height, direct)
     assert best is not None  # a band of one row always fits
@@ -99,6 +101,12 @@ def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None
             pieces = [vectors] * (-(-length // lanes) // vectors) + [-(-length // lanes) % vectors]
             # A step of a tile costs its multiply-adds and, less than those, its loads; a panel is copied once.
             cost = sum(rows * v + 0.6 * (rows + v) + 16 * v / readers for v in pieces if v) * bands
+            cost *= imbalance(bands * -(-blocks // readers) * conv.groups, target.threads)
             if best is None or cost < best[0]:
                 best = cost, Plan(rows, vectors, lanes, height, direct, readers)
     return None if best is None else best[1]
+
+
+def imbalance(tasks: int, threads: int) -> float:
+    """How many times as long as an even share takes the thread with the most of so many equal tasks."""
+    return -(-tasks // threads) * threads / tasks
