@@ -1,5 +1,7 @@
 """Compiles real models and times them against ONNX Runtime and OpenVINO, in one process and in interleaved blocks.
 
+torch.compile joins in where torch and onnx2torch are installed (pip install '.[bench,torch]').
+
 Raw results go to a JSON file with a stamp of the machine and its measured limits; the table is made from that file.
 `--check` compares the ratios with those that baseline.json holds for this kind of CPU.
 
@@ -28,6 +30,7 @@ from benchmarks import bert_onnx, models
 from greencc import GreenccError, api
 from greencc.limits import Limits, measure_limits
 from greencc.npz import write_npz
+from greencc.peers import missing_packages
 from greencc.roofline import share_of_arithmetic
 from greencc.targets.cpu.target import host_target
 
@@ -35,8 +38,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 BASELINE = Path(__file__).resolve().parent / "baseline.json"
 # What decides whether outputs are right.
 REFERENCE = "onnxruntime"
-# The columns of the table.
+# The columns of the table, and further ones for what is installed.
 PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+OPTIONAL_PEERS = {"torch": "torch.compile"}
+TITLES = PEERS | OPTIONAL_PEERS
 # A ratio is worse than the stored one when even the lower end of its interval is that many times larger.
 ALLOWANCE = 1.1
 
@@ -122,13 +127,25 @@ def measure(name: str, repeat: int | None, limits: Limits) -> dict[str, Any]:
         if case.inputs is not None:
             given = {"inputs": Path(folder) / "inputs.npz"}
             write_npz(given["inputs"], case.inputs())
-        timed: dict[str, Any] = api.bench(artifact, vs=list(case.peers.values()), model=peer, repeat=repeat, **given)
+        engines = case.peers | {name: name for name in OPTIONAL_PEERS if not missing_packages(name)}
+
+        def against(engines: dict[str, str]) -> dict[str, Any]:
+            return api.bench(artifact, vs=list(engines.values()), model=peer, repeat=repeat, **given)
+
+        try:
+            timed = against(engines)
+        except GreenccError as error:  # not every model can be had in an optional peer
+            if engines == case.peers:
+                raise
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            engines = case.peers
+            timed = against(engines)
     for part in ("peers", "ratio", "ratio_interval_95"):
-        timed[part] = {column: timed[part][engine] for column, engine in case.peers.items()}
+        timed[part] = {column: timed[part][engine] for column, engine in engines.items()}
     share = share_of_arithmetic(timed["operations"], timed["latency_ms"]["median"], limits)
     return {
         "name": name,
-        "engines": case.peers,
+        "engines": engines,
         "compile": compiled | {"artifact": name},
         "bench": timed,
         "share_of_limit": share,
@@ -144,7 +161,8 @@ def table(results: dict[str, Any]) -> Table:
     made.add_column("kernels", justify="right", no_wrap=True)
     made.add_column("greencc\nms", justify="right", no_wrap=True)
     made.add_column("of\nlimit", justify="right", no_wrap=True)
-    for title in PEERS.values():
+    columns = [name for name in TITLES if any(name in row["bench"]["peers"] for row in results["results"])]
+    for title in (TITLES[name] for name in columns):
         made.add_column(f"{title}\nms", justify="right", no_wrap=True)
         made.add_column("ratio", no_wrap=True)
     for column in ("agree", "J"):
@@ -153,7 +171,10 @@ def table(results: dict[str, Any]) -> Table:
         compiled, timed = row["compile"], row["bench"]
         joules = timed["energy"]["joules"]
         cells = []
-        for name in PEERS:
+        for name in columns:
+            if name not in timed["peers"]:
+                cells += ["", ""]
+                continue
             low, high = timed["ratio_interval_95"][name]
             cells.append(f"{timed['peers'][name]['latency_ms']['median']:.2f}")
             cells.append(f"[bold]{timed['ratio'][name]:.2f}[/] {low:.2f}..{high:.2f}")
@@ -168,9 +189,13 @@ def table(results: dict[str, Any]) -> Table:
         )
     exact = [row["bench"]["ratio"] for row in results["results"] if not row["bench"]["approximated_by"]]
     if exact:
-        means = {name: _geometric_mean(ratio[name] for ratio in exact) for name in PEERS}
+        # Only over models that all of them ran: else a mean says which models a peer lacks.
+        means = [
+            _geometric_mean(ratio[name] for ratio in exact) if all(name in ratio for ratio in exact) else None
+            for name in columns
+        ]
         made.add_section()
-        cells = [cell for mean in means.values() for cell in ("", f"{mean:.2f}")]
+        cells = [cell for mean in means for cell in ("", "" if mean is None else f"{mean:.2f}")]
         made.add_row("geometric mean of float32", "", "", "", *cells)
     return made
 
@@ -180,7 +205,7 @@ def _agreement(timed: dict[str, Any]) -> str:
     if timed["approximated_by"]:
         apart = timed["peers"]["openvino"]["relative_l2"]
         return "?" if apart is None else f"L2 {apart:.3f}"
-    differing = [PEERS[name] for name, peer in timed["peers"].items() if not peer["agrees"]]
+    differing = [TITLES[name] for name, peer in timed["peers"].items() if not peer["agrees"]]
     return f"NOT {', '.join(differing)}" if differing else "yes"
 
 
@@ -198,11 +223,13 @@ def regressions(results: dict[str, Any], baseline: dict[str, dict[str, dict[str,
     for row in results["results"]:
         stored = baseline.get(row["bench"]["environment"]["cpu"], {}).get(row["name"], {})
         for peer, before in stored.items():
+            if peer not in row["bench"]["ratio"]:
+                continue
             low, _ = row["bench"]["ratio_interval_95"][peer]
             if low > ALLOWANCE * before:
                 now = row["bench"]["ratio"][peer]
                 allowed = f"allowed: {ALLOWANCE} times that"
-                found.append(f"{row['name']}: {now:.2f} of {PEERS[peer]}, was {before:.2f} ({allowed})")
+                found.append(f"{row['name']}: {now:.2f} of {TITLES[peer]}, was {before:.2f} ({allowed})")
     return found
 
 

@@ -54,9 +54,9 @@ def open_peer(
     """
     if name not in PEERS:
         raise UserError(f"--vs {name}: unknown runtime; known: {', '.join(PEERS)}")
-    package = name.partition("-")[0]
-    if find_spec(package) is None:
-        raise UserError(f"--vs {name}: not installed: pip install {package}")
+    missing = missing_packages(name)
+    if missing:
+        raise UserError(f"--vs {name}: not installed: pip install {' '.join(missing)}")
     if model.suffix != ".onnx":
         raise UserError(f"--vs {name}: {model} is not an .onnx file: name one with --model FILE.onnx")
     if not model.is_file():
@@ -68,6 +68,12 @@ def open_peer(
     except Exception as error:  # whatever a foreign runtime raises
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--vs {name}: {name} can't run {model}: {first_line[:300]}") from error
+
+
+def missing_packages(name: str) -> list[str]:
+    """What must be installed before the runtime called `name` can be opened."""
+    needed = [name.partition("-")[0], *_ALSO_NEEDED.get(name, ())]
+    return [package for package in needed if find_spec(package) is None]
 
 
 def _open_onnxruntime(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
@@ -86,6 +92,9 @@ def _open_onnxruntime(model: Path, inputs: Mapping[str, Array], outputs: Sequenc
 
     return Peer("onnxruntime", package_version("onnxruntime"), names, run)
 
+
+_ALSO_NEEDED = {"torch": ("onnx2torch",)}
+"""What a runtime needs besides the package that it is named after."""
 
 APPROXIMATE_PEERS = ("onnxruntime-int8",)
 """Peers whose outputs differ by design."""
@@ -113,13 +122,19 @@ def _open_onnxruntime_int8(
         return replace(_open_onnxruntime(quantized, inputs, outputs, threads), name="onnxruntime-int8")
 
 
-def _folded(model: Path, file: Path) -> Path:
-    """`file`, where ONNX Runtime wrote the model with its constants folded."""
+def _folded(model: Path, file: Path, inputs: Mapping[str, Array] | None = None) -> Path:
+    """`file`, where ONNX Runtime wrote the model with its constants folded; with `inputs`, for their sizes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if inputs is not None:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        for value in session.get_inputs():
+            for dim, size in zip(value.shape, inputs[value.name].shape, strict=True):
+                if isinstance(dim, str):
+                    options.add_free_dimension_override_by_name(dim, size)
     options.optimized_model_filepath = str(file)
     onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     return file
@@ -150,6 +165,44 @@ def _open_openvino(model: Path, inputs: Mapping[str, Array], outputs: Sequence[s
     return Peer("openvino", package_version("openvino"), names, run)
 
 
+def _open_torch(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
+    """torch.compile, at its defaults, on the module that onnx2torch makes of the model.
+
+    What onnx2torch can't read as it is, it may be able to when ONNX Runtime has folded its constants.
+    """
+    torch = import_module("torch")
+    onnx = import_module("onnx")
+    torch.set_num_threads(threads)
+
+    def opened(source: Path) -> Peer:
+        whole = onnx.load(source)
+        wanted = [value for value in whole.graph.input if value.name in inputs]
+        del whole.graph.input[:]  # old files list weights too
+        whole.graph.input.extend(wanted)
+        feed = _feed(model, inputs, [value.name for value in wanted])
+        made = [value.name for value in whole.graph.output]
+        names = _common(model, outputs, made)
+        compiled = torch.compile(import_module("onnx2torch").convert(whole).eval())
+        tensors = [torch.from_numpy(np.array(array)) for array in feed.values()]
+
+        def run() -> Outputs:
+            with torch.inference_mode():
+                results = compiled(*tensors)
+            found = dict(zip(made, results if isinstance(results, (list, tuple)) else [results], strict=True))
+            return {name: found[name].numpy() for name in names}
+
+        run()  # this compiles it
+        return Peer("torch", package_version("torch"), names, run)
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return opened(model)
+        except UserError:
+            raise
+        except Exception:  # whatever a foreign package raises
+            return opened(_folded(model, Path(folder) / "folded.onnx", inputs))
+
+
 def _common(model: Path, ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
     names = tuple(name for name in ours if name in theirs)
     if not names:
@@ -171,5 +224,6 @@ PEERS: dict[str, Callable[[Path, Mapping[str, Array], Sequence[str], int], Peer]
     "onnxruntime": _open_onnxruntime,
     "onnxruntime-int8": _open_onnxruntime_int8,
     "openvino": _open_openvino,
+    "torch": _open_torch,
 }
 """Every runtime that `bench --vs` knows, by the name of its package, and behind a dash a way to use it."""
