@@ -100,7 +100,7 @@ ATTENTIONS = {
 @pytest.mark.parametrize(
     ("batch", "longest"),
     # Whole panels of keys in the longest sequence: others end within one all the same.
-    [(BATCH, LONGEST), (BATCH, 64), (tirx.Var("b", "int64"), tirx.Var("s", "int64"))],
+    [(BATCH, LONGEST), (BATCH, 192), (tirx.Var("b", "int64"), tirx.Var("s", "int64"))],
     ids=["static", "whole panels", "symbolic"],
 )
 def test_attention_of_packed_sequences(target: CpuTarget, batch: object, longest: object) -> None:
