@@ -78,8 +78,9 @@ def compile(
         passes: the pipeline as text; None for the default one.
         elide_padding: the input [batch, sequence] that is 0 where a token is padding and 1 elsewhere: padding is not
             computed, and outputs are zeros there. None elides only what no output depends on.
-        quantize: `none`, or `int8` to compute products with constant weights in int8. Outputs then differ from the
-            model's by more than rounding.
+        quantize: `none`, or `int8` to compute products and convolutions with constant weights in int8 where that is
+            measured to be faster, or `int8-all` to do so everywhere. Outputs then differ from the model's by more
+            than rounding.
         calib: inputs like those that the model is made for, for `quantize`: an .npz whose arrays have a first axis of
             samples, or inputs by name, a mapping for each run.
         verify: compare the outputs with the reference after every pass.

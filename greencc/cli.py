@@ -50,8 +50,8 @@ def cli() -> None:
 @click.option(
     "--quantize",
     default="none",
-    type=click.Choice(["none", "int8"]),
-    help="Compute products with constant weights in int8.",
+    type=click.Choice(["none", "int8", "int8-all"]),
+    help="Compute products and convolutions in int8: where that is faster, or all.",
 )
 @click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from, for --quantize (.npz).")
 @click.option("--verify", is_flag=True, help="Compare with the reference after every pass.")

@@ -49,7 +49,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 # What --quantize adds to the pipeline. It comes last: other passes look for products of float32.
-QUANTIZE: dict[str, tuple[Pass, ...]] = {"none": (), "int8": (SmoothActivations(), QuantizeInt8())}
+QUANTIZE: dict[str, tuple[Pass, ...]] = {
+    "none": (),
+    "int8": (SmoothActivations(), QuantizeInt8()),
+    "int8-all": (SmoothActivations(), QuantizeInt8(measure=False)),
+}
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_int8_gains_by_calibration(skewed: Path, tmp_path: Path) -> None:
     distances = {}
     for name, calib in (("without", None), ("file", tmp_path / "calib.npz"), ("iterable", [{"x": data}])):
         report: dict[str, Any] = api.compile(
-            skewed, tmp_path / name, dynamic={"rows": (1, 64)}, quantize="int8", calib=calib
+            skewed, tmp_path / name, dynamic={"rows": (1, 64)}, quantize="int8-all", calib=calib
         )
         got = load(tmp_path / name)({"x": held_out})["y"]
         distances[name] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
@@ -120,5 +120,5 @@ def test_calibration_needs_something_to_calibrate(skewed: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="without --quantize"):
         api.compile(skewed, tmp_path / "a", shapes=shapes, calib=[])
     with pytest.raises(UserError, match="no such file"):
-        api.compile(skewed, tmp_path / "a", shapes=shapes, quantize="int8", calib=tmp_path / "nothing.npz")
+        api.compile(skewed, tmp_path / "a", shapes=shapes, quantize="int8-all", calib=tmp_path / "nothing.npz")
     assert not (tmp_path / "a").exists()

@@ -102,7 +102,7 @@ def test_pooling_inside_the_graph_is_elided_without_being_asked(pooled: Path, tm
 
 
 def test_int8_products_of_real_tokens(small: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"dynamic": SIZES, "quantize": "int8", "passes": None}
+    options: dict[str, Any] = {"dynamic": SIZES, "quantize": "int8-all", "passes": None}
     api.compile(small, tmp_path / "packed", elide_padding="attention_mask", **options)
     api.compile(small, tmp_path / "padded", **options)
     packed, padded = load(tmp_path / "packed"), load(tmp_path / "padded")

@@ -21,7 +21,7 @@ LENGTH, LAYERS = 128, 6
 def test_the_encoder_in_int8(minilm_onnx: Path, compiled_path: Callable[..., Path], tmp_path: Path) -> None:
     names = ("input_ids", "attention_mask", "token_type_ids")
     source, shapes = ENCODERS["directory"].source(), dict.fromkeys(names, (1, LENGTH))
-    report: dict[str, Any] = api.compile(source, tmp_path / "a", shapes=shapes, quantize="int8", verify=True)
+    report: dict[str, Any] = api.compile(source, tmp_path / "a", shapes=shapes, quantize="int8-all", verify=True)
     model = load(tmp_path / "a")
     calls = [call for call in model.artifact.manifest.calls if call.arithmetic == "int8"]
     assert len(calls) == 4 * LAYERS  # of six products of a layer three are merged

@@ -124,6 +124,8 @@ def overwritable(func: tirx.PrimFunc, output: tirx.Var, value: tirx.Expr, axes: 
 
 def _reads_at(load: ir.TensorLoad, axes: Sequence[tirx.Var]) -> bool:
     """Whether an element is read at `axes`; 0 stands for an axis of extent 1."""
+    if len(load.indices) != len(axes):
+        return False  # the block of a result of rank 0 has an axis
     return all(
         index.same_as(axis) or (is_const_zero(index) and as_int(extent) == 1)
         for index, axis, extent in zip(load.indices, axes, load.source.ty.shape, strict=True)

@@ -128,7 +128,7 @@ def test_an_encoder_in_int8(program: Path, cpu: str, features: list[str], tmp_pa
     """The same bytes and scales as on this machine: what differs is the order of float sums around the products."""
     model = random_onnx(SMALL)
     # Calibration runs here, whatever the target is.
-    options: dict[str, Any] = {"shapes": SHAPES, "quantize": "int8", "calib": [batch()]}
+    options: dict[str, Any] = {"shapes": SHAPES, "quantize": "int8-all", "calib": [batch()]}
     api.compile(model, tmp_path / "arm", target=target_file(tmp_path, cpu, ["neon", *features]), **options)
     api.compile(model, tmp_path / "here", **options)
     inputs = batch()
