@@ -15,6 +15,7 @@ from greencc.ir import constant, constant_array
 from greencc.ops import Conv2dAttrs
 from greencc.targets.cpu.emitted import EmittedKernels
 from greencc.targets.cpu.intrinsics.dot import dot_product
+from greencc.targets.cpu.quantized_norms import quantized_by_norm
 from greencc.targets.cpu.schedules.quantize_images import quantize_images_kernel, word_count
 from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget
@@ -42,7 +43,8 @@ class QuantizedLowering:
             gv = self._kernels.add(builder, name, emit, x.ty, self._target, self._dot, bool(factors))
             return relax.call_tir(gv, [x, *factors], types)
 
-        levels, row_scale, zero = self._once(builder, (x, "rows", *factors), quantize)
+        made = quantized_by_norm(builder, x, factors)
+        levels, row_scale, zero = made or self._once(builder, (x, "rows", *factors), quantize)
         # The zero point's share of every sum is the same for all rows but for the zero point itself.
         sums = constant(_levels(weight).sum(axis=0, dtype=np.int32))
 

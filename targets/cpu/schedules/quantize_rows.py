@@ -8,6 +8,8 @@ arXiv:1712.05877, equation 1, with a range per row).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -75,6 +77,37 @@ def levels_of(
     return tirx.Cast("int32" if lanes == 1 else f"int32x{lanes}", level)
 
 
+def normalize_rows_kernel(
+    x: relax.TensorType, epsilon: float, target: CpuTarget, dot: DotProduct, with_factors: bool
+) -> tirx.PrimFunc:
+    """The kernel for x [..., K] float32, gamma [K], beta [K], and factors [K], if there are any.
+
+    It writes y = (x - mean) / sqrt(variance + epsilon) * gamma + beta, of x's type, the mean and the variance being a
+    row's (layer normalisation), and behind it what quantize_rows_kernel makes of y.
+    """
+    ((*lead, last),) = with_own_symbols([list(x.shape.values)])
+    depth, rows = int(last), volume(lead)
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        operands = [T.arg("x", T.buffer((*lead, depth), "float32"))]
+        operands += [T.arg(name, T.buffer((depth,), "float32")) for name in ("gamma", "beta")]
+        factors = T.arg("factors", T.buffer((depth,), "float32")) if with_factors else None
+        y = T.arg("y", T.buffer((*lead, depth), "float32"))
+        quantized = T.arg("q", T.buffer((*lead, padded_depth(depth, dot)), dot.activation))
+        scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
+        zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
+        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-normalize-rows"})
+        count = as_int(rows)
+        loop = T.parallel if count is None or count * depth >= MIN_PARALLEL_ELEMENTS else T.serial
+        emitter = _Row(y, factors, quantized, scale, zero, depth, target.lanes(), dot)
+        with T.sblock("root"), loop(i64(0), tirx.ceildiv(rows, i64(TASK_ROWS))) as task:
+            first = task * i64(TASK_ROWS)
+            with T.serial(i64(0), tirx.min(i64(TASK_ROWS), rows - first)) as r:
+                place = unravel(first + r, lead)
+                emitter.normalize(operands, place, epsilon)
+    # To quantise_rows' five come a sum, a difference, its square's sum, two products and a sum.
+    return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(12 * depth))
+
+
 class _Row:
     """Emits one row."""
 
@@ -92,14 +125,61 @@ class _Row:
         self.source, self.factors, self.quantized = source, factors, quantized
         self.scale, self.zero, self.depth, self.lanes, self.dot = scale, zero, depth, lanes, dot
 
-    def emit(self, lead: list[tirx.Expr]) -> None:
+    def normalize(self, operands: list[tirx.Var], lead: list[tirx.Expr], epsilon: float) -> None:
+        """Emit the normalisation of a row of operands[0] by gamma and beta, and its quantisation."""
+        x, gamma, beta = operands
+        lanes, whole = self.lanes, self.depth // self.lanes
+        # The mean, then the inverse of the standard deviation.
+        numbers = stack_buffer(2)
+
+        def row(column: tirx.Expr, count: int) -> tirx.Expr:
+            return tirx.BufferLoad(x, [*lead, ramp(column, count)])
+
+        def deviation(column: tirx.Expr, count: int) -> tirx.Expr:
+            return row(column, count) - splat(numbers[i64(0)], count)
+
+        def square(column: tirx.Expr, count: int) -> tirx.Expr:
+            return deviation(column, count) * deviation(column, count)
+
+        def mean(term: Callable[[tirx.Expr, int], tirx.Expr]) -> tirx.Expr:
+            # Several sums side by side: an addition takes longer than what is added.
+            chains = next(count for count in (4, 2, 1) if whole % count == 0)
+            totals = registers(chains, lanes)
+            with T.serial(i64(0), i64(whole // chains)) as chunk:
+                for i, total in enumerate(totals):
+                    total.store(total.value + term((chunk * i64(chains) + i64(i)) * i64(lanes), lanes))
+            with T.serial(i64(0), i64(self.depth - whole * lanes)) as rest:
+                total = totals[0]
+                total.store_part(0, total.lane(0) + term(i64(whole * lanes) + rest, 1), 1)
+            for total in totals[1:]:
+                totals[0].store(totals[0].value + total.value)
+            totals[0].reduce(lambda a, b: a + b)
+            return totals[0].lane(0) * tirx.const(1.0 / self.depth, "float32")
+
+        T.buffer_store(numbers, mean(row), [i64(0)])
+        one = tirx.const(1.0, "float32")
+        T.buffer_store(numbers, one / tirx.sqrt(mean(square) + tirx.const(epsilon, "float32")), [i64(1)])
+
+        def store(column: tirx.Expr, count: int) -> None:
+            place = [ramp(column, count)]
+            scaled = deviation(column, count) * splat(numbers[i64(1)], count) * tirx.BufferLoad(gamma, place)
+            T.buffer_store(self.source, scaled + tirx.BufferLoad(beta, place), [*lead, *place])
+
+        self.emit(lead, store)
+
+    def emit(
+        self, lead: list[tirx.Expr], prepare: Callable[[tirx.Expr, int], None] = lambda column, lanes: None
+    ) -> None:
+        """Emit the quantisation of a row; `prepare` makes its elements before they are read first."""
         lanes, whole = self.lanes, self.depth // self.lanes
         low, high = registers(2, lanes)
         with T.serial(i64(0), i64(whole)) as chunk:
+            prepare(chunk * i64(lanes), lanes)
             value = self._value(lead, chunk * i64(lanes), lanes)
             low.store(tirx.min(low.value, value))
             high.store(tirx.max(high.value, value))
         with T.serial(i64(0), i64(self.depth - whole * lanes)) as rest:
+            prepare(i64(whole * lanes) + rest, 1)
             value = self._value(lead, i64(whole * lanes) + rest, 1)
             low.store_part(0, tirx.min(low.lane(0), value), 1)
             high.store_part(0, tirx.max(high.lane(0), value), 1)

@@ -106,6 +106,57 @@ def test_symbolic_rows_and_factors() -> None:
         np.testing.assert_array_equal(runner(x)[0], expected(x * factors, w, scale))
 
 
+def normed(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gamma + beta
+
+
+@pytest.mark.parametrize("rows", [9, tirx.Var("s", "int64")], ids=["static", "symbolic"])
+@pytest.mark.parametrize("depth", [64, 37])
+def test_a_norm_quantizes_its_rows_for_the_products_behind_it(rows: object, depth: int) -> None:
+    gamma, beta, factors = 1 + normal(depth, seed=1), normal(depth, seed=2), np.exp(normal(depth, seed=3))
+    parts = [quantize_channels(normal(depth, n, seed=n), 1) for n in (48, 20)]
+
+    def body(emit, x):
+        made = []
+        for scaled in ([constant(factors)], []):
+            y = emit(relax.op.nn.layer_norm(x, constant(gamma), constant(beta), axes=[-1]))
+            products = (quantized_matmul(y, *map(constant, part), *scaled) for part in parts)
+            made += [emit(relax.op.multiply(y, y)), *map(emit, products)]
+        return made
+
+    runner = Runner(function({"x": ((2, rows, depth), "float32")}, body))
+    assert "cpu-normalize-rows" in runner.rules
+    assert "cpu-quantize-rows" not in runner.rules
+    x = normal(2, 9, depth) * 3 + 1
+    *scaled, square, first, second = runner(x)
+    y = normed(x, gamma, beta)
+    np.testing.assert_allclose(square, y * y, atol=1e-4, rtol=1e-4)
+    # The levels are of y as it was computed: a level more or less where rounding differs.
+    for f, got in ((factors, scaled[1:]), (np.ones(depth, np.float32), (first, second))):
+        for (w, s), value in zip(parts, got, strict=True):
+            want = expected((y * f).astype(np.float32), w, s)
+            one_level = quantized((y * f).astype(np.float32))[1] * 127 * s
+            assert (np.abs(value - want) <= 2.01 * one_level).all()
+
+
+def test_a_norm_that_something_else_reads_too_is_computed_once() -> None:
+    gamma, beta = np.ones(64, np.float32), np.zeros(64, np.float32)
+    w, s = quantize_channels(normal(64, 64), 1)
+
+    def body(emit, x):
+        y = emit(relax.op.nn.layer_norm(x, constant(gamma), constant(beta), axes=[-1]))
+        return emit(relax.op.add(emit(quantized_matmul(y, constant(w), constant(s))), y))
+
+    runner = Runner(function({"x": ((4, 64), "float32")}, body))
+    assert [call.kernel.rstrip("0123456789") for call in runner.lowered.calls] == [
+        "normalize_rows", "fused_int8_matmul_dequantize_add"
+    ]  # fmt: skip
+    x = normal(4, 64)
+    y = normed(x, gamma, beta).astype(np.float32)
+    np.testing.assert_allclose(runner(x)[0], expected(y, w, s) + y, atol=0.2)
+
+
 @dataclass(frozen=True)
 class Convolution:
     shape: tuple[int, int, int, int]
