@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 from benchmarks import cache
 from benchmarks.bert_onnx import BertSize, random_onnx
@@ -137,6 +139,40 @@ def test_an_encoder_in_int8(program: Path, cpu: str, features: list[str], tmp_pa
     assert np.linalg.norm(got - want) <= 0.01 * np.linalg.norm(want)
     kinds = [call.arithmetic for call in read_artifact(tmp_path / "arm").manifest.calls]
     assert kinds.count("int8") == 4 * SMALL.layers
+
+
+def convolutions(path: Path) -> Path:
+    """A 3 x 3 filter with padding, whose zero point is not 0, and a strided one by words that are not full."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (24, 16, 3, 3), "b": (10, 24, 1, 1), "c": (8, 10, 3, 3)}
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32) * 0.1, name)
+        for name, shape in shapes.items()
+    ]
+    graph = onnx.parser.parse_graph(
+        "convolutions (float[2,16,13,9] x) => (float[2,8,7,5] y) {"
+        " p = Conv<pads=[1,1,1,1]>(x, a) q = Relu(p) r = Conv(q, b) y = Conv<pads=[1,1,1,1], strides=[2,2]>(r, c) }"
+    )
+    graph.initializer.extend(weights)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+@needs_emulator
+@pytest.mark.network
+@pytest.mark.parametrize(("cpu", "features"), [("neoverse-n1", ["dotprod"]), ("neoverse-v1", ["dotprod", "i8mm"])])
+def test_convolutions_in_int8(program: Path, cpu: str, features: list[str], tmp_path: Path) -> None:
+    """The same sums as on this machine, whether bytes have a sign or not."""
+    model = convolutions(tmp_path / "convolutions.onnx")
+    options: dict[str, Any] = {"passes": "quantize-int8{min-weights=1,measure=false}"}
+    api.compile(model, tmp_path / "arm", target=target_file(tmp_path, cpu, ["neon", *features]), **options)
+    api.compile(model, tmp_path / "here", **options)
+    inputs = {"x": np.random.default_rng(1).standard_normal((2, 16, 13, 9)).astype(np.float32) + np.float32(0.5)}
+    got = run(program, tmp_path / "arm", inputs, tmp_path)["y"]
+    want = load(tmp_path / "here")(inputs)["y"]
+    assert np.linalg.norm(got - want) <= 0.01 * np.linalg.norm(want)
+    kinds = [call.arithmetic for call in read_artifact(tmp_path / "arm").manifest.calls]
+    assert kinds.count("int8") == 3
 
 
 def test_a_missing_linker_is_named() -> None:
