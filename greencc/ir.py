@@ -137,6 +137,11 @@ def bindings_of(function: relax.Function) -> Iterator[relax.Binding]:
     yield from walk(function.body)
 
 
+def is_call(value: relax.Expr, op: str) -> bool:
+    """Whether a value is a call of the operator named `op`."""
+    return isinstance(value, relax.Call) and isinstance(value.op, ir.Op) and bool(value.op.name == op)
+
+
 def operands(value: relax.Expr) -> Iterator[relax.Expr]:
     """The values that an expression uses, tuples opened, in order."""
     if isinstance(value, relax.Call):

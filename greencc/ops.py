@@ -166,12 +166,11 @@ class Conv2dAttrs:
     @staticmethod
     def of(call: relax.Call) -> Conv2dAttrs:
         """The attributes of a convolution in int8 or float32, as Python values."""
-        strides, padding, dilation = (
-            tuple(int(number) for number in getattr(call.attrs, name, None) or call.attrs[name])
-            for name in ("strides", "padding", "dilation")
-        )
-        groups = int(getattr(call.attrs, "groups", None) or call.attrs["groups"])
-        return Conv2dAttrs(strides, padding, dilation, groups)  # type: ignore[arg-type]
+        attrs = call.attrs
+        rows, columns = map(int, attrs["strides"])
+        top, left, bottom, right = map(int, attrs["padding"])
+        down, along = map(int, attrs["dilation"])
+        return Conv2dAttrs((rows, columns), (top, left, bottom, right), (down, along), int(attrs["groups"]))
 
     def out_size(self, axis: int, size: int, kernel: int) -> int:
         """Rows (axis 0) or columns (1) of the result."""

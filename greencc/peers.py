@@ -122,19 +122,13 @@ def _open_onnxruntime_int8(
         return replace(_open_onnxruntime(quantized, inputs, outputs, threads), name="onnxruntime-int8")
 
 
-def _folded(model: Path, file: Path, inputs: Mapping[str, Array] | None = None) -> Path:
-    """`file`, where ONNX Runtime wrote the model with its constants folded; with `inputs`, for their sizes."""
+def _folded(model: Path, file: Path) -> Path:
+    """`file`, where ONNX Runtime wrote the model with its constants folded."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if inputs is not None:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        for value in session.get_inputs():
-            for dim, size in zip(value.shape, inputs[value.name].shape, strict=True):
-                if isinstance(dim, str):
-                    options.add_free_dimension_override_by_name(dim, size)
     options.optimized_model_filepath = str(file)
     onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     return file
@@ -166,41 +160,27 @@ def _open_openvino(model: Path, inputs: Mapping[str, Array], outputs: Sequence[s
 
 
 def _open_torch(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
-    """torch.compile, at its defaults, on the module that onnx2torch makes of the model.
-
-    What onnx2torch can't read as it is, it may be able to when ONNX Runtime has folded its constants.
-    """
+    """torch.compile, at its defaults, on the module that onnx2torch makes of the model."""
     torch = import_module("torch")
-    onnx = import_module("onnx")
+    whole = import_module("onnx").load(model)
+    wanted = [value for value in whole.graph.input if value.name in inputs]
+    del whole.graph.input[:]  # old files list weights too
+    whole.graph.input.extend(wanted)
+    feed = _feed(model, inputs, [value.name for value in wanted])
+    made = [value.name for value in whole.graph.output]
+    names = _common(model, outputs, made)
     torch.set_num_threads(threads)
+    compiled = torch.compile(import_module("onnx2torch").convert(whole).eval())
+    tensors = [torch.from_numpy(np.array(array)) for array in feed.values()]
 
-    def opened(source: Path) -> Peer:
-        whole = onnx.load(source)
-        wanted = [value for value in whole.graph.input if value.name in inputs]
-        del whole.graph.input[:]  # old files list weights too
-        whole.graph.input.extend(wanted)
-        feed = _feed(model, inputs, [value.name for value in wanted])
-        made = [value.name for value in whole.graph.output]
-        names = _common(model, outputs, made)
-        compiled = torch.compile(import_module("onnx2torch").convert(whole).eval())
-        tensors = [torch.from_numpy(np.array(array)) for array in feed.values()]
+    def run() -> Outputs:
+        with torch.inference_mode():
+            results = compiled(*tensors)
+        found = dict(zip(made, results if isinstance(results, (list, tuple)) else [results], strict=True))
+        return {name: found[name].numpy() for name in names}
 
-        def run() -> Outputs:
-            with torch.inference_mode():
-                results = compiled(*tensors)
-            found = dict(zip(made, results if isinstance(results, (list, tuple)) else [results], strict=True))
-            return {name: found[name].numpy() for name in names}
-
-        run()  # this compiles it
-        return Peer("torch", package_version("torch"), names, run)
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return opened(model)
-        except UserError:
-            raise
-        except Exception:  # whatever a foreign package raises
-            return opened(_folded(model, Path(folder) / "folded.onnx", inputs))
+    run()  # this compiles it
+    return Peer("torch", package_version("torch"), names, run)
 
 
 def _common(model: Path, ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:

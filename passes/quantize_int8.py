@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -54,11 +55,21 @@ class Weighted:
         known = x is not None and all(isinstance(size, tirx.IntImm) for size in x[1:])
         return layouts == ("NCHW", "OIHW", "NCHW") and known
 
+    @cached_property
+    def replacement(self) -> relax.Call:
+        """The operator in int8."""
+        if self.is_convolution:
+            levels, scale = quantize_channels(self.weight, 0)
+            return quantized_conv2d(self.call.args[0], constant(levels), constant(scale), Conv2dAttrs.of(self.call))
+        levels, scale = quantize_channels(self.weight, 1)
+        x, factors = _factors(self)
+        return quantized_matmul(x, constant(levels), constant(scale), factors)
+
     @property
     def is_faster(self) -> bool:
         """Whether int8 takes less time than float32; taken for granted where it can't be measured."""
         timer = None if self.graph.context is None else self.graph.context.timer
-        return not self.measure or timer is None or timer.time_ratio(replacement(self), self.call) <= _MOST_TIME
+        return not self.measure or timer is None or timer.time_ratio(self.replacement, self.call) <= _MOST_TIME
 
 
 @dataclass(frozen=True)
@@ -114,17 +125,7 @@ class QuantizeInt8(RewritePass[Weighted]):
 
     def rewrite(self, builder: Builder, match: Weighted) -> relax.Expr:
         """See RewritePass."""
-        return replacement(match)
-
-
-def replacement(match: Weighted) -> relax.Call:
-    """The operator in int8."""
-    if match.is_convolution:
-        levels, scale = quantize_channels(match.weight, 0)
-        return quantized_conv2d(match.call.args[0], constant(levels), constant(scale), Conv2dAttrs.of(match.call))
-    levels, scale = quantize_channels(match.weight, 1)
-    x, factors = _factors(match)
-    return quantized_matmul(x, constant(levels), constant(scale), factors)
+        return match.replacement
 
 
 def _factors(match: Weighted) -> tuple[relax.Expr, relax.Expr | None]:

@@ -21,6 +21,7 @@ from greencc.ir import (
     PADDING_ATTR,
     SYMBOL_LOWER_ATTR,
     SYMBOL_UPPER_ATTR,
+    is_call,
     operands,
     relax_functions,
     shape_of,
@@ -119,7 +120,7 @@ class _Plan:
         """The tensors, and from where to where they are alive."""
         for index, binding in enumerate(self._bindings):
             var, value = binding.var, binding.value
-            if _is_call(value, "relax.builtin.alloc_tensor"):
+            if is_call(value, "relax.builtin.alloc_tensor"):
                 size, fixed = self._size(value)
                 tensor = _Tensor(var, index, index, size, fixed)
                 self._tensors[var] = tensor
@@ -324,13 +325,9 @@ def _storage(size: int) -> relax.Call:
     return relax.op.memory.alloc_storage(relax.ShapeExpr([size]), 0, "global", "uint8")
 
 
-def _is_call(value: relax.Expr, op: str) -> bool:
-    return isinstance(value, relax.Call) and isinstance(value.op, ir.Op) and value.op.name == op
-
-
 def _is_view(value: relax.Expr) -> bool:
     """Whether a value is made of its operands' memory."""
-    return isinstance(value, (relax.Tuple, relax.TupleGetItem, relax.Var)) or _is_call(value, "relax.reshape")
+    return isinstance(value, (relax.Tuple, relax.TupleGetItem, relax.Var)) or is_call(value, "relax.reshape")
 
 
 def _uses(value: relax.Expr) -> Iterator[relax.Expr]:

@@ -120,6 +120,11 @@ def splat(value: tirx.Expr, lanes: int) -> tirx.Expr:
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
+def vector_type(dtype: str, lanes: int) -> str:
+    """The name of the type of `lanes` elements; `dtype` itself for a single lane."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
 def prefetch(element: tirx.Expr, cache: int) -> None:
     """Emit a request to bring the line of an element into the first- or second-level cache, and go on.
 

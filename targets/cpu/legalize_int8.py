@@ -17,7 +17,7 @@ from greencc.targets.cpu.emitted import EmittedKernels
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.quantized_norms import quantized_by_norm
 from greencc.targets.cpu.schedules.quantize_images import quantize_images_kernel, word_count
-from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel
+from greencc.targets.cpu.schedules.quantize_rows import quantize_rows_kernel, quantized_rows_types
 from greencc.targets.cpu.target import CpuTarget
 
 Quantized = tuple[relax.Var, relax.Var, relax.Var]
@@ -35,10 +35,10 @@ class QuantizedLowering:
     def matmul(self, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         """Lower a quantised product."""
         x, weight, scale, *factors = call.args
-        lead, depth = list(x.ty.shape.values[:-1]), int(x.ty.shape.values[-1])
+        depth = int(x.ty.shape.values[-1])
 
         def quantize() -> relax.Expr:
-            types = self._types([*lead, padded_depth(depth, self._dot)], [*lead, 1])
+            types = quantized_rows_types(x.ty, self._dot)
             name, emit = "quantize_rows", quantize_rows_kernel
             gv = self._kernels.add(builder, name, emit, x.ty, self._target, self._dot, bool(factors))
             return relax.call_tir(gv, [x, *factors], types)
@@ -69,7 +69,11 @@ class QuantizedLowering:
         words = word_count(channels, attrs.groups, dot)
 
         def quantize() -> relax.Expr:
-            types = self._types([batch, words, height, width, dot.depth], [batch, 1, 1, 1])
+            types = [
+                relax.TensorType([batch, words, height, width, dot.depth], dot.activation),
+                relax.TensorType([batch, 1, 1, 1], "float32"),
+                relax.TensorType([batch, 1, 1, 1], "int32"),
+            ]
             name, emit = "quantize_images", quantize_images_kernel
             gv = self._kernels.add(builder, name, emit, x.ty, attrs.groups, self._target, dot)
             return relax.call_tir(gv, [x], types)
@@ -87,13 +91,6 @@ class QuantizedLowering:
             )
         )  # fmt: skip
         return _dequantized(builder, total, image_scale, zero, scale, sums, axis=1)
-
-    def _types(self, levels: list[tirx.Expr], schemes: list[tirx.Expr]) -> list[relax.TensorType]:
-        return [
-            relax.TensorType(levels, self._dot.activation),
-            relax.TensorType(schemes, "float32"),
-            relax.TensorType(schemes, "int32"),
-        ]
 
     def _once(
         self, builder: relax.BlockBuilder, key: tuple[object, ...], quantize: Callable[[], relax.Expr]

@@ -10,10 +10,10 @@ import numpy as np
 import tvm
 from tvm import ir, relax, tirx
 
-from greencc.ir import bindings_of, constant_array, dtype_of, relax_functions, shape_of
+from greencc.ir import bindings_of, constant_array, dtype_of, is_call, relax_functions, shape_of
 from greencc.ops import QUANTIZED_MATMUL
 from greencc.targets.cpu.intrinsics.dot import dot_product
-from greencc.targets.cpu.schedules.quantize_rows import normalize_rows_kernel, padded_depth
+from greencc.targets.cpu.schedules.quantize_rows import normalize_rows_kernel, quantized_rows_types
 from greencc.targets.cpu.target import CpuTarget
 
 NAME = "normalize_rows"
@@ -25,7 +25,7 @@ def quantize_in_norms(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
     for gv, function in relax_functions(module):
         readers: dict[relax.Var, relax.Call] = {}
         for binding in bindings_of(function):
-            if _is_call(binding.value, QUANTIZED_MATMUL):
+            if is_call(binding.value, QUANTIZED_MATMUL):
                 readers.setdefault(binding.value.args[0], binding.value)
         found = {
             binding.var: readers[binding.var]
@@ -45,7 +45,7 @@ def quantized_by_norm(
     if not isinstance(field, relax.TupleGetItem) or field.index != 0:
         return None
     made = builder.lookup_binding(field.tuple_value)
-    if not _is_call(made, "relax.call_tir") or not made.args[0].name_hint.startswith(NAME):
+    if not is_call(made, "relax.call_tir") or not made.args[0].name_hint.startswith(NAME):
         return None
     given = list(made.args[1].fields)[3:]
     if len(given) != len(factors) or not all(map(_equal, given, factors)):
@@ -84,13 +84,7 @@ class _Rewriter:
     def _call(self, norm: relax.Call, reader: relax.Call) -> relax.Call:
         x, factors = norm.args[0], list(reader.args[3:])
         dot = dot_product(self._target)
-        *lead, last = x.ty.shape.values
-        types = [
-            x.ty,
-            relax.TensorType([*lead, padded_depth(int(last), dot)], dot.activation),
-            relax.TensorType([*lead, 1], "float32"),
-            relax.TensorType([*lead, 1], "int32"),
-        ]
+        types = [x.ty, *quantized_rows_types(x.ty, dot)]
         epsilon = float(norm.attrs.epsilon)
         form = f"{x.ty} {epsilon} {len(factors)}"
         if form not in self._kernels:
@@ -108,14 +102,10 @@ def _equal(a: relax.Expr, b: relax.Expr) -> bool:
 
 def _is_plain_norm(value: relax.Expr) -> bool:
     """Whether a value is a layer norm over the last axis of float32 rows of known length, with gamma and beta."""
-    if not _is_call(value, "relax.nn.layer_norm"):
+    if not is_call(value, "relax.nn.layer_norm"):
         return False
     shape, attrs = shape_of(value.args[0].ty), value.attrs
     if shape is None or not isinstance(shape[-1], tirx.IntImm) or dtype_of(value.ty) != "float32":
         return False
     axes = [int(axis) % len(shape) for axis in attrs.axes]
     return axes == [len(shape) - 1] and bool(attrs.center) and bool(attrs.scale)
-
-
-def _is_call(value: relax.Expr, op: str) -> bool:
-    return isinstance(value, relax.Call) and isinstance(value.op, ir.Op) and value.op.name == op

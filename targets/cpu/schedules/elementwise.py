@@ -8,7 +8,7 @@ import tvm
 from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
-from greencc.targets.cpu.schedules.kernel import blocks, is_reduction, overwritable
+from greencc.targets.cpu.schedules.kernel import blocks, is_reduction, is_written_in_order, overwritable
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, loads, uses_var
 
@@ -47,7 +47,7 @@ class ElementwiseRule:
             return Declined("a block can't be inlined")
         last = schedule.get(found[-1])
         overwrites: tuple[int, ...] = ()
-        if all(index.same_as(axis.var) for index, axis in zip(last.body.indices, last.iter_vars, strict=False)):
+        if is_written_in_order(last):
             axes = [axis.var for axis in last.iter_vars]
             overwrites = tuple(overwritable(func, last.body.buffer, last.body.value, axes))
         schedule_map(schedule, found[-1], self.target)

@@ -70,11 +70,9 @@ def inline_tail(func: tirx.PrimFunc, skip: int = 0) -> Tail | str:
     last = schedule.get(all_blocks[-1])
     if not isinstance(last.body, tirx.BufferStore):
         return "the last block is no plain store"
-    axes = tuple(axis.var for axis in last.iter_vars)
-    if len(axes) != len(last.body.indices) or not all(
-        index.same_as(axis) for index, axis in zip(last.body.indices, axes, strict=True)
-    ):
+    if not is_written_in_order(last):
         return "the output isn't written in the order of its axes"
+    axes = tuple(axis.var for axis in last.iter_vars)
     return Tail(producer, last.body.value, axes, last.body.buffer, intermediate)
 
 
@@ -117,16 +115,23 @@ def overwritable(func: tirx.PrimFunc, output: tirx.Var, value: tirx.Expr, axes: 
         dims, wanted = list(param.ty.shape), list(output.ty.shape)
         if len(dims) != len(wanted) or not all(map(analyzer.can_prove_equal, dims, wanted)):
             continue
-        if all(_reads_at(load, axes) for load in reads):
+        if all(indexed_by(load, axes, allow_zero=True) for load in reads):
             found.append(index)
     return found
 
 
-def _reads_at(load: ir.TensorLoad, axes: Sequence[tirx.Var]) -> bool:
-    """Whether an element is read at `axes`; 0 stands for an axis of extent 1."""
+def indexed_by(load: ir.TensorLoad, axes: Sequence[tirx.Var], *, allow_zero: bool = False) -> bool:
+    """Whether a load's indices are exactly `axes`; with `allow_zero`, 0 may stand for an axis of extent 1."""
     if len(load.indices) != len(axes):
-        return False  # the block of a result of rank 0 has an axis
-    return all(
-        index.same_as(axis) or (is_const_zero(index) and as_int(extent) == 1)
-        for index, axis, extent in zip(load.indices, axes, load.source.ty.shape, strict=True)
-    )
+        return False
+    for index, axis, extent in zip(load.indices, axes, load.source.ty.shape, strict=True):
+        if index.same_as(axis) or (allow_zero and is_const_zero(index) and as_int(extent) == 1):
+            continue
+        return False
+    return True
+
+
+def is_written_in_order(block: s_tir.SBlock) -> bool:
+    """Whether a block stores its value at its own axes, in order."""
+    indices, axes = block.body.indices, block.iter_vars
+    return len(indices) == len(axes) and all(i.same_as(axis.var) for i, axis in zip(indices, axes, strict=True))

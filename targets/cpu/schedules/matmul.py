@@ -25,6 +25,7 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.kernel import (
     Tail,
+    indexed_by,
     inline_tail,
     is_const_zero,
     is_reduction,
@@ -129,10 +130,10 @@ def match_product(tail: Tail, target: CpuTarget) -> Product | str:
     a, b = factors
     if not (b.indices[-1].same_as(j) and len(b.indices) >= 2 and b.indices[-2].same_as(k)):
         return "the second factor isn't [k, j]"
-    if not _indexed_by(a, [*lead, i, k]):
+    if not indexed_by(a, [*lead, i, k]):
         return "the first factor isn't [..., i, k]"
     batched = len(b.indices) > 2
-    if batched and not _indexed_by(b, [*lead, k, j]):
+    if batched and not indexed_by(b, [*lead, k, j]):
         return "the batch axes of the factors differ"
     depth, columns = as_int(reduced[0].dom.extent), as_int(tail.output.ty.shape[-1])
     if depth is None or columns is None:
@@ -155,7 +156,7 @@ def check_tail(tail: Tail) -> str | None:
         if not analyzer.can_prove_equal(a, b):
             return "the tail changes the shape"
     for load in loads(tail.value):
-        if load.source.same_as(tail.intermediate) and not _indexed_by(load, list(tail.axes), allow_zero=True):
+        if load.source.same_as(tail.intermediate) and not indexed_by(load, list(tail.axes), allow_zero=True):
             return "the tail reads the product elsewhere"
     return None
 
@@ -404,17 +405,6 @@ def _factors(store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad] | N
     if isinstance(left, ir.TensorLoad) and isinstance(right, ir.TensorLoad):
         return left, right
     return None
-
-
-def _indexed_by(load: ir.TensorLoad, axes: list[tirx.Var], *, allow_zero: bool = False) -> bool:
-    """Whether a load's indices are exactly `axes`; with `allow_zero`, 0 may stand for an axis of extent 1."""
-    if len(load.indices) != len(axes):
-        return False
-    for index, axis, extent in zip(load.indices, axes, load.source.ty.shape, strict=True):
-        if index.same_as(axis) or (allow_zero and is_const_zero(index) and as_int(extent) == 1):
-            continue
-        return False
-    return True
 
 
 def _row_count(tail: Tail) -> int | None:

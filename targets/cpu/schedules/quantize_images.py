@@ -13,10 +13,10 @@ from tvm.tirx.script import builder as T
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.quantize_rows import levels_of, scale_of
+from greencc.targets.cpu.schedules.quantize_rows import levels_of, store_scheme
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int, cover, i64, ramp, splat, with_own_symbols
+from greencc.targets.tir import as_int, cover, i64, ramp, splat, vector_type, with_own_symbols
 
 # Parts of an image for each thread.
 PARTS_PER_THREAD = 4
@@ -131,16 +131,8 @@ class _Images:
             with T.serial(i64(1), i64(count)) as part:
                 T.buffer_store(extremes, combine(extremes[i64(i)], ranges[n, i64(i), part]), [i64(i)])
         low, span = extremes[i64(0)], extremes[i64(1)] - extremes[i64(0)]
-        inverse, scale = scale_of(span)
-        T.buffer_store(numbers, inverse, [n, i64(0)])
-        T.buffer_store(numbers, tirx.nearbyint(-low * numbers[n, i64(0)]) - self._shift, [n, i64(1)])
         place = [n, i64(0), i64(0), i64(0)]
-        T.buffer_store(self.scale, scale, place)
-        T.buffer_store(self.zero, tirx.Cast("int32", numbers[n, i64(1)]), place)
-
-    @property
-    def _shift(self) -> tirx.Expr:
-        return tirx.const(128.0 if self.dot.is_signed else 0.0, "float32")
+        store_scheme(low, span, self.dot, (numbers, [n]), (self.scale, self.zero, place))
 
     def _word(self, numbers: tirx.Var, n: tirx.Expr, word: tirx.Expr, first: tirx.Expr, count: int) -> None:
         """The levels of one word of channels at `count` positions."""
@@ -178,18 +170,14 @@ class _Images:
     ) -> None:
         """The words of some positions; the first `valid` channels of a word are there."""
         depth = self.dot.depth
-        inverse, zero = (splat(numbers[n, i64(i)], lanes) for i in (0, 1))
-        levels = [
-            levels_of(
-                tirx.BufferLoad(self.source, [n, channel + i64(i), i64(0), ramp(at, lanes)]),
-                inverse, zero, self._shift, lanes,
-            )
-            for i in range(valid)
-        ]  # fmt: skip
+        values = [
+            tirx.BufferLoad(self.source, [n, channel + i64(i), i64(0), ramp(at, lanes)]) for i in range(valid)
+        ]
+        levels = [levels_of(value, (numbers, [n]), self.dot, lanes) for value in values]
         place = [n, word, i64(0), i64(0), ramp(at * i64(depth), lanes * depth)]
         if depth == 1:
-            narrow = self.dot.activation if lanes == 1 else f"{self.dot.activation}x{lanes}"
-            T.buffer_store(self.quantized, tirx.Cast(narrow, levels[0]), place)
+            narrow = tirx.Cast(vector_type(self.dot.activation, lanes), levels[0])
+            T.buffer_store(self.quantized, narrow, place)
             return
         bits = 32 // depth
         mask = splat(tirx.const((1 << bits) - 1, "int32"), lanes)

@@ -19,7 +19,7 @@ from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int, i64, ramp, splat, unravel, volume, with_own_symbols
+from greencc.targets.tir import as_int, i64, ramp, splat, unravel, vector_type, volume, with_own_symbols
 
 # Rows of a task: some microseconds of work.
 TASK_ROWS = 8
@@ -31,6 +31,16 @@ def padded_depth(depth: int, dot: DotProduct) -> int:
     return -(-depth // dot.depth) * dot.depth
 
 
+def quantized_rows_types(x: relax.TensorType, dot: DotProduct) -> list[relax.TensorType]:
+    """Types of the levels, scales and zero points of x [..., K], see quantize_rows_kernel."""
+    *lead, last = x.shape.values
+    return [
+        relax.TensorType([*lead, padded_depth(int(last), dot)], dot.activation),
+        relax.TensorType([*lead, 1], "float32"),
+        relax.TensorType([*lead, 1], "int32"),
+    ]
+
+
 def quantize_rows_kernel(
     x: relax.TensorType, target: CpuTarget, dot: DotProduct, with_factors: bool
 ) -> tirx.PrimFunc:
@@ -39,42 +49,7 @@ def quantize_rows_kernel(
     It writes q [..., K filled up] in `dot.activation`, scale [..., 1] float32 and zero [..., 1] int32, such that
     x is about (q - zero) * scale. Where bytes are signed, q and zero are 128 less.
     """
-    ((*lead, last),) = with_own_symbols([list(x.shape.values)])
-    depth, rows = int(last), volume(lead)
-    with IRBuilder() as ib, T.prim_func(s_tir=True):
-        source = T.arg("x", T.buffer((*lead, depth), "float32"))
-        factors = T.arg("factors", T.buffer((depth,), "float32")) if with_factors else None
-        quantized = T.arg("q", T.buffer((*lead, padded_depth(depth, dot)), dot.activation))
-        scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
-        zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-quantize-rows"})
-        tasks = tirx.ceildiv(rows, i64(TASK_ROWS))
-        count = as_int(rows)
-        loop = T.parallel if count is None or count * depth >= MIN_PARALLEL_ELEMENTS else T.serial
-        emitter = _Row(source, factors, quantized, scale, zero, depth, target.lanes(), dot)
-        # TVM looks for reshapes among kernels of one operand, and expects a block.
-        with T.sblock("root"), loop(i64(0), tasks) as task:
-            first = task * i64(TASK_ROWS)
-            with T.serial(i64(0), tirx.min(i64(TASK_ROWS), rows - first)) as r:
-                emitter.emit(unravel(first + r, lead))
-    # Two comparisons, a product, a sum and a rounding for every element.
-    return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(5 * depth))
-
-
-def scale_of(span: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-    """(levels per unit, what a level is worth) where `span` is the distance of the extremes."""
-    zero, levels = tirx.const(0.0, "float32"), tirx.const(float(LEVELS), "float32")
-    return tirx.Select(span > zero, levels / span, zero), span / levels
-
-
-def levels_of(
-    value: tirx.Expr, inverse: tirx.Expr, zero: tirx.Expr, shift: tirx.Expr, lanes: int
-) -> tirx.Expr:
-    """The levels of float32 values, int32: value / scale + zero, rounded and held within LEVELS from -shift on."""
-    lowest = splat(-shift, lanes)
-    highest = splat(tirx.const(float(LEVELS), "float32") - shift, lanes)
-    level = tirx.min(tirx.max(tirx.nearbyint(value * inverse + zero), lowest), highest)
-    return tirx.Cast("int32" if lanes == 1 else f"int32x{lanes}", level)
+    return _rows_kernel(x, target, dot, with_factors, epsilon=None)
 
 
 def normalize_rows_kernel(
@@ -85,27 +60,86 @@ def normalize_rows_kernel(
     It writes y = (x - mean) / sqrt(variance + epsilon) * gamma + beta, of x's type, the mean and the variance being a
     row's (layer normalisation), and behind it what quantize_rows_kernel makes of y.
     """
+    return _rows_kernel(x, target, dot, with_factors, epsilon)
+
+
+def _rows_kernel(
+    x: relax.TensorType, target: CpuTarget, dot: DotProduct, with_factors: bool, epsilon: float | None
+) -> tirx.PrimFunc:
+    """Quantised rows; with an epsilon, of normalised ones."""
     ((*lead, last),) = with_own_symbols([list(x.shape.values)])
     depth, rows = int(last), volume(lead)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
-        operands = [T.arg("x", T.buffer((*lead, depth), "float32"))]
-        operands += [T.arg(name, T.buffer((depth,), "float32")) for name in ("gamma", "beta")]
+        source = given = T.arg("x", T.buffer((*lead, depth), "float32"))
+        names = ["gamma", "beta"] if epsilon is not None else []
+        parameters = [T.arg(name, T.buffer((depth,), "float32")) for name in names]
         factors = T.arg("factors", T.buffer((depth,), "float32")) if with_factors else None
-        y = T.arg("y", T.buffer((*lead, depth), "float32"))
+        if epsilon is not None:
+            source = T.arg("y", T.buffer((*lead, depth), "float32"))
         quantized = T.arg("q", T.buffer((*lead, padded_depth(depth, dot)), dot.activation))
         scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
         zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-normalize-rows"})
+        rule = "cpu-quantize-rows" if epsilon is None else "cpu-normalize-rows"
+        T.func_attr({"tirx.noalias": True, "greencc.rule": rule})
         count = as_int(rows)
         loop = T.parallel if count is None or count * depth >= MIN_PARALLEL_ELEMENTS else T.serial
-        emitter = _Row(y, factors, quantized, scale, zero, depth, target.lanes(), dot)
+        emitter = _Row(source, factors, quantized, scale, zero, depth, target.lanes(), dot)
+        # TVM looks for reshapes among kernels of one operand, and expects a block.
         with T.sblock("root"), loop(i64(0), tirx.ceildiv(rows, i64(TASK_ROWS))) as task:
             first = task * i64(TASK_ROWS)
             with T.serial(i64(0), tirx.min(i64(TASK_ROWS), rows - first)) as r:
                 place = unravel(first + r, lead)
-                emitter.normalize(operands, place, epsilon)
-    # To quantise_rows' five come a sum, a difference, its square's sum, two products and a sum.
-    return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(12 * depth))
+                if epsilon is None:
+                    emitter.emit(place)
+                else:
+                    emitter.normalize([given, *parameters], place, epsilon)
+    # Two comparisons, a product, a sum and a rounding for every element; to normalise it, a sum, a difference, its
+    # square and that one's sum, two products and a sum.
+    operations = 5 if epsilon is None else 12
+    return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
+
+
+def store_scheme(
+    low: tirx.Expr,
+    span: tirx.Expr,
+    dot: DotProduct,
+    numbers: tuple[tirx.Var, list[tirx.Expr]],
+    scheme: tuple[tirx.Var, tirx.Var, list[tirx.Expr]],
+) -> None:
+    """Emit the scale and zero point of what has `low` as its least element, and `span` as its range.
+
+    Args:
+        low, span: float32; the range holds 0.
+        dot: says whether bytes are signed.
+        numbers: a buffer and where in it the two numbers go that levels are computed with, see levels_of.
+        scheme: the buffers of scales and of zero points, and where in them.
+    """
+    zero, levels = tirx.const(0.0, "float32"), tirx.const(float(LEVELS), "float32")
+    (buffer, lead), (scales, zeros, place) = numbers, scheme
+    inverse, offset = [*lead, i64(0)], [*lead, i64(1)]
+    T.buffer_store(buffer, tirx.Select(span > zero, levels / span, zero), inverse)
+    T.buffer_store(buffer, tirx.nearbyint(-low * tirx.BufferLoad(buffer, inverse)) - _shift(dot), offset)
+    T.buffer_store(scales, span / levels, place)
+    T.buffer_store(zeros, tirx.Cast("int32", tirx.BufferLoad(buffer, offset)), place)
+
+
+def levels_of(
+    value: tirx.Expr, numbers: tuple[tirx.Var, list[tirx.Expr]], dot: DotProduct, lanes: int
+) -> tirx.Expr:
+    """The levels of float32 values, int32: value / scale + zero, rounded and held within what bytes can be."""
+    buffer, lead = numbers
+    inverse, zero = (splat(tirx.BufferLoad(buffer, [*lead, i64(i)]), lanes) for i in (0, 1))
+    lowest, highest = (splat(limit - _shift(dot), lanes) for limit in map(_level, (0, LEVELS)))
+    level = tirx.min(tirx.max(tirx.nearbyint(value * inverse + zero), lowest), highest)
+    return tirx.Cast(vector_type("int32", lanes), level)
+
+
+def _shift(dot: DotProduct) -> tirx.Expr:
+    return _level(128 if dot.is_signed else 0)
+
+
+def _level(value: int) -> tirx.Expr:
+    return tirx.const(float(value), "float32")
 
 
 class _Row:
@@ -188,30 +222,22 @@ class _Row:
         self._store(lead, low.lane(0), high.lane(0) - low.lane(0))
 
     def _store(self, lead: list[tirx.Expr], low: tirx.Expr, span: tirx.Expr) -> None:
-        shift = tirx.const(128.0 if self.dot.is_signed else 0.0, "float32")
-        inverse, scale = scale_of(span)
         # What a row needs, computed once: the scale's inverse, and the zero point as a float.
         numbers = stack_buffer(2)
-        T.buffer_store(numbers, inverse, [i64(0)])
-        T.buffer_store(numbers, tirx.nearbyint(-low * numbers[i64(0)]) - shift, [i64(1)])
-        T.buffer_store(self.scale, scale, [*lead, i64(0)])
-        T.buffer_store(self.zero, tirx.Cast("int32", numbers[i64(1)]), [*lead, i64(0)])
+        store_scheme(low, span, self.dot, (numbers, []), (self.scale, self.zero, [*lead, i64(0)]))
         lanes, whole = self.lanes, self.depth // self.lanes
         with T.serial(i64(0), i64(whole)) as chunk:
-            self._quantize(lead, numbers, shift, chunk * i64(lanes), lanes)
+            self._quantize(lead, numbers, chunk * i64(lanes), lanes)
         with T.serial(i64(0), i64(self.depth - whole * lanes)) as rest:
-            self._quantize(lead, numbers, shift, i64(whole * lanes) + rest, 1)
+            self._quantize(lead, numbers, i64(whole * lanes) + rest, 1)
         surplus = padded_depth(self.depth, self.dot) - self.depth
         with T.serial(i64(0), i64(surplus)) as rest:  # it meets weights that are 0
             T.buffer_store(self.quantized, tirx.const(0, self.dot.activation), [*lead, i64(self.depth) + rest])
 
-    def _quantize(
-        self, lead: list[tirx.Expr], numbers: tirx.Var, shift: tirx.Expr, column: tirx.Expr, lanes: int
-    ) -> None:
-        inverse, zero = (splat(numbers[i64(i)], lanes) for i in (0, 1))
-        wide = levels_of(self._value(lead, column, lanes), inverse, zero, shift, lanes)
-        narrow = self.dot.activation if lanes == 1 else f"{self.dot.activation}x{lanes}"
-        T.buffer_store(self.quantized, tirx.Cast(narrow, wide), [*lead, ramp(column, lanes)])
+    def _quantize(self, lead: list[tirx.Expr], numbers: tirx.Var, column: tirx.Expr, lanes: int) -> None:
+        levels = levels_of(self._value(lead, column, lanes), (numbers, []), self.dot, lanes)
+        narrow = tirx.Cast(vector_type(self.dot.activation, lanes), levels)
+        T.buffer_store(self.quantized, narrow, [*lead, ramp(column, lanes)])
 
     def _value(self, lead: list[tirx.Expr], column: tirx.Expr, lanes: int) -> tirx.Expr:
         value = tirx.BufferLoad(self.source, [*lead, ramp(column, lanes)])

@@ -13,7 +13,7 @@ from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.kernel import REDUCE, blocks, is_reduction, overwritable
+from greencc.targets.cpu.schedules.kernel import REDUCE, blocks, is_reduction, is_written_in_order, overwritable
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, loads, uses_var
 
@@ -137,7 +137,7 @@ def _overwrites(func: tirx.PrimFunc, found: list[s_tir.SBlock], rows: int) -> tu
     """Parameters that the result may overwrite: what precedes the last block reads nothing of them but its own row."""
     *before, last = found
     axes = [axis.var for axis in last.iter_vars]
-    if rows == 0 or not before or not isinstance(last.body, tirx.BufferStore) or not _is_written_in_order(last):
+    if rows == 0 or not before or not isinstance(last.body, tirx.BufferStore) or not is_written_in_order(last):
         return ()
     foreign: set[tirx.Var] = set()
     for block in before:
@@ -147,12 +147,6 @@ def _overwrites(func: tirx.PrimFunc, found: list[s_tir.SBlock], rows: int) -> tu
                 foreign.add(load.source)
     candidates = overwritable(func, last.body.buffer, last.body.value, axes)
     return tuple(index for index in candidates if func.params[index] not in foreign)
-
-
-def _is_written_in_order(block: s_tir.SBlock) -> bool:
-    return len(block.body.indices) == len(block.iter_vars) and all(
-        index.same_as(axis.var) for index, axis in zip(block.body.indices, block.iter_vars, strict=True)
-    )
 
 
 def _is_float32(block: s_tir.SBlock) -> bool:

@@ -13,7 +13,7 @@ from tvm import tirx
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ChannelBlocks, WordBlocks
-from greencc.targets.tir import i64, ramp, splat
+from greencc.targets.tir import i64, ramp, splat, vector_type
 
 
 class Taps(Protocol):
@@ -121,7 +121,7 @@ class DotTaps:
     def read(self, data: tirx.Var, row: list[tirx.Expr], start: tirx.Expr, lanes: int) -> tirx.Expr:
         """See Taps."""
         values = tirx.BufferLoad(data, [*row, i64(0), ramp(start * i64(self.depth), lanes * self.depth)])
-        return values if self.depth == 1 else tirx.reinterpret(_vector("int32", lanes), values)
+        return values if self.depth == 1 else tirx.reinterpret(vector_type("int32", lanes), values)
 
     def padding(self, zero: tirx.Var | None, n: tirx.Expr) -> tirx.Expr:
         """See Taps."""
@@ -145,9 +145,5 @@ class DotTaps:
     def accumulate(self, total: tirx.Expr, words: tirx.Expr, factor: tirx.Expr, lanes: int) -> tirx.Expr:
         """See Taps."""
         if self.depth > 1:
-            words = tirx.reinterpret(_vector(self.dot.activation, lanes * self.depth), words)
+            words = tirx.reinterpret(vector_type(self.dot.activation, lanes * self.depth), words)
         return self.dot.multiply(total, words, factor)
-
-
-def _vector(dtype: str, lanes: int) -> str:
-    return dtype if lanes == 1 else f"{dtype}x{lanes}"
