@@ -1,6 +1,6 @@
 """Compiles real models and times them against ONNX Runtime and OpenVINO, in one process and in interleaved blocks.
 
-torch.compile joins in where torch and onnx2torch are installed (pip install '.[bench,torch]').
+torch.compile and llama.cpp join in where they are installed (pip install '.[bench,torch,llama]').
 
 Raw results go to a JSON file with a stamp of the machine and its measured limits; the table is made from that file.
 `--check` compares the ratios with those that baseline.json holds for this kind of CPU.
@@ -26,11 +26,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bert_onnx, models
+from benchmarks import bert_gguf, bert_onnx, models
 from greencc import GreenccError, api
 from greencc.limits import Limits, measure_limits
 from greencc.npz import write_npz
-from greencc.peers import missing_packages
+from greencc.peers import RUNTIMES, missing_packages
 from greencc.roofline import share_of_arithmetic
 from greencc.targets.cpu.target import host_target
 
@@ -40,7 +40,7 @@ BASELINE = Path(__file__).resolve().parent / "baseline.json"
 REFERENCE = "onnxruntime"
 # The columns of the table, and further ones for what is installed.
 PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-OPTIONAL_PEERS = {"torch": "torch.compile"}
+OPTIONAL_PEERS = {"torch": "torch.compile", "llama.cpp": "llama.cpp"}
 TITLES = PEERS | OPTIONAL_PEERS
 # A ratio is worse than the stored one when even the lower end of its interval is that many times larger.
 ALLOWANCE = 1.1
@@ -56,12 +56,14 @@ class Case:
         shapes: fixed shapes by input name; with `dynamic`, the shapes that are timed.
         dynamic: bounds of the dimensions that stay symbolic.
         options: further options of `greencc.compile`.
+        gguf: path of the same model as GGUF, for llama.cpp; None where it has no such architecture.
         inputs: what is run; generated where None.
         peers: what is run for each column of the table.
     """
 
     model: Callable[[], Path]
     peer: Callable[[], Path] | None = None
+    gguf: Callable[[], Path] | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dynamic: dict[str, tuple[int, int]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +79,7 @@ def _minilm(batch: int, sequence: int, **fields: Any) -> Case:
     def peer() -> Path:
         return bert_onnx.encoder_onnx(models.minilm_hf())
 
-    return Case(models.minilm_hf, peer, _inputs(batch, sequence), **fields)
+    return Case(models.minilm_hf, peer, lambda: bert_gguf.encoder_gguf(peer()), _inputs(batch, sequence), **fields)
 
 
 def padded_batch(batch: int = 8, shortest: int = 16, longest: int = 128) -> dict[str, np.ndarray]:
@@ -104,7 +106,11 @@ CASES = {
         8, 128, options={"elide_padding": "attention_mask"}, inputs=padded_batch
     ),
     "minilm-1x128-int8": _minilm(1, 128, **_INT8),
-    "bert-base-1x128": Case(bert_onnx.random_onnx, shapes=_inputs(1, 128)),
+    "bert-base-1x128": Case(
+        bert_onnx.random_onnx,
+        gguf=lambda: bert_gguf.encoder_gguf(bert_onnx.random_onnx()),
+        shapes=_inputs(1, 128),
+    ),
     "magika": Case(models.magika, shapes={"bytes": (1, 2048)}),
     "ppocr-rec": Case(models.ppocr_rec, shapes={"x": (1, 3, 48, 320)}),
     "ppocr-rec-int8": Case(models.ppocr_rec, shapes={"x": (1, 3, 48, 320)}, **_INT8),
@@ -132,10 +138,18 @@ def measure(name: str, repeat: int | None) -> dict[str, Any]:
         if case.inputs is not None:
             given = {"inputs": Path(folder) / "inputs.npz"}
             write_npz(given["inputs"], case.inputs())
-        engines = case.peers | {name: name for name in OPTIONAL_PEERS if not missing_packages(name)}
+        files = [peer]
+        if case.gguf is not None and not missing_packages("llama.cpp"):
+            files.append(case.gguf())
+        suffixes = {file.suffix for file in files}
+        engines = case.peers | {
+            name: name
+            for name in OPTIONAL_PEERS
+            if not missing_packages(name) and RUNTIMES[name].suffix in suffixes
+        }
 
         def against(engines: dict[str, str]) -> dict[str, Any]:
-            return api.bench(artifact, vs=list(engines.values()), model=peer, repeat=repeat, **given)
+            return api.bench(artifact, vs=list(engines.values()), model=files, repeat=repeat, **given)
 
         try:
             timed = against(engines)
@@ -220,7 +234,11 @@ def _agreement(timed: dict[str, Any]) -> str:
     if timed["approximated_by"]:
         apart = timed["peers"]["openvino"]["relative_l2"]
         return "?" if apart is None else f"L2 {apart:.3f}"
-    differing = [TITLES[name] for name, peer in timed["peers"].items() if not peer["agrees"]]
+    differing = [
+        TITLES[name]
+        for name, peer in timed["peers"].items()
+        if not (peer["agrees"] or (name in RUNTIMES and RUNTIMES[name].approximates))
+    ]
     return f"NOT {', '.join(differing)}" if differing else "yes"
 
 

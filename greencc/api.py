@@ -21,7 +21,7 @@ from greencc.energy.meter import choose_meter
 from greencc.errors import GreenccError, InputError, UserError
 from greencc.npz import check_writable, read_npz, write_npz
 from greencc.padding import ElidedPadding
-from greencc.peers import APPROXIMATE_PEERS
+from greencc.peers import RUNTIMES
 from greencc.runtime.features import (
     cpu_name,
     known_features,
@@ -153,7 +153,7 @@ def bench(
     artifact: AnyPath,
     *,
     vs: Sequence[str] = (),
-    model: AnyPath | None = None,
+    model: AnyPath | Sequence[AnyPath] = (),
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     inputs: AnyPath | None = None,
     threads: int | None = None,
@@ -166,8 +166,9 @@ def bench(
 
     Args:
         artifact: the artifact's folder.
-        vs: other runtimes, by the names in `greencc.peers.PEERS`.
-        model: the .onnx file for them; None for the one that the artifact was compiled from.
+        vs: other runtimes, by the names in `greencc.peers.RUNTIMES`.
+        model: the model for them, a file or several of the kinds that they read; none for the one that the artifact
+            was compiled from.
         shapes: shapes by input name, for artifacts with symbolic dimensions; None for the golden inputs.
         inputs: an .npz with arrays by input name, instead of `shapes`.
         threads: how many threads each may use; None as in `greencc.load`.
@@ -188,7 +189,7 @@ def bench(
     return bench_artifact(
         Path(artifact),
         vs=vs,
-        model=None if model is None else Path(model),
+        models=[Path(model)] if isinstance(model, str | PathLike) else [Path(one) for one in model],
         shapes=shapes or {},
         inputs=None if inputs is None else Path(inputs),
         threads=threads,
@@ -207,7 +208,7 @@ def check_agreement(bench_result: Mapping[str, Any]) -> None:
     if bench_result["approximated_by"]:
         return
     for name, peer in bench_result["peers"].items():
-        if not peer["agrees"] and name not in APPROXIMATE_PEERS:
+        if not peer["agrees"] and not RUNTIMES[name].approximates:
             size = peer["max_abs_difference"]
             apart = "beyond comparison" if size is None else f"by {size:g}"
             raise GreenccError(

@@ -16,7 +16,7 @@ from greencc.errors import UserError
 from greencc.limits import measure_limits
 from greencc.npz import read_npz
 from greencc.padding import TOKENS_SYMBOL, ElidedPadding
-from greencc.peers import Peer, open_peer
+from greencc.peers import Peer, open_peer, runtime_called
 from greencc.roofline import operations_of, rates, share_of_arithmetic, symbol_values
 from greencc.runtime.features import cpu_name, physical_cores
 from greencc.runtime.model import Model, load
@@ -34,7 +34,7 @@ def bench_artifact(
     artifact: Path,
     *,
     vs: Sequence[str],
-    model: Path | None,
+    models: Sequence[Path],
     shapes: Mapping[str, tuple[int, ...]],
     inputs: Path | None,
     threads: int | None,
@@ -53,7 +53,7 @@ def bench_artifact(
     given = make_inputs(ours, shapes) if inputs is None else read_npz(inputs)
     elided = ElidedPadding.of(ours.artifact.manifest.report.get("elided_padding"))
     outputs = ours(given)  # first: it checks the inputs
-    peers = _open_peers(ours, given, vs, model, progress)
+    peers = _open_peers(ours, given, vs, models, progress)
     progress("comparing the outputs")
     expected = {peer.name: peer.run() for peer in peers}
     if elided is not None:
@@ -101,16 +101,16 @@ def _open_peers(
     ours: Model,
     inputs: Mapping[str, Array],
     names: Sequence[str],
-    model: Path | None,
+    models: Sequence[Path],
     progress: Callable[[str], None],
 ) -> list[Peer]:
-    if not names:
-        return []
-    original = model or find_source(ours.artifact.manifest.source)
     outputs = [spec.name for spec in ours.outputs]
     peers = []
     for name in names:
         progress(f"loading {name}")
+        suffix = runtime_called(name).suffix
+        readable = [model for model in models if model.suffix == suffix] or list(models)
+        original = readable[0] if readable else find_source(ours.artifact.manifest.source)
         peers.append(open_peer(name, original, inputs, outputs, ours.threads))
     return peers
 

@@ -114,7 +114,11 @@ def run_command(artifact: Path, inputs: Path, outputs: Path, threads: int | None
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--vs", metavar="NAMES", help="Runtimes to compare with: onnxruntime,openvino.")
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="The .onnx for them. [default: the one compiled]"
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The .onnx (or .gguf) for them. [default: the one compiled]",
 )
 @click.option("--shape", "shapes", multiple=True, metavar="INPUT=D,D,...", help="Generate inputs of a shape.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="Arrays by input name (.npz), instead of --shape.")
@@ -126,7 +130,7 @@ def run_command(artifact: Path, inputs: Path, outputs: Path, threads: int | None
 def bench_command(
     artifact: Path,
     vs: str | None,
-    model: Path | None,
+    models: Sequence[Path],
     shapes: Sequence[str],
     inputs: Path | None,
     repeat: int | None,
@@ -145,7 +149,7 @@ def bench_command(
         result = api.bench(
             artifact,
             vs=parse_names(vs, "--vs") or (),
-            model=model,
+            model=models,
             shapes=parse_shapes(shapes),
             inputs=inputs,
             threads=threads,

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from greencc.peers import APPROXIMATE_PEERS
+from greencc.peers import RUNTIMES
 
 Result = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ def bench_report(result: Result) -> RenderableType:
             *_timing(peer),
             Text(f"{result['ratio'][name]:.3f}", style),
             f"{low:.3f}-{high:.3f}",
-            _outputs(peer, name in APPROXIMATE_PEERS or bool(result["approximated_by"])),
+            _outputs(peer, RUNTIMES[name].approximates or bool(result["approximated_by"])),
         )
         size = peer["max_abs_difference"]
         differences.append(f"{name} {'beyond comparison' if size is None else f'{size:.1e}'}")

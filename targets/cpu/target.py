@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,22 @@ from greencc.targets.base import Rule
 # Feature -> (what it needs, in LLVM's names). What isn't listed is of no interest to a schedule.
 X86_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avxvnni")
 ARM_FEATURES = ("neon", "dotprod", "i8mm", "fullfp16", "sve")
+# What has a feature has these too, and what those imply.
+_IMPLIED = {
+    "avx": ("sse4.2",),
+    "avx2": ("avx",),
+    "fma": ("avx",),
+    "f16c": ("avx",),
+    "avxvnni": ("avx2",),
+    "avx512f": ("avx2", "fma", "f16c"),
+    "avx512bw": ("avx512f",),
+    "avx512vl": ("avx512f",),
+    "avx512vnni": ("avx512f",),
+    "dotprod": ("neon",),
+    "i8mm": ("neon",),
+    "fullfp16": ("neon",),
+    "sve": ("fullfp16",),
+}
 # LLVM 22 vectorises some loops wrongly: it takes x[i % 8] in a loop over 16 values of i for consecutive elements
 # (tests/targets/cpu/test_elementwise.py has one). Schedules make their vectors themselves.
 _LLVM_OPTIONS = {"cl-opt": ["-vectorize-loops:bool=0"]}
@@ -149,13 +165,27 @@ def load_target(path: Path, threads: int | None = None) -> CpuTarget:
         raise UserError(f"--target {path}: missing text field(s) {', '.join(missing)}")
     features = fields.get("features", [])
     known = {*X86_FEATURES, *ARM_FEATURES}
+    if not isinstance(features, list):
+        raise UserError(f"--target {path}: features must be a list of names, not {features!r}")
     unknown = [str(f) for f in features if f not in known]
     if unknown:
         raise UserError(f"--target {path}: unknown feature(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     count = threads or fields.get("threads", 1)
     if not isinstance(count, int) or count < 1:
         raise UserError(f"--target {path}: threads must be a positive integer, not {count}")
-    return CpuTarget(fields["triple"], fields["cpu"], tuple(sorted(features)), count)
+    return CpuTarget(fields["triple"], fields["cpu"], tuple(sorted(_with_implied(features))), count)
+
+
+def _with_implied(features: Iterable[str]) -> set[str]:
+    """`features` and all that they imply: vectors would else be as narrow as the one that a file happens to name."""
+    found: set[str] = set()
+    pending = list(features)
+    while pending:
+        feature = pending.pop()
+        if feature not in found:
+            found.add(feature)
+            pending.extend(_IMPLIED.get(feature, ()))
+    return found
 
 
 def _proc_features() -> set[str]:
