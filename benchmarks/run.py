@@ -42,6 +42,8 @@ REFERENCE = "onnxruntime"
 PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 OPTIONAL_PEERS = {"torch": "torch.compile", "llama.cpp": "llama.cpp"}
 TITLES = PEERS | OPTIONAL_PEERS
+# Characters of a line, with all peers.
+_WIDEST = 300
 # A ratio is worse than the stored one when even the lower end of its interval is that many times larger.
 ALLOWANCE = 1.1
 
@@ -279,8 +281,10 @@ def updated(
 
 def show(results: dict[str, Any]) -> None:
     """Print the table of a results file, and below it what failed."""
-    console = Console(width=132, highlight=False)
-    console.print(table(results))
+    made = table(results)
+    wide = Console(width=_WIDEST, highlight=False)
+    console = Console(width=wide.measure(made).maximum, highlight=False)
+    console.print(made)
     limits = results["limits"]
     console.print(
         f"limits: {limits['float32'] / 1e9:.0f} GFLOP/s float32, {limits['int8'] / 1e9:.0f} Gop/s int8, "

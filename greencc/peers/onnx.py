@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -105,7 +106,9 @@ def open_torch(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str],
     made = [value.name for value in whole.graph.output]
     names = common_outputs(model, outputs, made)
     torch.set_num_threads(threads)
-    compiled = torch.compile(import_module("onnx2torch").convert(whole).eval())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onnx2torch indexes in ways that torch deprecates
+        compiled = torch.compile(import_module("onnx2torch").convert(whole).eval())
     tensors = [torch.from_numpy(np.array(array)) for array in feed.values()]
 
     def run() -> Outputs:
@@ -114,5 +117,7 @@ def open_torch(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str],
         found = dict(zip(made, results if isinstance(results, (list, tuple)) else [results], strict=True))
         return {name: found[name].numpy() for name in names}
 
-    run()  # this compiles it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run()  # this compiles it
     return Peer("torch", package_version("torch"), names, run)
