@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -54,24 +54,33 @@ class PassContext:
         outputs: names of the outputs to keep, or None for all of them.
         activations: what calibration data show, or None without such data.
         timer: what measures operators, or None where the target's code can't run.
+        choices: by pass name the operators that a pass which approximates may change; None for all that are legal.
+            Operators go by the names that `node_name` gives.
     """
 
     outputs: tuple[str, ...] | None = None
     activations: Activations | None = None
     timer: Timer | None = None
+    choices: Mapping[str, frozenset[str]] | None = None
+
+    def chooses(self, pass_name: str, node: str) -> bool:
+        """Whether the pass may change the operator called `node`."""
+        return self.choices is None or node in self.choices.get(pass_name, ())
 
 
 @dataclass(frozen=True)
 class PassResult:
     """The module after a pass, how many rewrites it made, and what it declined to do.
 
-    `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}.
+    `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}. `deviations` has, for passes that
+    store weights in fewer bits, the largest |stored - original| of each changed operator's weight, by its name.
     """
 
     module: tvm.IRModule
     rewrites: int
     refusals: tuple[Refusal, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    deviations: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,11 @@ class Condition(Generic[MatchT]):
     number: int
     reason: str
     holds: Callable[[MatchT], bool]
+
+
+def node_name(var: relax.Var, value: relax.Expr) -> str:
+    """What an operator is called in reports and choices: the source node that it comes from, else its variable."""
+    return span_of(value) or str(var.name)
 
 
 class Pass(ABC):
@@ -117,6 +131,10 @@ class RewritePass(Pass, Generic[MatchT]):
         """Name under which `match` is counted in reports."""
         return self.name
 
+    def deviation(self, match: MatchT) -> float | None:
+        """The largest |stored - original| of a weight that the rewrite stores in fewer bits; None where it does not."""
+        return None
+
     def inner(self, match: MatchT) -> Iterable[relax.Var]:
         """Values that `match` covers besides its root: no smaller match is rooted at one of them."""
         return ()
@@ -128,12 +146,13 @@ class RewritePass(Pass, Generic[MatchT]):
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite to a fixpoint; the refusals are those of the last round."""
         counts: dict[str, int] = {}
+        deviations: dict[str, float] = {}
         for _ in range(MAX_ROUNDS):
-            module, found, refusals = self._round(module, context)
+            module, found, refusals = self._round(module, context, deviations)
             for kind in found:
                 counts[kind] = counts.get(kind, 0) + 1
             if not found:
-                return PassResult(module, sum(counts.values()), tuple(refusals), counts)
+                return PassResult(module, sum(counts.values()), tuple(refusals), counts, deviations)
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
         )
@@ -141,7 +160,9 @@ class RewritePass(Pass, Generic[MatchT]):
     def _replacement(self, match: MatchT, builder: Builder) -> relax.Expr:
         return self.rewrite(builder, match)
 
-    def _round(self, module: tvm.IRModule, context: PassContext) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
+    def _round(
+        self, module: tvm.IRModule, context: PassContext, deviations: dict[str, float]
+    ) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
         found: list[str] = []
         refusals: list[Refusal] = []
         for gv, function in relax_functions(module):
@@ -155,17 +176,22 @@ class RewritePass(Pass, Generic[MatchT]):
                     continue
                 if isinstance(value, relax.Call) and not isinstance(value.op, ir.Op):
                     continue  # a call of a nested graph is no operator
+                made = graph.value(value.tuple_value) if isinstance(value, relax.TupleGetItem) else value
+                node = node_name(var, made)
+                if self.approximates and not context.chooses(self.name, node):
+                    continue
                 match = self.match(graph, var, value)
                 if match is None:
                     continue
                 failed = self.refusal(match)
                 if failed is None:
+                    deviation = self.deviation(match)
+                    if deviation is not None:
+                        deviations[node] = deviation
                     matches[var] = match
                     covered.update(self.inner(match))
                     found.append(self.kind_of(match))
                 else:
-                    made = graph.value(value.tuple_value) if isinstance(value, relax.TupleGetItem) else value
-                    node = span_of(made) or var.name
                     refused.append(Refusal(self.name, node, failed.number, failed.reason))
             refusals.extend(reversed(refused))
             if matches:

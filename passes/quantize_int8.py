@@ -114,6 +114,11 @@ class QuantizeInt8(RewritePass[Weighted]):
         Condition(7, "int8 is not faster here", lambda m: m.is_faster),
     )
 
+    def deviation(self, match: Weighted) -> float | None:
+        """See RewritePass."""
+        axis = 0 if match.is_convolution else 1
+        return largest_deviation(match.weight, *quantize_channels(match.weight, axis), axis)
+
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Weighted | None:
         """See RewritePass."""
         if call.op.name not in ("relax.matmul", "relax.nn.conv2d"):
@@ -148,3 +153,9 @@ def quantize_channels(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.nda
     scale = np.where(largest > 0, largest / np.float32(_LEVELS), np.float32(1)).astype(np.float32)
     levels = np.clip(np.rint(weight / scale), -_LEVELS, _LEVELS).astype(np.int8)
     return levels, scale.ravel()
+
+
+def largest_deviation(weight: np.ndarray, levels: np.ndarray, scale: np.ndarray, axis: int) -> float:
+    """The largest |levels * scale - weight|, with a scale for each index of `axis`."""
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    return float(np.abs(levels * scale.reshape(shape) - weight).max(initial=0.0))

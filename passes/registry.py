@@ -23,6 +23,7 @@ from greencc.passes.fuse_silu import FuseSilu
 from greencc.passes.fuse_transpose_matmul import FuseTransposeMatmul
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.smooth_activations import SmoothActivations
 
 # name -> class, explicit: nothing registers itself by being imported.
@@ -42,6 +43,7 @@ PASSES: dict[str, type[Pass]] = {
     ElidePadding.name: ElidePadding,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
+    QuantizeWeights.name: QuantizeWeights,
 }
 
 _ITEM = re.compile(r"\s*([a-z0-9-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")

@@ -10,8 +10,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from greencc.ir import constant, relax_functions, shape_of, span_of
-from greencc.passes.base import Condition, Pass, PassContext, PassResult, Refusal
+from greencc.ir import constant, relax_functions, shape_of
+from greencc.passes.base import Condition, Pass, PassContext, PassResult, Refusal, node_name
 from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
 from greencc.passes.matching import is_float32
 
@@ -80,7 +80,7 @@ class SmoothActivations(Pass):
             if failed is None:
                 replacements[match.root] = functools.partial(self._rewrite, match)
             else:
-                node = span_of(match.call) or str(match.root.name)
+                node = node_name(match.root, match.call)
                 refusals.append(Refusal(self.name, node, failed.number, failed.reason))
         if not replacements:
             return PassResult(module, 0, tuple(refusals))
@@ -94,7 +94,9 @@ class SmoothActivations(Pass):
         found: list[tuple[relax.Var, relax.Call, np.ndarray]] = []
         for var, value in graph.definitions():
             call = graph.call(value, "relax.matmul")
-            if call is None or len(shape_of(call.args[0].ty) or []) < 2 or graph.constant(call.args[0]) is not None:
+            if call is None or not context.chooses(self.name, node_name(var, call)):
+                continue
+            if len(shape_of(call.args[0].ty) or []) < 2 or graph.constant(call.args[0]) is not None:
                 continue
             weight = graph.constant(call.args[1])
             if weight is not None and not self._is_smoothed(graph, call):

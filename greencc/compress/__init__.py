@@ -1,0 +1,1 @@
+"""The search for the cheapest model inside an accuracy budget (docs/decisions/0012)."""
