@@ -62,6 +62,9 @@ def compile(
     elide_padding: str | None = None,
     quantize: str = "none",
     calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
+    max_drop: float | None = None,
+    metric: str = "relative_l2",
+    cost: str = "latency",
     verify: bool = False,
     progress: Progress = _silent,
 ) -> dict[str, object]:
@@ -83,6 +86,10 @@ def compile(
             than rounding.
         calib: inputs like those that the model is made for, for `quantize`: an .npz whose arrays have a first axis of
             samples, or inputs by name, a mapping for each run.
+        max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it, measured on `calib`,
+            is searched for.
+        metric: what the loss is of: `relative_l2`, `cosine`, `top1`, or FILE.py:FUNCTION.
+        cost: what the search makes as low as possible: `latency` or `energy`.
         verify: compare the outputs with the reference after every pass.
         progress: told what is being done.
 
@@ -91,6 +98,7 @@ def compile(
 
     Raises:
         UserError: the model, a request or the destination is wrong. Nothing has been written.
+        BudgetError: nothing is within `max_drop`. Nothing has been written.
         GreenccError: a fault of greencc. Nothing has been written.
     """
     started = time.perf_counter()
@@ -111,6 +119,9 @@ def compile(
         elide_padding=elide_padding,
         quantize=quantize,
         calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
+        max_drop=max_drop,
+        metric=metric,
+        cost=cost,
         verify=verify,
         progress=progress,
     )

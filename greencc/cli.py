@@ -53,7 +53,20 @@ def cli() -> None:
     type=click.Choice(["none", "int8", "int8-all"]),
     help="Compute products and convolutions in int8: where that is faster, or all.",
 )
-@click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from, for --quantize (.npz).")
+@click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from and measure on (.npz).")
+@click.option("--max-drop", type=float, metavar="F", help="Find the cheapest model that loses at most F of the metric.")
+@click.option(
+    "--metric",
+    default="relative_l2",
+    metavar="NAME",
+    help="Of --max-drop: relative_l2, cosine, top1 or FILE.py:FUNCTION. [default: relative_l2]",
+)
+@click.option(
+    "--cost",
+    default="latency",
+    type=click.Choice(["latency", "energy"]),
+    help="What --max-drop makes as low as possible. [default: latency]",
+)
 @click.option("--verify", is_flag=True, help="Compare with the reference after every pass.")
 @_json
 def compile_command(
@@ -68,6 +81,9 @@ def compile_command(
     elide_padding: str | None,
     quantize: str,
     calib: Path | None,
+    max_drop: float | None,
+    metric: str,
+    cost: str,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -90,6 +106,9 @@ def compile_command(
             elide_padding=elide_padding,
             quantize=quantize,
             calib=calib,
+            max_drop=max_drop,
+            metric=metric,
+            cost=cost,
             verify=verify,
             progress=progress,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from tvm import relax, tirx
 
 from greencc.artifact.bundle import Compiled, TensorSpec
 from greencc.calibration import Calibration, Samples, npz_samples
+from greencc.compress.candidates import PASSES as COMPRESSION_PASSES
+from greencc.compress.metrics import DEFAULT_METRIC
 from greencc.errors import UserError
 from greencc.extents import require_elements
 from greencc.golden import golden_inputs
@@ -35,7 +37,7 @@ from greencc.ir import (
 from greencc.padding import ElidedPadding
 from greencc.passes.base import Pass, PassContext
 from greencc.passes.elide_padding import ElidePadding
-from greencc.passes.pipeline import run_pipeline
+from greencc.passes.pipeline import PipelineResult, run_pipeline
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.registry import default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
@@ -86,6 +88,9 @@ def compile_model(
     elide_padding: str | None = None,
     quantize: str = "none",
     calibration: Path | Samples | None = None,
+    max_drop: float | None = None,
+    metric: str = DEFAULT_METRIC,
+    cost: str = "latency",
     verify: bool = False,
     progress: Progress = lambda _: None,
 ) -> Compilation:
@@ -103,15 +108,23 @@ def compile_model(
         quantize: a key of QUANTIZE: passes that follow the pipeline.
         calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
+        max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it is searched for.
+        cost: what is to be as low as possible, a key of `greencc.compress.cost.COSTS`.
+        metric: what the loss is of, as `greencc.compress.metrics.make_metric` reads it.
         verify: compare with the reference after every pass that changed something.
         progress: told what stage begins.
 
     Raises:
         UserError: the request doesn't fit the model, or the model can't be read.
+        BudgetError: nothing is within `max_drop`.
         GreenccError: a fault of greencc; with `verify`, it names the pass that changed the outputs.
     """
+    from greencc.compress.proof import Compression, Request
     from greencc.verification import Verifier
 
+    if max_drop is not None and (calibration is None or quantize != "none"):
+        problem = "give the data to measure it on with --calib" if calibration is None else "leave out --quantize"
+        raise UserError(f"--max-drop {max_drop:g}: {problem}")
     if quantize not in QUANTIZE:
         raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
     chosen = default_pipeline() if passes is None else parse_pipeline(passes)
@@ -123,19 +136,25 @@ def compile_model(
     inputs = golden_inputs(module, elide_padding)
     verifier = Verifier(model, module, target, inputs, outputs) if verify else None
     progress("optimizing")
-    observed = None if calibration is None else _calibration(calibration, module, target, quantize)
-    result = run_pipeline(
-        module,
-        pipeline,
-        PassContext(outputs=outputs, activations=observed, timer=_timer(module, target)),
-        observer=verifier.after_pass if verifier else None,
-    )
+    searches = calibration is not None and max_drop is not None
+    observed = None if calibration is None or searches else _calibration(calibration, module, target, quantize)
+    context = PassContext(outputs=outputs, activations=observed, timer=_timer(module, target))
+    observer = verifier.after_pass if verifier else None
+    result = run_pipeline(module, pipeline, context, observer=observer)
+    elided = ElidedPadding.of(result.module["main"].attrs.get(PADDING_ATTR))
+    compression = None
+    if calibration is not None and max_drop is not None:
+        request = Request(max_drop, metric, calibration, cost)
+        compression = Compression(request, model, module, target, elided, progress)
+        searched = result.module if elided is None else run_pipeline(module, _without_elision(pipeline), context).module
+        compressed = compression.compress(searched, result.module, observer)
+        result = PipelineResult(compressed.module, (*result.reports, *compressed.reports))
+        pipeline = (*pipeline, *COMPRESSION_PASSES)
     progress("scheduling")
     lowered = lower(result.module, target)
     progress("generating code")
     library = target.build(lowered.module)
     nodes_after, edges_after = count_graph(result.module)
-    elided = ElidedPadding.of(result.module["main"].attrs.get(PADDING_ATTR))
     facts: dict[str, Any] = {
         "nodes_before": imported.nodes,
         "nodes_after": nodes_after,
@@ -149,6 +168,7 @@ def compile_model(
         "calibration_runs": 0 if observed is None else observed.runs,
         "elided_padding": None if elided is None else elided.as_json(),
         "approximated_by": [item.name for item in pipeline if item.approximates],
+        "compression": None,
     }
     main = result.module["main"]
     compiled = Compiled(
@@ -161,6 +181,9 @@ def compile_model(
         calls=lowered.calls,
         report={**facts, "passes": [report.as_json(timing=False) for report in result.reports]},
     )
+    if compression is not None:
+        facts["compression"] = compression.judge(compiled)
+        compiled = replace(compiled, report={**compiled.report, "compression": facts["compression"]})
     report = {**facts, "passes": [report.as_json() for report in result.reports]}
     error = verifier.after_build(compiled) if verifier else None
     return Compilation(compiled, inputs, (imported.source_name, imported.source_sha256), report, error)
@@ -183,6 +206,10 @@ def _timer(module: tvm.IRModule, target: Target) -> Trials | None:
         return None
     bounds = symbol_bounds(module["main"])
     return Trials(target, {name: high for name, (_, high) in bounds.items() if high is not None})
+
+
+def _without_elision(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    return tuple(item for item in passes if not isinstance(item, ElidePadding))
 
 
 def _with_elision(passes: tuple[Pass, ...], mask: str | None) -> tuple[Pass, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -12,7 +12,7 @@ from tvm import relax, tirx
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, dtype_of, shape_of
 from greencc.targets.base import Target
 from greencc.targets.tir import i64, substitute, walk
-from greencc.verification import Program
+from greencc.verification import Program, Runnable
 
 # A dimension without an upper bound is tried with this size.
 OPEN_SIZE = 128
@@ -45,15 +45,8 @@ class Trials:
 
     def _measure(self, *calls: relax.Call) -> float:
         programs = [Program(self._alone(call), self._target) for call in calls]
-        inputs = self._inputs(calls[0])
-        once = max(program.seconds(inputs, 2) for program in programs) / 2
-        runs = int(np.clip(_BLOCK_SECONDS / max(once, 1e-9), 1, _MOST_RUNS))
-        times: list[list[float]] = [[], []]
-        for _ in range(_BLOCKS):
-            for program, own in zip(programs, times, strict=True):
-                program.seconds(inputs, 1)  # the other program's data fill the caches
-                own.append(program.seconds(inputs, runs))
-        return median(times[0]) / median(times[1])
+        ours, theirs = seconds_by_turns(programs, self._inputs(calls[0]))
+        return ours / theirs
 
     def _alone(self, call: relax.Call) -> tvm.IRModule:
         """A module whose main does nothing but `call`, in known sizes."""
@@ -87,6 +80,18 @@ class Trials:
             return int(analyzer.simplify(substitute(dim, values)))
 
         return relax.TensorType([size(dim) for dim in shape_of(arg.ty) or []], str(dtype_of(arg.ty)))
+
+
+def seconds_by_turns(programs: Sequence[Runnable], inputs: Mapping[str, np.ndarray]) -> list[float]:
+    """Seconds that a run of each program takes: medians of blocks that take turns."""
+    once = max(program.seconds(inputs, 2) for program in programs) / 2
+    runs = int(np.clip(_BLOCK_SECONDS / max(once, 1e-9), 1, _MOST_RUNS))
+    times: list[list[float]] = [[] for _ in programs]
+    for _ in range(_BLOCKS):
+        for program, own in zip(programs, times, strict=True):
+            program.seconds(inputs, 1)  # another program's data fill the caches
+            own.append(program.seconds(inputs, runs) / runs)
+    return [median(own) for own in times]
 
 
 def _variables(call: relax.Call) -> list[relax.Var]:

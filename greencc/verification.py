@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,10 +44,7 @@ class Verifier:
         self._inputs = inputs
         self._kept = outputs
         self._history: list[str] = []
-        if model.suffix == ".onnx":
-            self._reference = _onnxruntime(model, inputs)
-        else:
-            self._reference = run_module(module, target, inputs)
+        self._reference = open_reference(model, module, target)(inputs)
         self._original = self._reference
         self._compare("the importer", run_module(module, target, inputs))
 
@@ -70,8 +67,7 @@ class Verifier:
 
     def after_build(self, compiled: Compiled) -> float:
         """Largest absolute deviation of the final code from the original model."""
-        arrays = run_library(compiled.library, compiled.weights, [self._inputs[s.name] for s in compiled.inputs])
-        outputs = dict(zip((s.name for s in compiled.outputs), arrays, strict=True))
+        outputs = BuiltProgram(compiled, self._target.threads)(self._inputs)
         self._compare("code generation", outputs)
         return max((deviation(outputs[n], a) for n, a in self._original.items() if n in outputs), default=0.0)
 
@@ -101,16 +97,25 @@ def deviation(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.max(np.abs(np.where(same, 0.0, a - b)), initial=0.0))
 
 
-class Program:
-    """A Relax module compiled for `target`, to be run here several times."""
+Reference = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+"""Computes the original model's outputs by name, in single precision."""
 
-    def __init__(self, module: tvm.IRModule, target: Target) -> None:
-        lowered = lower(module, target)
-        main = module["main"]
-        self._inputs = [str(name) for name in main.attrs[INPUTS_ATTR]]
-        self._outputs = [str(name) for name in main.attrs[OUTPUTS_ATTR]]
-        self._library = _Library(target.build(lowered.module), lowered.weights)
-        self._threads = target.threads
+
+def open_reference(model: Path, module: tvm.IRModule, target: Target) -> Reference:
+    """ONNX Runtime on an .onnx file; of other sources the module as imported, compiled for `target`."""
+    return _onnxruntime(model) if model.suffix == ".onnx" else Program(module, target)
+
+
+class Runnable:
+    """Machine code and weights, loaded in this process."""
+
+    def __init__(
+        self, library: bytes, weights: Mapping[str, np.ndarray], inputs: list[str], outputs: list[str], threads: int
+    ) -> None:
+        self._library = Library(library, weights)
+        self._inputs, self._outputs = inputs, outputs
+        self._threads = threads
+        self.weight_bytes = sum(array.nbytes for array in weights.values())
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name."""
@@ -125,6 +130,24 @@ class Program:
         )
 
 
+class BuiltProgram(Runnable):
+    """What an artifact will hold, to be run here several times."""
+
+    def __init__(self, compiled: Compiled, threads: int) -> None:
+        inputs, outputs = [spec.name for spec in compiled.inputs], [spec.name for spec in compiled.outputs]
+        super().__init__(compiled.library, compiled.weights, inputs, outputs, threads)
+
+
+class Program(Runnable):
+    """A Relax module compiled for `target`, to be run here several times."""
+
+    def __init__(self, module: tvm.IRModule, target: Target) -> None:
+        lowered = lower(module, target)
+        attrs = module["main"].attrs
+        inputs, outputs = ([str(name) for name in attrs[key]] for key in (INPUTS_ATTR, OUTPUTS_ATTR))
+        super().__init__(target.build(lowered.module), lowered.weights, inputs, outputs, target.threads)
+
+
 def run_module(
     module: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -132,7 +155,7 @@ def run_module(
     return Program(module, target)(inputs)
 
 
-class _Library:
+class Library:
     """A compiled library and its weights, loaded in this process."""
 
     def __init__(self, library: bytes, weights: Mapping[str, np.ndarray]) -> None:
@@ -146,10 +169,12 @@ class _Library:
         self._weights = [_tensor(array) for array in weights.values()]
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Outputs in order."""
         outputs = self._machine["main"](*map(_tensor, inputs), *self._weights)
         return [np.from_dlpack(output).copy() for output in outputs]
 
     def seconds(self, inputs: list[np.ndarray], runs: int) -> float:
+        """Wall time of so many runs."""
         arguments = [*map(_tensor, inputs), *self._weights]
         started = time.perf_counter()
         for _ in range(runs):
@@ -163,21 +188,18 @@ def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
     return tensor(np.asarray(array, order="C"))
 
 
-def run_library(
-    library: bytes, weights: Mapping[str, np.ndarray], inputs: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Run a compiled library once, in this process."""
-    return _Library(library, weights)(inputs)
-
-
-def _onnxruntime(model: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _onnxruntime(model: Path) -> Reference:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("--verify needs ONNX Runtime as the reference: pip install onnxruntime") from error
+        raise UserError("the reference is ONNX Runtime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    feeds = {item.name: inputs[item.name] for item in session.get_inputs()}
-    return dict(zip(names, session.run(None, feeds), strict=True))
+    taken = [item.name for item in session.get_inputs()]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(None, {name: inputs[name] for name in taken}), strict=True))
+
+    return run

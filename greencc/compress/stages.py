@@ -112,16 +112,23 @@ class Stages:
 
 
 def with_unique_names(module: tvm.IRModule) -> tvm.IRModule:
-    """`module` whose operators in main have source names that no other has: a number behind a name sets it apart."""
+    """`module` where no two of main's operators with weights have a name: a number behind it sets the second apart.
+
+    Operators without weights are not counted, so that passes which add such leave the numbers as they are.
+    """
     seen: dict[str, int] = {}
     main = module["main"]
+
+    def has_weight(value: relax.Expr) -> bool:
+        arrays = (constant_array(use) for use in operands(value))
+        return any(array is not None and array.ndim > 1 for array in arrays)
 
     def sequence(seq: relax.SeqExpr) -> relax.SeqExpr:
         blocks = []
         for block in seq.blocks:
             bindings = [
                 relax.VarBinding(binding.var, named(binding))
-                if isinstance(binding, relax.VarBinding) and isinstance(binding.value, relax.Call)
+                if isinstance(binding, relax.VarBinding) and has_weight(binding.value)
                 else binding
                 for binding in block.bindings
             ]

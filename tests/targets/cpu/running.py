@@ -13,7 +13,7 @@ from tvm import relax
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR
 from greencc.targets.cpu.target import CpuTarget, host_target
 from greencc.targets.lower import Lowered, lower
-from greencc.verification import run_library
+from greencc.verification import Library
 
 Body = Callable[..., "relax.Expr | list[relax.Expr]"]
 
@@ -62,7 +62,7 @@ class Runner:
         return set(self.lowered.rules.values())
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        return run_library(self._library, self.lowered.weights, list(arrays))
+        return Library(self._library, self.lowered.weights)(list(arrays))
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

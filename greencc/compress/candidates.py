@@ -1,0 +1,110 @@
+"""What a search may choose: an operator and what is done to it, with what that brings and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm
+
+from greencc.compress.stages import Choices
+from greencc.passes.base import Pass, PassContext
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.quantize_weights import QuantizeWeights
+from greencc.passes.smooth_activations import SmoothActivations
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to make an operator cheaper.
+
+    Attributes:
+        label: what reports call it.
+        finder: the pass that does it; its rewrites of the whole module are the candidates.
+        helpers: passes that act on the same operators, before it.
+    """
+
+    label: str
+    finder: Pass
+    helpers: tuple[str, ...] = ()
+
+
+# What is faster is measured by the search: on whole stages, not on single operators.
+KINDS = (
+    Kind("int8", QuantizeInt8(measure=False), (SmoothActivations.name,)),
+    Kind("int8 table", QuantizeWeights()),
+)
+PASSES: tuple[Pass, ...] = (SmoothActivations(), QuantizeWeights(), QuantizeInt8(measure=False))
+"""What a search puts behind the pipeline, restricted by its choices."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One operator made cheaper in one way.
+
+    Attributes:
+        node: the operator's name.
+        label: see Kind.
+        passes: names of the passes that may change it then.
+    """
+
+    node: str
+    label: str
+    passes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """A candidate, and what was measured of it alone.
+
+    Attributes:
+        candidate: which one.
+        stage: number of its stage.
+        cost_ratio: cost of the stage with it, over the cost without it.
+        cost_share: share of the model's cost that it saves.
+        bytes_saved: of weights.
+        bytes_share: the share of the model's weights that those are.
+        sensitivity: the relative L2 distance of the outputs that it causes alone.
+        deviation: the largest |stored - original| of its weight.
+    """
+
+    candidate: Candidate
+    stage: int
+    cost_ratio: float
+    cost_share: float
+    bytes_saved: int
+    bytes_share: float
+    sensitivity: float
+    deviation: float
+
+    @property
+    def gain(self) -> float:
+        """What it is worth: the share of cost, plus the share of bytes, that it saves."""
+        return max(self.cost_share, 0.0) + self.bytes_share
+
+
+def find_candidates(module: tvm.IRModule) -> list[Candidate]:
+    """Every operator of an optimised module that one of `KINDS` can change, in the order of the module."""
+    found = []
+    for kind in KINDS:
+        nodes = kind.finder.run(module, PassContext()).deviations
+        found += [Candidate(node, kind.label, (*kind.helpers, kind.finder.name)) for node in reversed(nodes)]
+    return found
+
+
+def choices_of(candidates: Sequence[Candidate]) -> Choices:
+    """What the passes may change, for some candidates."""
+    choices: dict[str, frozenset[str]] = {item.name: frozenset() for item in PASSES}
+    for candidate in candidates:
+        for name in candidate.passes:
+            choices[name] |= {candidate.node}
+    return choices
+
+
+def deviations_of(module: tvm.IRModule) -> dict[tuple[str, str], float]:
+    """The largest |stored - original| of a weight, by (label, node)."""
+    return {
+        (kind.label, node): value
+        for kind in KINDS
+        for node, value in kind.finder.run(module, PassContext()).deviations.items()
+    }

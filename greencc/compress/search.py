@@ -1,0 +1,309 @@
+"""The search for the cheapest assignment inside an accuracy budget. See docs/decisions/0012."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+
+from greencc.artifact.bundle import Array
+from greencc.compress.candidates import PASSES, Assessed, Candidate, choices_of, deviations_of, find_candidates
+from greencc.compress.cost import Cost
+from greencc.compress.data import Dataset, Splits
+from greencc.compress.metrics import Drop, Metric, RelativeL2
+from greencc.compress.stages import Choices, Stages, with_unique_names
+from greencc.errors import BudgetError
+from greencc.padding import ElidedPadding
+from greencc.targets.base import Target
+from greencc.verification import Reference
+
+Progress = Callable[[str], None]
+Runner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+# Shares of the model's cost below this are within what measurements differ by.
+_NOISE = 0.005
+# Runs that sensitivities are taken over, and that the stages' values are kept for.
+_MOST_CALIBRATION = 64
+# Operators that are tried one by one behind the prefix that bisection finds.
+_MOST_TRIES = 24
+# A candidate whose predicted drop is so many times the budget is not run: squares add up to within a few percent.
+_HOPELESS = 1.03
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the user allows.
+
+    Attributes:
+        max_drop: the largest drop of the metric.
+        metric: what the drop is of.
+        dataset: where it is measured.
+        splits: what of it is used for what.
+    """
+
+    max_drop: float
+    metric: Metric
+    dataset: Dataset
+    splits: Splits
+
+
+@dataclass(frozen=True)
+class Step:
+    """A decision of the search: what was tried, what was decided, and why."""
+
+    nodes: tuple[str, ...]
+    label: str
+    accepted: bool
+    reason: str
+    drop: Drop | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The fields as JSON values."""
+        drop = None if self.drop is None else self.drop.as_json()
+        nodes = list(self.nodes)
+        return {"nodes": nodes, "label": self.label, "accepted": self.accepted, "reason": self.reason, "drop": drop}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An assignment that was measured on the selection split."""
+
+    chosen: int
+    cost_ratio: float
+    bytes_ratio: float
+    drop: Drop
+
+
+@dataclass
+class Found:
+    """What a search found.
+
+    Attributes:
+        chosen: the accepted candidates.
+        assessed: all candidates with what was measured of them.
+        steps: every decision, in order.
+        points: assignments that were measured.
+        drop: of the chosen ones, on the selection split.
+    """
+
+    chosen: tuple[Candidate, ...]
+    assessed: tuple[Assessed, ...]
+    steps: tuple[Step, ...]
+    points: tuple[Point, ...]
+    drop: Drop
+
+    @property
+    def choices(self) -> Choices:
+        """What the passes may change in the final compilation."""
+        return choices_of(self.chosen)
+
+    def front(self) -> list[Point]:
+        """The measured assignments that no other beats in drop, cost and bytes at once."""
+        best = [
+            point
+            for point in self.points
+            if not any(
+                other.drop.value <= point.drop.value
+                and other.cost_ratio <= point.cost_ratio
+                and other.bytes_ratio <= point.bytes_ratio
+                and other != point
+                for other in self.points
+            )
+        ]
+        return sorted(set(best), key=lambda point: point.drop.value)
+
+
+@dataclass
+class Search:
+    """A search on one module.
+
+    Args:
+        module: optimised, in single precision.
+        target: what is compiled for; its code must run here.
+        budget: what is allowed.
+        cost: what is to be as low as possible.
+        reference: the original model's outputs.
+        progress: told what is being done.
+    """
+
+    module: tvm.IRModule
+    target: Target
+    budget: Budget
+    cost: Cost
+    reference: References
+    progress: Progress
+
+    def run(self) -> Found:
+        """Search.
+
+        Raises:
+            BudgetError: nothing fits.
+        """
+        module = with_unique_names(self.module)
+        self._stages = Stages(module, self.target, PASSES)
+        self.progress("running the calibration data")
+        runs = self.budget.splits.calibration[:_MOST_CALIBRATION]
+        self._stages.calibrate([self.budget.dataset.run(number) for number in runs])
+        assessed = tuple(self._assess(module))
+        self._steps: list[Step] = []
+        self._points: list[Point] = []
+        useful = [item for item in assessed if self._is_useful(item)]
+        useful.sort(key=lambda item: item.gain / max(item.sensitivity, 1e-12) ** 2, reverse=True)
+        chosen, drop = self._longest_prefix(useful)
+        chosen, drop = self._one_by_one(useful[len(chosen) :], chosen, drop)
+        if not chosen or drop is None:
+            raise BudgetError(
+                f"--max-drop {self.budget.max_drop:g}: no candidate is within the budget: {self._nearest(assessed)}"
+            )
+        return Found(tuple(item.candidate for item in chosen), assessed, tuple(self._steps), tuple(self._points), drop)
+
+    def _assess(self, module: tvm.IRModule) -> Iterator[Assessed]:
+        """Measure every candidate alone: time and bytes of its stage, and the outputs that it causes."""
+        candidates, deviations = find_candidates(module), deviations_of(module)
+        stages = self._stages
+        states = [stages.state(number) for number in range(len(stages.stages))]
+        base = [stages.program(number, {}) for number in range(len(stages.stages))]
+        total = sum(self.cost.by_turns([program], states[i][0])[0] for i, program in enumerate(base))
+        all_bytes = sum(program.weight_bytes for program in base)
+        expected = [stages.run({}, state) for state in states[0]]
+        for i, candidate in enumerate(candidates):
+            self.progress(f"measuring candidate {i + 1} of {len(candidates)}")
+            number, choices = stages.stage_of(candidate.node), choices_of([candidate])
+            program = stages.program(number, choices)
+            ours, before = self.cost.by_turns([program, base[number]], states[number][0])
+            statistics = [
+                RelativeL2().statistics(wanted, stages.run(choices, state, number), {})
+                for wanted, state in zip(expected, states[number], strict=True)
+            ]
+            saved = base[number].weight_bytes - program.weight_bytes
+            yield Assessed(
+                candidate,
+                number,
+                cost_ratio=ours / before,
+                cost_share=(before - ours) / total,
+                bytes_saved=saved,
+                bytes_share=saved / all_bytes,
+                sensitivity=RelativeL2().drop(statistics).value,
+                deviation=deviations[candidate.label, candidate.node],
+            )
+
+    def _is_useful(self, item: Assessed) -> bool:
+        """Whether a candidate may be tried; if not, the reason is written down."""
+        if item.cost_share < -_NOISE:
+            reason = f"costs more: {-item.cost_share:.1%} of the model's {self.cost.name}"
+        elif item.cost_share < _NOISE and item.bytes_saved <= 0:
+            reason = f"saves neither {self.cost.name} nor bytes"
+        else:
+            return True
+        self._steps.append(Step((item.candidate.node,), item.candidate.label, accepted=False, reason=reason))
+        return False
+
+    def _try(self, items: Sequence[Assessed], new: Sequence[Assessed]) -> tuple[bool, Drop]:
+        """Measure an assignment on the selection split."""
+        self.progress(f"measuring {len(items)} choices on {len(self.budget.splits.selection)} runs")
+        choices = choices_of([item.candidate for item in items])
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            return self.reference.blanked(self._stages.run(choices, inputs), inputs)
+
+        drop = measure_drop(self.budget, self.reference, run, self.budget.splits.selection)
+        fits = drop.bound <= self.budget.max_drop
+        self._points.append(
+            Point(
+                len(items),
+                1 - sum(item.cost_share for item in items),
+                1 - sum(item.bytes_share for item in items),
+                drop,
+            )
+        )
+        relation = "within" if fits else "beyond"
+        reason = f"95% bound {drop.bound:.4g} is {relation} the budget"
+        labels = ", ".join(dict.fromkeys(item.candidate.label for item in new))
+        self._steps.append(Step(tuple(item.candidate.node for item in new), labels, fits, reason, drop))
+        return fits, drop
+
+    def _longest_prefix(self, items: Sequence[Assessed]) -> tuple[list[Assessed], Drop | None]:
+        """The longest beginning of the list that is within the budget, by bisection."""
+        fitting, drop = 0, None
+        beyond = len(items) + 1
+        while beyond - fitting > 1:
+            middle = len(items) if beyond > len(items) else (fitting + beyond) // 2
+            fits, measured = self._try(items[:middle], items[fitting:middle])
+            if fits:
+                fitting, drop = middle, measured
+            else:
+                beyond = middle
+        return list(items[:fitting]), drop
+
+    def _one_by_one(
+        self, items: Sequence[Assessed], chosen: list[Assessed], drop: Drop | None
+    ) -> tuple[list[Assessed], Drop | None]:
+        """Add what still fits. The first of `items` was refused with what stands before it."""
+        tries = 0
+        for item in items[1:]:
+            if tries == _MOST_TRIES or self._is_hopeless(item, drop):
+                reason = (
+                    "not tried: others were" if tries == _MOST_TRIES else "its own error would be beyond the budget"
+                )
+                self._steps.append(Step((item.candidate.node,), item.candidate.label, accepted=False, reason=reason))
+                continue
+            tries += 1
+            fits, measured = self._try([*chosen, item], [item])
+            if fits:
+                chosen, drop = [*chosen, item], measured
+        return chosen, drop
+
+    def _is_hopeless(self, item: Assessed, drop: Drop | None) -> bool:
+        """Whether squares of errors, which add up, say that a candidate is far beyond the budget."""
+        if not isinstance(self.budget.metric, RelativeL2):
+            return False
+        known = 0.0 if drop is None else drop.value
+        return bool(np.hypot(known, item.sensitivity) > _HOPELESS * self.budget.max_drop)
+
+    def _nearest(self, assessed: Sequence[Assessed]) -> str:
+        measured = [step.drop.bound for step in self._steps if step.drop is not None]
+        if measured:
+            return f"the least 95% bound was {min(measured):.4g}"
+        return "none makes the model cheaper" if assessed else "the model has no operator that could be made cheaper"
+
+
+class References:
+    """The original model's outputs of the runs of a dataset, computed once; zeros where padding is elided.
+
+    Args:
+        dataset: the runs.
+        reference: computes the original model.
+        elided: the padding, or None.
+    """
+
+    def __init__(self, dataset: Dataset, reference: Reference, elided: ElidedPadding | None) -> None:
+        self._dataset, self._reference, self._elided = dataset, reference, elided
+        self._known: dict[int, dict[str, Array]] = {}
+
+    def __call__(self, run: int) -> dict[str, Array]:
+        """Outputs by name."""
+        if run not in self._known:
+            inputs = self._dataset.run(run)
+            self._known[run] = self.blanked(self._reference(inputs), inputs)
+        return self._known[run]
+
+    def blanked(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """`outputs` with zeros where padding is elided."""
+        return dict(outputs) if self._elided is None else self._elided.blank(outputs, inputs)
+
+
+def measure_drop(budget: Budget, reference: References, candidate: Runner, runs: Sequence[int]) -> Drop:
+    """The drop of a candidate's outputs over some runs of the budget's data; `reference` gives those of a run."""
+    data, metric = budget.dataset, budget.metric
+    if not metric.sees_all:
+        return metric.drop(
+            [metric.statistics(reference(run), candidate(data.run(run)), data.labels_of([run])) for run in runs]
+        )
+    wanted = _joined([reference(run) for run in runs])
+    found = _joined([candidate(data.run(run)) for run in runs])
+    return metric.drop([metric.statistics(wanted, found, data.labels_of(runs))])
+
+
+def _joined(outputs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}
