@@ -18,7 +18,7 @@ from greencc.artifact.manifest import Source
 from greencc.compare import Tolerance, compare
 from greencc.energy.estimate import DEFAULT_WATTS_PER_CORE
 from greencc.energy.meter import choose_meter
-from greencc.errors import GreenccError, InputError, UserError
+from greencc.errors import BudgetError, GreenccError, InputError, UserError
 from greencc.npz import check_writable, read_npz, write_npz
 from greencc.padding import ElidedPadding
 from greencc.peers import RUNTIMES
@@ -30,8 +30,8 @@ from greencc.runtime.features import (
     missing_features,
     physical_cores,
 )
-from greencc.runtime.model import load, load_artifact
-from greencc.sources import remember_source
+from greencc.runtime.model import Model, load, load_artifact
+from greencc.sources import find_source, remember_source
 
 if TYPE_CHECKING:
     from greencc.targets.base import Target
@@ -236,23 +236,31 @@ def inspect(path: AnyPath) -> dict[str, object]:
 
 
 def verify(
-    artifact: AnyPath, *, data: AnyPath | None = None, threads: int | None = None
+    artifact: AnyPath,
+    *,
+    data: AnyPath | None = None,
+    model: AnyPath | None = None,
+    threads: int | None = None,
 ) -> dict[str, object]:
     """Prove that an artifact is whole and still computes what it did when it was compiled.
 
     Args:
         artifact: the artifact's folder.
-        data: an .npz with the model's inputs and expected outputs, all under their names.
+        data: an .npz with the model's inputs and expected outputs, all under their names; for an artifact compressed
+            within an accuracy budget, samples without outputs, on which the loss is measured again.
+        model: the original model for that; None for the one that the artifact was compiled from.
         threads: how many threads to run with; None as in `greencc.load`.
 
     Returns:
         Sizes of the verified members, and for `golden` and `data` the largest difference and the tolerance.
+        `drop` is the loss of accuracy where that was measured again, with the budget's `max_drop` and `metric`.
         `golden` is None where nothing could be run: an artifact for another kind of machine than this one,
         or one without golden outputs because the compiling machine was of another kind.
 
     Raises:
         ArtifactError: a member is damaged, or `data` is given and this machine can't run the artifact.
         InputError: `data` does not fit the model.
+        BudgetError: the loss of accuracy is beyond the budget.
         GreenccError: outputs differ by more than the tolerance.
     """
     whole = read_artifact(Path(artifact))
@@ -261,31 +269,49 @@ def verify(
         "members": {name: member.bytes for name, member in whole.manifest.members.items()},
         "golden": None,
         "data": None,
+        "drop": None,
     }
     if data is None and not _runs_here(whole.manifest.target):
         return result
-    model = load_artifact(whole, threads)
+    loaded = load_artifact(whole, threads)
     if whole.golden_outputs:
-        outputs = model(whole.golden_inputs)
+        outputs = loaded(whole.golden_inputs)
         result["golden"] = _compared(
             str(artifact), outputs, whole.golden_outputs, GOLDEN_TOLERANCE, "its golden pair"
         )
+    record = whole.manifest.report.get("compression")
     if data is not None:
         given = read_npz(Path(data))
-        inputs = {spec.name: given[spec.name] for spec in model.inputs if spec.name in given}
-        expected = {spec.name: given[spec.name] for spec in model.outputs if spec.name in given}
+        if isinstance(record, Mapping) and not any(spec.name in given for spec in loaded.outputs):
+            original = find_source(whole.manifest.source) if model is None else Path(model)
+            result["drop"] = _drop_again(loaded, record, original, Path(data))
+            return result
+        inputs = {spec.name: given[spec.name] for spec in loaded.inputs if spec.name in given}
+        expected = {spec.name: given[spec.name] for spec in loaded.outputs if spec.name in given}
         unknown = sorted(given.keys() - inputs.keys() - expected.keys())
         if unknown or not expected:
             problem = (
                 f"{unknown[0]!r} is neither an input nor an output" if unknown else "it holds no outputs"
             )
-            names = ", ".join(spec.name for spec in (*model.inputs, *model.outputs))
+            names = ", ".join(spec.name for spec in (*loaded.inputs, *loaded.outputs))
             raise InputError(f"{data}: {problem} of the model; it has {names}")
         elided = ElidedPadding.of(whole.manifest.report.get("elided_padding"))
         if elided is not None:
             expected = elided.blank(expected, inputs)
-        result["data"] = _compared(str(artifact), model(inputs), expected, DATA_TOLERANCE, str(data))
+        result["data"] = _compared(str(artifact), loaded(inputs), expected, DATA_TOLERANCE, str(data))
     return result
+
+
+def _drop_again(model: Model, record: Mapping[str, Any], original: Path, data: Path) -> dict[str, object]:
+    """The loss of accuracy of a compressed artifact on other data; BudgetError where it is beyond the budget."""
+    from greencc.compress.again import measure_again
+
+    drop = measure_again(model, record, original, data)
+    if drop.value > record["max_drop"]:
+        raise BudgetError(
+            f"{data}: the loss of {record['metric']} is {drop.value:.4g}, beyond the budget of {record['max_drop']:g}"
+        )
+    return {"max_drop": record["max_drop"], "metric": record["metric"], **drop.as_json()}
 
 
 def devices() -> dict[str, object]:

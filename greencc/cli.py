@@ -195,17 +195,21 @@ def inspect_command(path: Path, as_json: bool) -> None:
 
 @cli.command("verify")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Inputs and expected outputs (.npz).")
-def verify_command(artifact: Path, data: Path | None) -> None:
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Inputs and expected outputs, or samples for a budget (.npz)."
+)
+@click.option("--model", type=click.Path(path_type=Path), help="The original model. [default: the one compiled]")
+def verify_command(artifact: Path, data: Path | None, model: Path | None) -> None:
     """Prove that an artifact is whole and right.
 
-    Every byte of ARTIFACT is checked, and its golden inputs must give its golden outputs.
+    Every byte of ARTIFACT is checked, and its golden inputs must give its golden outputs. With --data, the expected
+    outputs must come out, or the loss of accuracy is measured again.
     """
     from greencc import api
 
     with _working() as progress:
         progress("verifying")
-        result = api.verify(artifact, data=data)
+        result = api.verify(artifact, data=data, model=model)
     _print(result, False, "verification")
 
 

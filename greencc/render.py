@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,10 +44,56 @@ def compile_report(report: Result) -> RenderableType:
         ("size", _change(report, "bytes_before", "bytes_after", size)),
         ("memory", f"{size(report['arena_bytes'])} for intermediate tensors" if report["arena_bytes"] else "by run"),
         *_elision(report["elided_padding"]),
+        *_budget(report["compression"]),
         ("largest error", _error(report)),
         ("time", f"{report['seconds']:.1f} s"),
     ]
-    return Group(_facts(rows), *_passes_table(report.get("passes")))
+    return Group(_facts(rows), *_passes_table(report.get("passes")), *_choices_table(report["compression"]))
+
+
+def _budget(record: Result | None) -> list[tuple[str, str]]:
+    """The accuracy budget and what became of it, in words; nothing without one."""
+    if record is None:
+        return []
+    chosen = [item for item in record["operators"] if item["chosen"]]
+    kinds = Counter(item["kind"] for item in chosen)
+    counts = ", ".join(f"{count} as {kind}" for kind, count in kinds.items())
+    return [
+        ("budget", f"{record['metric']} may lose {record['max_drop']:g}"),
+        ("lost", f"{_drop(record['judged'])} held-out samples"),
+        ("chosen", f"{len(chosen)} of {len(record['operators'])} candidates: {counts}"),
+        ("of float32's", f"{record['time_ratio']:.2f} of the time, {record['bytes_ratio']:.2f} of the weights"),
+        ("data", f"sha256 {record['data']['sha256'][:16]}"),
+    ]
+
+
+def _drop(drop: Result) -> str:
+    low, high = drop["interval_95"]
+    return f"{drop['value']:.4g} (95%: {low:.4g} to {high:.4g}) on {drop['samples']}"
+
+
+def _choices_table(record: Result | None) -> list[RenderableType]:
+    """Every candidate, by what it does to the outputs alone."""
+    if record is None:
+        return []
+    reasons = {node: step["reason"] for step in record["steps"] if not step["accepted"] for node in step["nodes"]}
+    numbers = ("apart", "cost", "saved", "deviation")
+    table = _table("operator", "precision", *numbers, "why not", numbers=numbers)
+    for item in sorted(record["operators"], key=lambda item: -item["sensitivity"]):
+        table.add_row(
+            Text(item["node"], overflow="fold"),
+            item["kind"] if item["chosen"] else "float32",
+            f"{item['sensitivity']:.4f}",
+            f"{item['cost_ratio']:.2f}",
+            size(item["bytes_saved"]),
+            f"{item['largest_deviation']:.4f}",
+            "" if item["chosen"] else reasons.get(item["node"], "behind others"),
+        )
+    table.caption = (
+        "apart: relative L2 distance of the outputs that it causes alone; cost: of its stage, with it over without; "
+        "deviation: the largest |stored - original| of its weight"
+    )
+    return [table]
 
 
 def _elision(elided: Result | None) -> list[tuple[str, str]]:
@@ -136,6 +183,9 @@ def verification(result: Result) -> RenderableType:
     ]
     if result["data"] is not None:
         rows.append(("data", _compared(result["data"], "")))
+    if result["drop"] is not None:
+        drop = result["drop"]
+        rows.append(("budget", f"{drop['metric']} may lose {drop['max_drop']:g}: lost {_drop(drop)} samples"))
     return _facts(rows)
 
 
@@ -187,11 +237,13 @@ def _artifact(result: Result) -> RenderableType:
         ("nodes", _change(report, "nodes_before", "nodes_after")),
         ("edges", _change(report, "edges_before", "edges_after")),
         ("kernels per run", str(result["kernels"])),
+        *_budget(report.get("compression")),
     ]
+    choices = _choices_table(report.get("compression"))
     calls = _table("launch", "kernel", "computes", numbers=("launch",))
     for index, call in enumerate(result["calls"]):
         calls.add_row(str(index), call["kernel"], Text(", ".join(call["nodes"]), overflow="fold"))
-    return Group(_facts(rows), *_passes_table(report.get("passes")), *((calls,) if result["calls"] else ()))
+    return Group(_facts(rows), *_passes_table(report.get("passes")), *choices, *((calls,) if result["calls"] else ()))
 
 
 def _onnx(result: Result) -> RenderableType:

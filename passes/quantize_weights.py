@@ -77,7 +77,7 @@ class QuantizeWeights(RewritePass[Lookup]):
         if call.op.name != "relax.take":
             return None
         table, places = (graph.constant(arg) for arg in call.args)
-        if table is None or places is not None or table.dtype.kind != "f":
+        if table is None or places is not None or table.dtype.kind != "f" or table.ndim < 2:
             return None
         return Lookup(graph, var, call, table, self.min_weights)
 

@@ -28,7 +28,7 @@ class Dataset:
     """Samples of a model's inputs, and labels.
 
     Attributes:
-        name: what to call the data in messages and reports.
+        name: what to call the data in messages.
         inputs: arrays by input name; the first axis runs over samples.
         labels: further arrays, likewise.
         batch: how many samples the model takes at once.
@@ -67,17 +67,20 @@ class Splits:
     judged: tuple[int, ...]
 
 
-def read_dataset(data: Path | Iterable[Mapping[str, Array]], main: relax.Function) -> Dataset:
+def read_dataset(
+    data: Path | Iterable[Mapping[str, Array]], main: relax.Function, *, option: str = "--calib"
+) -> Dataset:
     """Read and check samples for a model.
 
     Args:
         data: an .npz file, whose arrays have a first axis of samples, or an iterable of runs: arrays by name.
         main: the model's main function.
+        option: what the data were given with, for messages.
 
     Raises:
         UserError: an input is missing, an array is unknown, has another shape or type, is empty or not finite.
     """
-    name = str(data) if isinstance(data, Path) else "the given samples"
+    name = f"{option} {data if isinstance(data, Path) else '(samples)'}"
     arrays = read_npz(data) if isinstance(data, Path) else _joined(data, name)
     params = {str(param.name): param for param in main.params}
     labels = {key: array for key, array in arrays.items() if key.startswith(LABEL_PREFIX)}
@@ -85,13 +88,13 @@ def read_dataset(data: Path | Iterable[Mapping[str, Array]], main: relax.Functio
     _require(name, params, inputs)
     counts = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
     if len(set(counts.values())) != 1:
-        raise UserError(f"--calib {name}: the arrays have different numbers of samples: {counts}")
+        raise UserError(f"{name}: the arrays have different numbers of samples: {counts}")
     batch = _batch(main)
     for key, param in params.items():
         _check(name, key, inputs[key], param, batch)
     total = next(iter(counts.values()))
     if total < batch:
-        raise UserError(f"--calib {name}: {total} sample(s), and the model takes {batch} at once")
+        raise UserError(f"{name}: {total} sample(s), and the model takes {batch} at once")
     return Dataset(name, {key: inputs[key] for key in params}, labels, batch, _digest(arrays))
 
 
@@ -109,7 +112,7 @@ def split(dataset: Dataset) -> Splits:
     if fewest < _FEWEST or not parts.calibration:
         needed = int(np.ceil(_FEWEST / _SELECTION))
         raise UserError(
-            f"--calib {dataset.name}: {dataset.runs * dataset.batch} sample(s) are too few to learn from, "
+            f"{dataset.name}: {dataset.runs * dataset.batch} sample(s) are too few to learn from, "
             f"choose by and judge on: give at least {needed}"
         )
     return parts
@@ -119,24 +122,24 @@ def _joined(runs: Iterable[Mapping[str, Array]], name: str) -> dict[str, Array]:
     """The arrays of all runs behind each other."""
     collected = [dict(run) for run in runs]
     if not collected:
-        raise UserError(f"--calib: {name} hold no sample")
+        raise UserError(f"{name}: there is no sample")
     keys = collected[0].keys()
     if any(run.keys() != keys for run in collected):
-        raise UserError(f"--calib: {name} don't all have the same names")
+        raise UserError(f"{name}: they don't all have the same names")
     try:
         return {key: np.concatenate([np.asarray(run[key]) for run in collected]) for key in keys}
     except ValueError as error:
-        raise UserError(f"--calib: {name} don't fit together: {error}") from error
+        raise UserError(f"{name}: they don't fit together: {error}") from error
 
 
 def _require(name: str, params: Mapping[str, relax.Var], inputs: Mapping[str, Array]) -> None:
     missing = [key for key in params if key not in inputs]
     if missing:
-        raise UserError(f"--calib {name}: the model's input {missing[0]!r} is missing")
+        raise UserError(f"{name}: the model's input {missing[0]!r} is missing")
     unknown = [key for key in inputs if key not in params]
     if unknown:
         raise UserError(
-            f"--calib {name}: {unknown[0]!r} is no input of the model; it takes {', '.join(params)} "
+            f"{name}: {unknown[0]!r} is no input of the model; it takes {', '.join(params)} "
             f"(arrays for a metric are called {LABEL_PREFIX}NAME)"
         )
 
@@ -154,13 +157,13 @@ def _check(name: str, key: str, array: Array, param: relax.Var, batch: int) -> N
     fits = len(shape) == len(dims) and all(want in (None, size) for want, size in zip(wanted, shape, strict=True))
     if not fits or str(array.dtype) != str(dtype_of(param.ty)):
         takes = f"{dtype_of(param.ty)}[{', '.join(['samples', *map(dim_text, dims[1:])])}]"
-        raise UserError(f"--calib {name}: {key!r} is {array.dtype}{list(array.shape)}, the model takes {takes}")
+        raise UserError(f"{name}: {key!r} is {array.dtype}{list(array.shape)}, the model takes {takes}")
     if array.size == 0:
-        raise UserError(f"--calib {name}: {key!r} is empty")
+        raise UserError(f"{name}: {key!r} is empty")
     if array.dtype.kind == "f":
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if bad.any():
-            raise UserError(f"--calib {name}: {key!r} has NaN or infinity in sample {int(np.argmax(bad))}")
+            raise UserError(f"{name}: {key!r} has NaN or infinity in sample {int(np.argmax(bad))}")
 
 
 def _digest(arrays: Mapping[str, Array]) -> str:

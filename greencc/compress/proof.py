@@ -108,7 +108,7 @@ class Compression:
         budget, found = self._budget, self._found
         self._progress(f"judging on {len(budget.splits.judged)} runs")
         program = BuiltProgram(compiled, self._target.threads)
-        drop = measure_drop(budget, self._reference, program, budget.splits.judged)
+        drop = measure_drop(budget.metric, budget.dataset, self._reference, program, budget.splits.judged)
         if drop.value > budget.max_drop:
             raise BudgetError(
                 f"--max-drop {budget.max_drop:g}: on held-out data the drop is {drop.value:.4g}, "
@@ -130,7 +130,7 @@ class Compression:
             "max_drop": budget.max_drop,
             "metric": budget.metric.name,
             "cost": self._cost.name,
-            "data": {"name": Path(data.name).name, "sha256": data.sha256, "samples": splits},
+            "data": {"sha256": data.sha256, "samples": splits},
             "selection": found.drop.as_json(),
             "judged": judged.as_json(),
             "operators": [

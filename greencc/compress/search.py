@@ -207,7 +207,8 @@ class Search:
         def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
             return self.reference.blanked(self._stages.run(choices, inputs), inputs)
 
-        drop = measure_drop(self.budget, self.reference, run, self.budget.splits.selection)
+        budget = self.budget
+        drop = measure_drop(budget.metric, budget.dataset, self.reference, run, budget.splits.selection)
         fits = drop.bound <= self.budget.max_drop
         self._points.append(
             Point(
@@ -218,7 +219,7 @@ class Search:
             )
         )
         relation = "within" if fits else "beyond"
-        reason = f"95% bound {drop.bound:.4g} is {relation} the budget"
+        reason = f"bound {drop.bound:.4g} is {relation} the budget"
         labels = ", ".join(dict.fromkeys(item.candidate.label for item in new))
         self._steps.append(Step(tuple(item.candidate.node for item in new), labels, fits, reason, drop))
         return fits, drop
@@ -244,7 +245,7 @@ class Search:
         for item in items[1:]:
             if tries == _MOST_TRIES or self._is_hopeless(item, drop):
                 reason = (
-                    "not tried: others were" if tries == _MOST_TRIES else "its own error would be beyond the budget"
+                    "not tried any more" if tries == _MOST_TRIES else "its error is too large"
                 )
                 self._steps.append(Step((item.candidate.node,), item.candidate.label, accepted=False, reason=reason))
                 continue
@@ -293,16 +294,15 @@ class References:
         return dict(outputs) if self._elided is None else self._elided.blank(outputs, inputs)
 
 
-def measure_drop(budget: Budget, reference: References, candidate: Runner, runs: Sequence[int]) -> Drop:
-    """The drop of a candidate's outputs over some runs of the budget's data; `reference` gives those of a run."""
-    data, metric = budget.dataset, budget.metric
-    if not metric.sees_all:
-        return metric.drop(
-            [metric.statistics(reference(run), candidate(data.run(run)), data.labels_of([run])) for run in runs]
-        )
-    wanted = _joined([reference(run) for run in runs])
-    found = _joined([candidate(data.run(run)) for run in runs])
-    return metric.drop([metric.statistics(wanted, found, data.labels_of(runs))])
+def measure_drop(metric: Metric, data: Dataset, references: References, candidate: Runner, runs: Sequence[int]) -> Drop:
+    """The drop of a candidate's outputs over some runs of the data."""
+    # One after the other: while one runtime's idle threads spin, the other waits for its cores.
+    wanted = [references(run) for run in runs]
+    found = [candidate(data.run(run)) for run in runs]
+    if metric.sees_all:
+        return metric.drop([metric.statistics(_joined(wanted), _joined(found), data.labels_of(runs))])
+    pairs = zip(wanted, found, runs, strict=True)
+    return metric.drop([metric.statistics(ours, theirs, data.labels_of([run])) for ours, theirs, run in pairs])
 
 
 def _joined(outputs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

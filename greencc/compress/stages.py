@@ -174,7 +174,9 @@ def _places(main: relax.Function, bindings: Sequence[relax.Binding], count: int)
     heavy = np.cumsum([0, *(_is_heavy(binding.value) for binding in bindings)])
     parts = max(1, min(count, int(heavy[-1])))
     wanted = [heavy[-1] * i / parts for i in range(1, parts)]
-    return sorted({min(allowed, key=lambda i: abs(heavy[i] - share)) for share in wanted}) if allowed else []
+    if not allowed:
+        return []
+    return sorted({min(allowed, key=lambda i: (abs(heavy[i] - share), widths[i])) for share in wanted})
 
 
 def _is_heavy(value: relax.Expr) -> bool:
