@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from greencc.targets.base import Target
 
 Samples = Iterable[Mapping[str, Array]]
+Emit = Callable[[relax.Expr], relax.Var]
 
 
 class Calibration:
@@ -41,16 +42,60 @@ class Calibration:
         Raises:
             UserError: there is no sample, or one does not fit the model.
         """
-        program = Program(_watched(module, values), self._target)
-        maxima: list[np.ndarray] | None = None
+        return self._reduced(module, [_maxima(value) for value in values], np.maximum)
+
+    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """The mean square of the elements of each column of some values of main: float64. Raises as `largest`."""
+        sums = self._reduced(module, [_mean_squares(value) for value in values], np.add)
+        return [total / self.runs for total in sums]
+
+    def changes(self, module: tvm.IRModule, pairs: Sequence[tuple[relax.Expr, relax.Expr]]) -> list[float]:
+        """|behind - before| over |before| of pairs (before, behind), norms over all samples. Raises as `largest`."""
+        wanted = [part for before, behind in pairs for part in (_square_of_difference(before, behind), _square(before))]
+        sums = self._reduced(module, wanted, np.add)
+        tops, bottoms = sums[::2], sums[1::2]
+        return [float(np.sqrt(top / max(float(low), 1e-30))) for top, low in zip(tops, bottoms, strict=True)]
+
+    def _reduced(
+        self,
+        module: tvm.IRModule,
+        wanted: Sequence[Callable[[Emit], relax.Var]],
+        join: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> list[np.ndarray]:
+        """What is computed of values of main, joined over all samples (sums in float64)."""
+        program = Program(_watched(module, wanted), self._target)
+        joined: list[np.ndarray] | None = None
         self.runs = 0
         for sample in self._samples:
-            found = list(program(_checked(module, sample)).values())
-            maxima = found if maxima is None else [np.maximum(a, b) for a, b in zip(maxima, found, strict=True)]
+            found = [array.astype(np.float64) for array in program(_checked(module, sample)).values()]
+            joined = found if joined is None else [join(a, b) for a, b in zip(joined, found, strict=True)]
             self.runs += 1
-        if maxima is None:
+        if joined is None:
             raise UserError("--calib: the data hold no sample")
-        return maxima
+        return joined
+
+
+def _maxima(value: relax.Expr) -> Callable[[Emit], relax.Var]:
+    return lambda emit: emit(relax.op.max(emit(relax.op.abs(value)), axis=_outer(value)))
+
+
+def _mean_squares(value: relax.Expr) -> Callable[[Emit], relax.Var]:
+    return lambda emit: emit(relax.op.mean(emit(relax.op.multiply(value, value)), axis=_outer(value)))
+
+
+def _square(value: relax.Expr) -> Callable[[Emit], relax.Var]:
+    return lambda emit: emit(relax.op.sum(emit(relax.op.multiply(value, value))))
+
+
+def _square_of_difference(before: relax.Expr, behind: relax.Expr) -> Callable[[Emit], relax.Var]:
+    def compute(emit: Emit) -> relax.Var:
+        return _square(emit(relax.op.subtract(behind, before)))(emit)
+
+    return compute
+
+
+def _outer(value: relax.Expr) -> list[int]:
+    return list(range(len(shape_of(value.ty) or []) - 1))
 
 
 def npz_samples(path: Path, module: tvm.IRModule) -> list[dict[str, Array]]:
@@ -100,8 +145,8 @@ def _checked(module: tvm.IRModule, sample: Mapping[str, Array]) -> Mapping[str, 
     return sample
 
 
-def _watched(module: tvm.IRModule, values: Sequence[relax.Expr]) -> tvm.IRModule:
-    """`module` with the columns' maxima of some values as main's outputs."""
+def _watched(module: tvm.IRModule, wanted: Sequence[Callable[[Emit], relax.Var]]) -> tvm.IRModule:
+    """`module` with what is computed of some of its values as main's outputs."""
     main = module["main"]
     builder = relax.BlockBuilder()
     bindings: list[relax.Binding] = []
@@ -112,15 +157,11 @@ def _watched(module: tvm.IRModule, values: Sequence[relax.Expr]) -> tvm.IRModule
         bindings.append(relax.VarBinding(var, value))
         return var
 
-    def outer(value: relax.Expr) -> list[int]:
-        return list(range(len(shape_of(value.ty) or []) - 1))
-
-    maxima = [emit(relax.op.max(emit(relax.op.abs(value)), axis=outer(value))) for value in values]
-    result = emit(relax.Tuple(maxima))
+    result = emit(relax.Tuple([compute(emit) for compute in wanted]))
     body = relax.SeqExpr([*main.body.blocks, relax.BindingBlock(bindings)], result)
     function = relax.Function(main.params, publish(builder.normalize(body)), result.ty, main.is_pure, main.attrs)
     watched = module.clone()
-    named = function.with_attr(OUTPUTS_ATTR, [f"maximum{i}" for i in range(len(maxima))])
+    named = function.with_attr(OUTPUTS_ATTR, [f"statistic{i}" for i in range(len(wanted))])
     watched.update_func(module.get_global_var("main"), named)
     return watched
 

@@ -38,6 +38,12 @@ class Activations(Protocol):
     def largest(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
         """The largest |element| of each column (index of the last axis) of some values of main."""
 
+    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """The mean square of the elements of each column of some values of main."""
+
+    def changes(self, module: tvm.IRModule, pairs: Sequence[tuple[relax.Expr, relax.Expr]]) -> list[float]:
+        """For pairs (before, behind) of values of one shape: |behind - before| over |before| (Euclidean norms)."""
+
 
 class Timer(Protocol):
     """Measures operators on the target."""
@@ -74,6 +80,7 @@ class PassResult:
 
     `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}. `deviations` has, for passes that
     store weights in fewer bits, the largest |stored - original| of each changed operator's weight, by its name.
+    `nodes` names the operators that a pass which approximates has changed.
     """
 
     module: tvm.IRModule
@@ -81,6 +88,7 @@ class PassResult:
     refusals: tuple[Refusal, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     deviations: dict[str, float] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,8 @@ class RewritePass(Pass, Generic[MatchT]):
             for kind in found:
                 counts[kind] = counts.get(kind, 0) + 1
             if not found:
-                return PassResult(module, sum(counts.values()), tuple(refusals), counts, deviations)
+                nodes = tuple(deviations) if self.approximates else ()
+                return PassResult(module, sum(counts.values()), tuple(refusals), counts, deviations, nodes)
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
         )

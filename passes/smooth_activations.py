@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import tvm
 from tvm import relax
 
-from greencc.ir import constant, relax_functions, shape_of
-from greencc.passes.base import Condition, Pass, PassContext, PassResult, Refusal, node_name
-from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
+from greencc.ir import constant, shape_of
+from greencc.passes.base import Activations, Condition
+from greencc.passes.calibrated import CalibratedPass
+from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32
 
 
@@ -37,7 +38,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class SmoothActivations(Pass):
+class SmoothActivations(CalibratedPass[Smoothing]):
     """Divide the columns of activations by factors, and multiply the rows of the constant weight with them.
 
         y = matmul(x, w)    becomes    y = matmul(x * (1 / s), s * w)
@@ -58,6 +59,7 @@ class SmoothActivations(Pass):
     strength: float = 0.5
 
     name: ClassVar[str] = "smooth-activations"
+    needs_data: ClassVar[bool] = True
     conditions: ClassVar[tuple[Condition[Smoothing], ...]] = (
         Condition(1, "an operand or the result is not float32", lambda m: is_float32(*m.call.args, m.root)),
         Condition(2, "the weight is not a matrix", lambda m: m.weight.ndim == 2),
@@ -69,51 +71,30 @@ class SmoothActivations(Pass):
         Condition(4, "columns differ too much in size", lambda m: _spread(m.factors) < 2.0**64),
     )
 
-    def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
-        """Rewrite the products of main by constant weights."""
-        if context.activations is None:
-            return PassResult(module, 0)
-        refusals: list[Refusal] = []
-        replacements = {}
-        for match in self._matches(module, context):
-            failed = next((c for c in self.conditions if not c.holds(match)), None)
-            if failed is None:
-                replacements[match.root] = functools.partial(self._rewrite, match)
-            else:
-                node = node_name(match.root, match.call)
-                refusals.append(Refusal(self.name, node, failed.number, failed.reason))
-        if not replacements:
-            return PassResult(module, 0, tuple(refusals))
-        gv, main = next(iter(relax_functions(module)))
-        result = module.clone()
-        result.update_func(gv, eliminate_dead(rebuild(main, replacements, owner=self.name)))
-        return PassResult(result, len(replacements), tuple(refusals), {self.name: len(replacements)})
+    def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Smoothing | None:
+        """See CalibratedPass."""
+        if call.op.name != "relax.matmul" or len(shape_of(call.args[0].ty) or []) < 2:
+            return None
+        x, weight = (graph.constant(arg) for arg in call.args)
+        if x is not None or weight is None or self._is_smoothed(graph, call):
+            return None
+        return Smoothing(var, call, weight, np.empty(0), self.strength)
 
-    def _matches(self, module: tvm.IRModule, context: PassContext) -> list[Smoothing]:
-        graph = Graph(module, module["main"])
-        found: list[tuple[relax.Var, relax.Call, np.ndarray]] = []
-        for var, value in graph.definitions():
-            call = graph.call(value, "relax.matmul")
-            if call is None or not context.chooses(self.name, node_name(var, call)):
-                continue
-            if len(shape_of(call.args[0].ty) or []) < 2 or graph.constant(call.args[0]) is not None:
-                continue
-            weight = graph.constant(call.args[1])
-            if weight is not None and not self._is_smoothed(graph, call):
-                found.append((var, call, weight))
-        watched = [call.args[0] for _, call, _ in found]
-        largest = context.activations.largest(module, watched) if context.activations and watched else []
-        return [Smoothing(*parts, maxima, self.strength) for parts, maxima in zip(found, largest, strict=True)]
+    def informed(self, activations: Activations, module: tvm.IRModule, matches: Sequence[Smoothing]) -> list[Smoothing]:
+        """See CalibratedPass."""
+        largest = activations.largest(module, [match.call.args[0] for match in matches])
+        return [replace(match, largest=maxima) for match, maxima in zip(matches, largest, strict=True)]
+
+    def rewrite(self, builder: Builder, match: Smoothing) -> relax.Expr:
+        """See CalibratedPass."""
+        factors = match.factors
+        scaled = builder.emit(relax.op.multiply(match.call.args[0], constant(np.float32(1) / factors)))
+        return relax.op.matmul(scaled, constant(match.weight * factors[:, None]))
 
     def _is_smoothed(self, graph: Graph, call: relax.Call) -> bool:
         """Whether x is a product with constant factors already."""
         scaled = graph.call(call.args[0], "relax.multiply")
         return scaled is not None and any(graph.constant(arg) is not None for arg in scaled.args)
-
-    def _rewrite(self, match: Smoothing, builder: Builder) -> relax.Expr:
-        factors = match.factors
-        scaled = builder.emit(relax.op.multiply(match.call.args[0], constant(np.float32(1) / factors)))
-        return relax.op.matmul(scaled, constant(match.weight * factors[:, None]))
 
 
 def _spread(factors: np.ndarray) -> float:

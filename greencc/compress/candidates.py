@@ -87,7 +87,7 @@ def find_candidates(module: tvm.IRModule) -> list[Candidate]:
     """Every operator of an optimised module that one of `KINDS` can change, in the order of the module."""
     found = []
     for kind in KINDS:
-        nodes = kind.finder.run(module, PassContext()).deviations
+        nodes = kind.finder.run(module, PassContext()).nodes
         found += [Candidate(node, kind.label, (*kind.helpers, kind.finder.name)) for node in reversed(nodes)]
     return found
 
