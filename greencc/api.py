@@ -60,6 +60,8 @@ def compile(
     outputs: Sequence[str] | None = None,
     passes: str | None = None,
     elide_padding: str | None = None,
+    keep_layers: int | None = None,
+    prune: Mapping[str, float] | None = None,
     quantize: str = "none",
     calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
     max_drop: float | None = None,
@@ -81,11 +83,14 @@ def compile(
         passes: the pipeline as text; None for the default one.
         elide_padding: the input [batch, sequence] that is 0 where a token is padding and 1 elsewhere: padding is not
             computed, and outputs are zeros there. None elides only what no output depends on.
+        keep_layers: how many of the model's repeated layers stay, the first ones; None for all.
+        prune: the shares of `heads` of attention and of `channels` of feed-forward layers that go, the least important
+            first: by `calib`, or by their weights. Outputs change.
         quantize: `none`, or `int8` to compute products and convolutions with constant weights in int8 where that is
             measured to be faster, or `int8-all` to do so everywhere. Outputs then differ from the model's by more
             than rounding.
-        calib: inputs like those that the model is made for, for `quantize`: an .npz whose arrays have a first axis of
-            samples, or inputs by name, a mapping for each run.
+        calib: inputs like those that the model is made for, for `quantize`, `prune` and `max_drop`: an .npz whose
+            arrays have a first axis of samples, or inputs by name, a mapping for each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it, measured on `calib`,
             is searched for.
         metric: what the loss is of: `relative_l2`, `cosine`, `top1`, or FILE.py:FUNCTION.
@@ -117,6 +122,8 @@ def compile(
         outputs=None if outputs is None else tuple(outputs),
         passes=passes,
         elide_padding=elide_padding,
+        keep_layers=keep_layers,
+        prune=prune,
         quantize=quantize,
         calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
         max_drop=max_drop,

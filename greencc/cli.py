@@ -20,7 +20,7 @@ import click
 
 from greencc import __version__
 from greencc.errors import GreenccError
-from greencc.options import parse_bounds, parse_names, parse_shapes
+from greencc.options import parse_bounds, parse_names, parse_shapes, parse_shares
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _INTERRUPTED = 130
@@ -47,6 +47,8 @@ def cli() -> None:
 @click.option("--outputs", metavar="A,B", help="Outputs to keep. [default: all]")
 @click.option("--passes", metavar="LIST", help="Passes to run: a,b{opt=1}. [default: the whole pipeline]")
 @click.option("--elide-padding", metavar="INPUT", help="Compute no padding: INPUT is 0 there, so are outputs.")
+@click.option("--keep-layers", type=int, metavar="N", help="Keep the first N of the model's repeated layers.")
+@click.option("--prune", metavar="heads=F,channels=F", help="Shares to remove of heads and feed-forward channels.")
 @click.option(
     "--quantize",
     default="none",
@@ -79,6 +81,8 @@ def compile_command(
     outputs: str | None,
     passes: str | None,
     elide_padding: str | None,
+    keep_layers: int | None,
+    prune: str | None,
     quantize: str,
     calib: Path | None,
     max_drop: float | None,
@@ -104,6 +108,8 @@ def compile_command(
             outputs=parse_names(outputs, "--outputs"),
             passes=passes,
             elide_padding=elide_padding,
+            keep_layers=keep_layers,
+            prune=parse_shares(prune, "--prune"),
             quantize=quantize,
             calib=calib,
             max_drop=max_drop,

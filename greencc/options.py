@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -51,6 +52,25 @@ def parse_bounds(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
             raise UserError(f"--dynamic {text}: dimension {match['name']!r} has bounds already")
         bounds[match["name"]] = (low, high)
     return bounds
+
+
+def parse_shares(text: str | None, option: str) -> dict[str, float]:
+    """`A=F,B=F` as numbers by name; None is nothing.
+
+    Raises:
+        UserError: the text has another form, or a name occurs twice.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(",") if text is not None else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not name or not equals or math.isnan(number) or name in shares:
+            raise UserError(f"{option} {text}: write NAME=F,NAME=F, each name once, as in heads=0.25,channels=0.5")
+        shares[name] = number
+    return shares
 
 
 def parse_names(text: str | None, option: str) -> tuple[str, ...] | None:

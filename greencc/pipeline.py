@@ -36,8 +36,11 @@ from greencc.ir import (
 )
 from greencc.padding import ElidedPadding
 from greencc.passes.base import Pass, PassContext
+from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.pipeline import PipelineResult, run_pipeline
+from greencc.passes.prune_channels import PruneChannels
+from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.registry import default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
@@ -56,6 +59,8 @@ QUANTIZE: dict[str, tuple[Pass, ...]] = {
     "int8": (SmoothActivations(), QuantizeInt8()),
     "int8-all": (SmoothActivations(), QuantizeInt8(measure=False)),
 }
+# What --prune can remove, in the order in which it is removed.
+PRUNE: dict[str, Callable[[float], Pass]] = {"heads": PruneHeads, "channels": PruneChannels}
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def compile_model(
     outputs: tuple[str, ...] | None = None,
     passes: str | None = None,
     elide_padding: str | None = None,
+    keep_layers: int | None = None,
+    prune: Mapping[str, float] | None = None,
     quantize: str = "none",
     calibration: Path | Samples | None = None,
     max_drop: float | None = None,
@@ -105,6 +112,8 @@ def compile_model(
         passes: a pipeline as text; None runs the default pipeline.
         elide_padding: the mask input whose padding is not computed, though outputs become zeros there; None leaves
             it to the pipeline, which elides what no output depends on.
+        keep_layers: how many of the repeated layers stay, the first ones; None for all.
+        prune: shares of `heads` and `channels` to remove.
         quantize: a key of QUANTIZE: passes that follow the pipeline.
         calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
@@ -128,7 +137,10 @@ def compile_model(
     if quantize not in QUANTIZE:
         raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
     chosen = default_pipeline() if passes is None else parse_pipeline(passes)
-    pipeline = (*_with_elision(chosen, elide_padding), *QUANTIZE[quantize])
+    pruning = _pruning(keep_layers, prune or {})
+    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *QUANTIZE[quantize])
+    if calibration is not None and max_drop is None and not (pruning or QUANTIZE[quantize]):
+        raise UserError("--calib: nothing is calibrated without --quantize, --prune or --max-drop")
     progress("importing")
     imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {}, outputs=outputs)
     module = require_elements(imported.module, dynamic or {})
@@ -136,18 +148,19 @@ def compile_model(
     inputs = golden_inputs(module, elide_padding)
     verifier = Verifier(model, module, target, inputs, outputs) if verify else None
     progress("optimizing")
-    searches = calibration is not None and max_drop is not None
-    observed = None if calibration is None or searches else _calibration(calibration, module, target, quantize)
+    compression, observed = None, None
+    if calibration is not None and max_drop is not None:
+        compression = Compression(Request(max_drop, metric, calibration, cost), model, module, target, progress)
+        observed = compression.observed
+    elif calibration is not None:
+        observed = _calibration(calibration, module, target)
     context = PassContext(outputs=outputs, activations=observed, timer=_timer(module, target))
     observer = verifier.after_pass if verifier else None
     result = run_pipeline(module, pipeline, context, observer=observer)
     elided = ElidedPadding.of(result.module["main"].attrs.get(PADDING_ATTR))
-    compression = None
-    if calibration is not None and max_drop is not None:
-        request = Request(max_drop, metric, calibration, cost)
-        compression = Compression(request, model, module, target, elided, progress)
+    if compression is not None:
         searched = result.module if elided is None else run_pipeline(module, _without_elision(pipeline), context).module
-        compressed = compression.compress(searched, result.module, observer)
+        compressed = compression.compress(searched, result.module, elided, observer)
         result = PipelineResult(compressed.module, (*result.reports, *compressed.reports))
         pipeline = (*pipeline, *COMPRESSION_PASSES)
     progress("scheduling")
@@ -189,12 +202,23 @@ def compile_model(
     return Compilation(compiled, inputs, (imported.source_name, imported.source_sha256), report, error)
 
 
-def _calibration(
-    data: Path | Samples, module: tvm.IRModule, target: Target, quantize: str
-) -> Calibration:
+def _pruning(keep_layers: int | None, prune: Mapping[str, float]) -> tuple[Pass, ...]:
+    """The passes that `--keep-layers` and `--prune` ask for."""
+    passes: list[Pass] = []
+    if keep_layers is not None:
+        if keep_layers < 1:
+            raise UserError(f"--keep-layers {keep_layers}: at least one must stay")
+        passes.append(DropLayers(keep_layers))
+    for name, fraction in prune.items():
+        if name not in PRUNE:
+            raise UserError(f"--prune {name}: unknown; known: {', '.join(PRUNE)}")
+        if not 0 < fraction < 1:
+            raise UserError(f"--prune {name}={fraction:g}: write a share between 0 and 1, of what is to go")
+    return (*passes, *(make(prune[name]) for name, make in PRUNE.items() if name in prune))
+
+
+def _calibration(data: Path | Samples, module: tvm.IRModule, target: Target) -> Calibration:
     """What answers questions about the data. It runs here, whatever is compiled for."""
-    if quantize == "none":
-        raise UserError("--calib: nothing is calibrated without --quantize")
     from greencc.targets.cpu.target import host_target
 
     return Calibration(host_target(target.threads), npz_samples(data, module) if isinstance(data, Path) else list(data))

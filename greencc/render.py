@@ -76,18 +76,19 @@ def _choices_table(record: Result | None) -> list[RenderableType]:
     """Every candidate, by what it does to the outputs alone."""
     if record is None:
         return []
-    reasons = {node: step["reason"] for step in record["steps"] if not step["accepted"] for node in step["nodes"]}
+    refused = [step for step in record["steps"] if not step["accepted"]]
+    reasons = {(made["node"], made["kind"]): step["reason"] for step in refused for made in step["choices"]}
     numbers = ("apart", "cost", "saved", "deviation")
-    table = _table("operator", "precision", *numbers, "why not", numbers=numbers)
+    table = _table("operator", "choice", *numbers, "why not", numbers=numbers)
     for item in sorted(record["operators"], key=lambda item: -item["sensitivity"]):
         table.add_row(
             Text(item["node"], overflow="fold"),
-            item["kind"] if item["chosen"] else "float32",
+            item["kind"] if item["chosen"] else f"no {item['kind']}",
             f"{item['sensitivity']:.4f}",
             f"{item['cost_ratio']:.2f}",
             size(item["bytes_saved"]),
-            f"{item['largest_deviation']:.4f}",
-            "" if item["chosen"] else reasons.get(item["node"], "behind others"),
+            "" if item["largest_deviation"] is None else f"{item['largest_deviation']:.4f}",
+            "" if item["chosen"] else reasons.get((item["node"], item["kind"]), "beyond the budget with others"),
         )
     table.caption = (
         "apart: relative L2 distance of the outputs that it causes alone; cost: of its stage, with it over without; "

@@ -160,7 +160,7 @@ class RewritePass(Pass, Generic[MatchT]):
             for kind in found:
                 counts[kind] = counts.get(kind, 0) + 1
             if not found:
-                nodes = tuple(deviations) if self.approximates else ()
+                nodes = tuple(reversed(deviations)) if self.approximates else ()
                 return PassResult(module, sum(counts.values()), tuple(refusals), counts, deviations, nodes)
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from greencc.errors import UserError
 from greencc.passes.base import Pass
+from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_activations import ElideActivations
 from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.fold_constants import FoldConstants
@@ -21,7 +22,9 @@ from greencc.passes.fuse_rms_norm import FuseRmsNorm
 from greencc.passes.fuse_rotary import FuseRotary
 from greencc.passes.fuse_silu import FuseSilu
 from greencc.passes.fuse_transpose_matmul import FuseTransposeMatmul
+from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
+from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.smooth_activations import SmoothActivations
@@ -41,6 +44,9 @@ PASSES: dict[str, type[Pass]] = {
     FuseGelu.name: FuseGelu,
     FuseSilu.name: FuseSilu,
     ElidePadding.name: ElidePadding,
+    DropLayers.name: DropLayers,
+    PruneHeads.name: PruneHeads,
+    PruneChannels.name: PruneChannels,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
     QuantizeWeights.name: QuantizeWeights,

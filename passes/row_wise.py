@@ -15,7 +15,8 @@ from greencc.passes.no_ops import permutation_of
 # How each operand of a call runs over the batch (names of greencc.kernels.padding), None for one that doesn't.
 Leads = tuple[str | None, ...]
 
-_BROADCASTING = frozenset(
+# Operators on elements, whose operands are broadcast.
+ELEMENTWISE = frozenset(
     f"relax.{name}"
     for name in (
         "abs", "add", "astype", "ceil", "clip", "cos", "divide", "equal", "erf", "exp", "floor", "greater",
@@ -43,7 +44,7 @@ def leads_of(batch: Batch, call: relax.Call, result: relax.Expr) -> Leads | None
     """How each operand of a row-wise call runs over the batch; None where the call is not row-wise."""
     if not batch.runs_through(result):
         return None
-    if call.op.name in _BROADCASTING:
+    if call.op.name in ELEMENTWISE:
         rank = len(shape_of(result.ty) or [])
         return tuple(_aligned(batch, shape_of(arg.ty), rank) for arg in call.args)
     rule = _RULES.get(call.op.name)

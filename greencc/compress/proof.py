@@ -53,8 +53,10 @@ class Compression:
         model: the original model.
         module: the same as imported.
         target: what is compiled for.
-        elided: padding that outputs are zeros for, if the user asked for that.
         progress: told what is being done.
+
+    Attributes:
+        observed: what the calibration split shows of modules' values.
 
     Raises:
         UserError: the request doesn't fit the model, or the target's code can't run here.
@@ -66,7 +68,6 @@ class Compression:
         model: Path,
         module: tvm.IRModule,
         target: Target,
-        elided: ElidedPadding | None,
         progress: Progress,
     ) -> None:
         if not request.max_drop >= 0:
@@ -77,24 +78,33 @@ class Compression:
         self._budget = Budget(request.max_drop, make_metric(request.metric), dataset, split(dataset))
         self._target, self._progress = target, progress
         self._cost = make_cost(request.cost)
-        reference = open_reference(model, module, target)
-        self._reference = References(dataset, reference, elided)
+        self._original = open_reference(model, module, target)
+        self.observed = Calibration(target, self._budget.calibration_runs)
         self._found: Found | None = None
 
     def compress(
-        self, searched: tvm.IRModule, module: tvm.IRModule, observer: Observer | None = None
+        self,
+        searched: tvm.IRModule,
+        module: tvm.IRModule,
+        elided: ElidedPadding | None,
+        observer: Observer | None = None,
     ) -> PipelineResult:
         """Search on one form of the optimised model, and apply what was found to another of the same operators.
+
+        Args:
+            searched: what candidates are measured in.
+            module: what is to be compiled.
+            elided: padding that its outputs are zeros for.
+            observer: see `run_pipeline`.
 
         Raises:
             BudgetError: nothing fits.
         """
+        self._reference = References(self._budget.dataset, self._original, elided)
         search = Search(searched, self._target, self._budget, self._cost, self._reference, self._progress)
         self._found = search.run()
-        data, runs = self._budget.dataset, self._budget.splits.calibration
-        observed = Calibration(self._target, [data.run(number) for number in runs])
-        context = PassContext(activations=observed, choices=self._found.choices)
         self._module = module
+        context = PassContext(activations=self.observed, choices=self._found.choices)
         return run_pipeline(with_unique_names(module), PASSES, context, observer=observer)
 
     def judge(self, compiled: Compiled) -> dict[str, object]:

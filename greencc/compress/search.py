@@ -23,7 +23,7 @@ Progress = Callable[[str], None]
 Runner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 # Shares of the model's cost below this are within what measurements differ by.
 _NOISE = 0.005
-# Runs that sensitivities are taken over, and that the stages' values are kept for.
+# Runs that ranges and sensitivities are taken over, and that the stages' values are kept for.
 _MOST_CALIBRATION = 64
 # Operators that are tried one by one behind the prefix that bisection finds.
 _MOST_TRIES = 24
@@ -47,13 +47,17 @@ class Budget:
     dataset: Dataset
     splits: Splits
 
+    @property
+    def calibration_runs(self) -> list[dict[str, Array]]:
+        """Inputs of the runs to learn from."""
+        return [self.dataset.run(number) for number in self.splits.calibration[:_MOST_CALIBRATION]]
+
 
 @dataclass(frozen=True)
 class Step:
     """A decision of the search: what was tried, what was decided, and why."""
 
-    nodes: tuple[str, ...]
-    label: str
+    candidates: tuple[Candidate, ...]
     accepted: bool
     reason: str
     drop: Drop | None = None
@@ -61,8 +65,8 @@ class Step:
     def as_json(self) -> dict[str, object]:
         """The fields as JSON values."""
         drop = None if self.drop is None else self.drop.as_json()
-        nodes = list(self.nodes)
-        return {"nodes": nodes, "label": self.label, "accepted": self.accepted, "reason": self.reason, "drop": drop}
+        choices = [{"node": candidate.node, "kind": candidate.label} for candidate in self.candidates]
+        return {"choices": choices, "accepted": self.accepted, "reason": self.reason, "drop": drop}
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,11 @@ class Search:
         module = with_unique_names(self.module)
         self._stages = Stages(module, self.target, PASSES)
         self.progress("running the calibration data")
-        runs = self.budget.splits.calibration[:_MOST_CALIBRATION]
-        self._stages.calibrate([self.budget.dataset.run(number) for number in runs])
-        assessed = tuple(self._assess(module))
+        self._stages.calibrate(self.budget.calibration_runs)
         self._steps: list[Step] = []
         self._points: list[Point] = []
+        self._require_start()
+        assessed = tuple(self._assess(module))
         useful = [item for item in assessed if self._is_useful(item)]
         useful.sort(key=lambda item: item.gain / max(item.sensitivity, 1e-12) ** 2, reverse=True)
         chosen, drop = self._longest_prefix(useful)
@@ -157,6 +161,26 @@ class Search:
                 f"--max-drop {self.budget.max_drop:g}: no candidate is within the budget: {self._nearest(assessed)}"
             )
         return Found(tuple(item.candidate for item in chosen), assessed, tuple(self._steps), tuple(self._points), drop)
+
+    def _require_start(self) -> None:
+        """Refuse a model that is beyond the budget before anything is chosen."""
+        self.progress("measuring what the search starts from")
+        drop = self._measure([])
+        if drop.bound > self.budget.max_drop:
+            raise BudgetError(
+                f"--max-drop {self.budget.max_drop:g}: what was asked for besides is beyond it: "
+                f"the {self.budget.metric.name} drop is {drop.value:.4g} (95% bound {drop.bound:.4g})"
+            )
+
+    def _measure(self, items: Sequence[Assessed]) -> Drop:
+        """The drop of an assignment on the selection split."""
+        choices = choices_of([item.candidate for item in items])
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            return self.reference.blanked(self._stages.run(choices, inputs), inputs)
+
+        budget = self.budget
+        return measure_drop(budget.metric, budget.dataset, self.reference, run, budget.splits.selection)
 
     def _assess(self, module: tvm.IRModule) -> Iterator[Assessed]:
         """Measure every candidate alone: time and bytes of its stage, and the outputs that it causes."""
@@ -185,7 +209,7 @@ class Search:
                 bytes_saved=saved,
                 bytes_share=saved / all_bytes,
                 sensitivity=RelativeL2().drop(statistics).value,
-                deviation=deviations[candidate.label, candidate.node],
+                deviation=deviations.get((candidate.label, candidate.node)),
             )
 
     def _is_useful(self, item: Assessed) -> bool:
@@ -196,19 +220,13 @@ class Search:
             reason = f"saves neither {self.cost.name} nor bytes"
         else:
             return True
-        self._steps.append(Step((item.candidate.node,), item.candidate.label, accepted=False, reason=reason))
+        self._steps.append(Step((item.candidate,), accepted=False, reason=reason))
         return False
 
     def _try(self, items: Sequence[Assessed], new: Sequence[Assessed]) -> tuple[bool, Drop]:
         """Measure an assignment on the selection split."""
         self.progress(f"measuring {len(items)} choices on {len(self.budget.splits.selection)} runs")
-        choices = choices_of([item.candidate for item in items])
-
-        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            return self.reference.blanked(self._stages.run(choices, inputs), inputs)
-
-        budget = self.budget
-        drop = measure_drop(budget.metric, budget.dataset, self.reference, run, budget.splits.selection)
+        drop = self._measure(items)
         fits = drop.bound <= self.budget.max_drop
         self._points.append(
             Point(
@@ -220,8 +238,7 @@ class Search:
         )
         relation = "within" if fits else "beyond"
         reason = f"bound {drop.bound:.4g} is {relation} the budget"
-        labels = ", ".join(dict.fromkeys(item.candidate.label for item in new))
-        self._steps.append(Step(tuple(item.candidate.node for item in new), labels, fits, reason, drop))
+        self._steps.append(Step(tuple(item.candidate for item in new), fits, reason, drop))
         return fits, drop
 
     def _longest_prefix(self, items: Sequence[Assessed]) -> tuple[list[Assessed], Drop | None]:
@@ -244,10 +261,8 @@ class Search:
         tries = 0
         for item in items[1:]:
             if tries == _MOST_TRIES or self._is_hopeless(item, drop):
-                reason = (
-                    "not tried any more" if tries == _MOST_TRIES else "its error is too large"
-                )
-                self._steps.append(Step((item.candidate.node,), item.candidate.label, accepted=False, reason=reason))
+                reason = "not tried any more" if tries == _MOST_TRIES else "its error is too large"
+                self._steps.append(Step((item.candidate,), accepted=False, reason=reason))
                 continue
             tries += 1
             fits, measured = self._try([*chosen, item], [item])
