@@ -24,6 +24,7 @@ from benchmarks import cache
 OPSET = 17
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
+EMBEDDING = "sentence_embedding"
 
 Weight = Callable[[str, tuple[int, ...]], NDArray[np.float32]]
 
@@ -60,10 +61,13 @@ def random_onnx(size: BertSize = BASE, seed: int = 0) -> Path:
     return cache.entry(name, fill) / "model.onnx"
 
 
-def encoder_onnx(directory: Path) -> Path:
-    """ONNX file of the BERT encoder that a Hugging Face directory holds, cached by content."""
+def encoder_onnx(directory: Path, *, pooled: bool = False) -> Path:
+    """ONNX file of the BERT encoder that a Hugging Face directory holds, cached by content.
+
+    With `pooled` its output is `EMBEDDING`, the mean over real tokens, of length one.
+    """
     weights, config = directory / "model.safetensors", directory / "config.json"
-    parts = (cache.file_sha256(weights), config.read_bytes(), Path(__file__).read_bytes())
+    parts = (cache.file_sha256(weights), config.read_bytes(), Path(__file__).read_bytes(), str(pooled))
     fields = json.loads(config.read_bytes())
     size = BertSize(
         layers=fields["num_hidden_layers"],
@@ -77,22 +81,27 @@ def encoder_onnx(directory: Path) -> Path:
 
     def fill(folder: Path) -> None:
         with safe_open(weights, framework="np") as file:
-            model = _build(size, lambda name, _shape: file.get_tensor(name))
+            model = _build(size, lambda name, _shape: file.get_tensor(name), pooled)
         onnx.save(model, str(folder / "model.onnx"))
 
     return cache.entry(f"exports/encoder-{cache.key(parts)}", fill) / "model.onnx"
 
 
-def _build(size: BertSize, weight: Weight) -> onnx.ModelProto:
+def _build(size: BertSize, weight: Weight, pooled: bool = False) -> onnx.ModelProto:
     writer = _Writer(size, weight)
     hidden = writer.encoder()
-    writer.node("Identity", [hidden], OUTPUT)
     shape = ["batch", "sequence"]
+    if pooled:
+        writer.pool(hidden, EMBEDDING)
+        output = helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["batch", size.hidden])
+    else:
+        writer.node("Identity", [hidden], OUTPUT)
+        output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [*shape, size.hidden])
     graph = helper.make_graph(
         writer.nodes,
         "encoder",
         [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in INPUTS],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [*shape, size.hidden])],
+        [output],
         writer.initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -150,6 +159,16 @@ class _Writer:
         value = self.node("Unsqueeze", ["attention_mask", axes], "mask_spread")
         value = self.node("Cast", [value], "mask_float", to=TensorProto.FLOAT)
         return self.node("Mul", [self.node("Sub", [one, value], "mask_dropped"), lowest], "mask")
+
+    def pool(self, hidden: str, output: str) -> str:
+        """The mean of `hidden` over the tokens that the mask keeps, divided by its length."""
+        inner = self.constant("pool_inner", np.array([-1], np.int64))
+        tokens = self.constant("pool_tokens", np.array([1], np.int64))
+        kept = self.node("Cast", ["attention_mask"], "pool_kept", to=TensorProto.FLOAT)
+        kept = self.node("Unsqueeze", [kept, inner], "pool_mask")
+        total = self.node("ReduceSum", [self.node("Mul", [hidden, kept], "pool_rows"), tokens], "pool_sum", keepdims=0)
+        count = self.node("ReduceSum", [kept, tokens], "pool_count", keepdims=0)
+        return self.node("LpNormalization", [self.node("Div", [total, count], "pool_mean")], output, axis=-1, p=2)
 
     def layer(self, path: str, hidden: str, mask: str) -> str:
         size = self.size

@@ -22,6 +22,7 @@ KERNEL = "greencc.kernel"  # see greencc/kernels
 PACKED_ATTENTION = "greencc.packed_attention"
 QUANTIZED_CONV2D = "greencc.quantized_conv2d"
 QUANTIZED_MATMUL = "greencc.quantized_matmul"
+QUANTIZED_TAKE = "greencc.quantized_take"
 ROTARY = "greencc.rotary"
 SHAPE_TO_TENSOR = "greencc.shape_to_tensor"
 
@@ -147,6 +148,20 @@ def quantized_matmul(
     return relax.Call(ir.Op.get(QUANTIZED_MATMUL), args, None, [])
 
 
+def quantized_take(table: relax.Expr, scale: relax.Expr, indices: relax.Expr) -> relax.Call:
+    """Rows of table * scale, where each row has a scale of its own; only the rows that are taken are computed.
+
+    Args:
+        table: [V, D] int8, a constant.
+        scale: [V] float32, a constant: what a unit of each row is worth.
+        indices: [...] of integers; those outside of the table mean its first or last row.
+
+    Returns a call of type [..., D] float32.
+    """
+    register_ops()
+    return relax.Call(ir.Op.get(QUANTIZED_TAKE), [table, scale, indices], None, [])
+
+
 @dataclass(frozen=True)
 class Conv2dAttrs:
     """Attributes of `greencc.quantized_conv2d`.
@@ -224,6 +239,16 @@ def _infer_quantized_matmul(call: relax.Call, _context: object) -> relax.TensorT
     return relax.TensorType((*x[:-1], weight[1]), "float32")
 
 
+def _infer_quantized_take(call: relax.Call, _context: object) -> relax.TensorType:
+    table, scale, indices = (shape_of(arg.ty) for arg in call.args)
+    kinds = [str(dtype_of(arg.ty)) for arg in call.args]
+    if table is None or scale is None or indices is None or len(table) != 2 or len(scale) != 1:
+        raise GreenccError(f"{QUANTIZED_TAKE}: takes a table [V, D], scale [V] and indices")
+    if kinds[:2] != ["int8", "float32"] or "int" not in kinds[2]:
+        raise GreenccError(f"{QUANTIZED_TAKE}: takes int8, float32 and integers, not {', '.join(kinds)}")
+    return relax.TensorType((*indices, table[1]), "float32")
+
+
 def _infer_rotary(call: relax.Call, _context: object) -> relax.TensorType:
     x, *angles = (shape_of(arg.ty) for arg in call.args)
     if x is None or len(x) != 4 or not isinstance(x[3], tirx.IntImm) or int(x[3]) % 2:
@@ -270,6 +295,7 @@ _INFER_TYPE = {
     PACKED_ATTENTION: _infer_attention,
     QUANTIZED_CONV2D: _infer_quantized_conv2d,
     QUANTIZED_MATMUL: _infer_quantized_matmul,
+    QUANTIZED_TAKE: _infer_quantized_take,
     ROTARY: _infer_rotary,
     SHAPE_TO_TENSOR: _infer_shape_to_tensor,
 }

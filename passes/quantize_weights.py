@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 from tvm import relax
 
-from greencc.ir import bindings_of, constant, constant_array, operands, shape_of
+from greencc.ir import bindings_of, constant, constant_array, operands
+from greencc.ops import quantized_take
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32
@@ -33,6 +34,11 @@ class Lookup:
         return self.table.ndim == 2 and axis is not None and int(axis) in (0, -2)
 
     @property
+    def clips(self) -> bool:
+        """Whether indices are held within the table, or never outside of it (mode "fast" leaves that open)."""
+        return str(self.call.attrs.mode) in ("clip", "fast")
+
+    @property
     def is_only_reader(self) -> bool:
         """Whether nothing else reads the table: it would be stored twice."""
         return self.graph.analysis(_readers)[_address(self.table)] == 1
@@ -42,7 +48,7 @@ class Lookup:
 class QuantizeWeights(RewritePass[Lookup]):
     """Store tables of constants in bytes, and give the rows that are looked up their scale when they are read.
 
-        y = take(t, i)    becomes    y = float32(take(q, i)) * take(scale, i)
+        y = take(t, i)    becomes    y = quantized_take(q, scale, i)
 
     Every row gets the scale max |t| / 127 (symmetric). A quarter of the table's bytes remains; the result is close to
     the original, not equal: this pass is not in the default pipeline. Legal when
@@ -50,7 +56,8 @@ class QuantizeWeights(RewritePass[Lookup]):
     2. the table is a matrix and whole rows of it are looked up;
     3. all of its elements are finite;
     4. it has at least `min-weights` elements;
-    5. nothing else reads it.
+    5. nothing else reads it;
+    6. indices outside of the table mean its first or last row.
 
     Options:
         min_weights: see 4.
@@ -66,6 +73,7 @@ class QuantizeWeights(RewritePass[Lookup]):
         Condition(3, "an element is not finite", lambda m: bool(np.isfinite(m.table).all())),
         Condition(4, "the table is too small for quantising to pay", lambda m: m.table.size >= m.least),
         Condition(5, "something else reads the table too", lambda m: m.is_only_reader),
+        Condition(6, "indices outside of the table are not clipped", lambda m: m.clips),
     )
 
     def deviation(self, match: Lookup) -> float | None:
@@ -84,15 +92,7 @@ class QuantizeWeights(RewritePass[Lookup]):
     def rewrite(self, builder: Builder, match: Lookup) -> relax.Expr:
         """See RewritePass."""
         levels, scale = quantize_channels(match.table, 0)
-        places, attrs = match.call.args[1], match.call.attrs
-
-        def rows(table: np.ndarray) -> relax.Expr:
-            return builder.emit(relax.Call(match.call.op, [constant(table), places], attrs, []))
-
-        wide = builder.emit(relax.op.astype(rows(levels), "float32"))
-        scales = rows(scale)
-        spread = builder.emit(relax.op.expand_dims(scales, len(shape_of(scales.ty) or [])))
-        return relax.op.multiply(wide, spread)
+        return quantized_take(constant(levels), constant(scale), match.call.args[1])
 
 
 def _readers(graph: Graph) -> Counter[int]:

@@ -27,8 +27,8 @@ _NOISE = 0.005
 _MOST_CALIBRATION = 64
 # Operators that are tried one by one behind the prefix that bisection finds.
 _MOST_TRIES = 24
-# A candidate whose predicted drop is so many times the budget is not run: squares add up to within a few percent.
-_HOPELESS = 1.03
+# A candidate whose predicted drop is so many times the budget is not run.
+_HOPELESS = 1.1
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,14 @@ class Search:
     def _require_start(self) -> None:
         """Refuse a model that is beyond the budget before anything is chosen."""
         self.progress("measuring what the search starts from")
-        drop = self._measure([])
+        drop = self.drop_of([])
         if drop.bound > self.budget.max_drop:
             raise BudgetError(
                 f"--max-drop {self.budget.max_drop:g}: what was asked for besides is beyond it: "
                 f"the {self.budget.metric.name} drop is {drop.value:.4g} (95% bound {drop.bound:.4g})"
             )
 
-    def _measure(self, items: Sequence[Assessed]) -> Drop:
+    def drop_of(self, items: Sequence[Assessed]) -> Drop:
         """The drop of an assignment on the selection split."""
         choices = choices_of([item.candidate for item in items])
 
@@ -226,7 +226,7 @@ class Search:
     def _try(self, items: Sequence[Assessed], new: Sequence[Assessed]) -> tuple[bool, Drop]:
         """Measure an assignment on the selection split."""
         self.progress(f"measuring {len(items)} choices on {len(self.budget.splits.selection)} runs")
-        drop = self._measure(items)
+        drop = self.drop_of(items)
         fits = drop.bound <= self.budget.max_drop
         self._points.append(
             Point(
@@ -260,7 +260,7 @@ class Search:
         """Add what still fits. The first of `items` was refused with what stands before it."""
         tries = 0
         for item in items[1:]:
-            if tries == _MOST_TRIES or self._is_hopeless(item, drop):
+            if tries == _MOST_TRIES or self._is_hopeless(item, chosen, drop):
                 reason = "not tried any more" if tries == _MOST_TRIES else "its error is too large"
                 self._steps.append(Step((item.candidate,), accepted=False, reason=reason))
                 continue
@@ -270,12 +270,17 @@ class Search:
                 chosen, drop = [*chosen, item], measured
         return chosen, drop
 
-    def _is_hopeless(self, item: Assessed, drop: Drop | None) -> bool:
-        """Whether squares of errors, which add up, say that a candidate is far beyond the budget."""
-        if not isinstance(self.budget.metric, RelativeL2):
+    def _is_hopeless(self, item: Assessed, chosen: Sequence[Assessed], drop: Drop | None) -> bool:
+        """Whether the measured drop of the chosen candidates says that one more is far beyond the budget.
+
+        Squares of errors add up, and other metrics fall about with the square of the error, when it is small.
+        """
+        before = sum(one.sensitivity**2 for one in chosen)
+        if drop is None or not before or drop.bound <= 0:
             return False
-        known = 0.0 if drop is None else drop.value
-        return bool(np.hypot(known, item.sensitivity) > _HOPELESS * self.budget.max_drop)
+        growth = 1 + item.sensitivity**2 / before
+        predicted = drop.bound * (np.sqrt(growth) if isinstance(self.budget.metric, RelativeL2) else growth)
+        return bool(predicted > _HOPELESS * self.budget.max_drop)
 
     def _nearest(self, assessed: Sequence[Assessed]) -> str:
         measured = [step.drop.bound for step in self._steps if step.drop is not None]

@@ -22,6 +22,7 @@ from greencc.ops import (
     PACKED_ATTENTION,
     QUANTIZED_CONV2D,
     QUANTIZED_MATMUL,
+    QUANTIZED_TAKE,
     ROTARY,
     SHAPE_TO_TENSOR,
     AttentionAttrs,
@@ -58,6 +59,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         ROTARY: _rotary,
         QUANTIZED_CONV2D: quantized.conv2d,
         QUANTIZED_MATMUL: quantized.matmul,
+        QUANTIZED_TAKE: _quantized_take,
         ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, attention_kernel),
         PACKED_ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, packed_attention_kernel),
     }
@@ -152,6 +154,22 @@ def _rotary(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         return te.compute(x.shape, at, name="rotary")
 
     return builder.call_te(compute, *call.args, primfunc_name_hint="rotary")
+
+
+def _quantized_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """One kernel that reads bytes of the rows and each row's scale."""
+
+    def compute(table: te.Tensor, scale: te.Tensor, indices: te.Tensor) -> te.Tensor:
+        last = table.shape[0] - 1
+
+        def at(*index: tirx.Var) -> tirx.Expr:
+            given = indices(*index[:-1]).astype("int64")
+            row = tirx.min(tirx.max(given, tirx.const(0, "int64")), last)
+            return table(row, index[-1]).astype("float32") * scale(row)
+
+        return te.compute((*indices.shape, table.shape[1]), at, name="quantized_take")
+
+    return builder.call_te(compute, *call.args, primfunc_name_hint="quantized_take")
 
 
 def _sigmoid(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import assert_refused, assert_unmatched, const, graph, ops, random, rewritten, run
+from builders import assert_refused, assert_unmatched, const, graph, ops, random, rewritten, run, the_call
 from tvm.relax import op
 
+from greencc.ir import constant_array
 from greencc.passes.base import PassContext
 from greencc.passes.quantize_weights import QuantizeWeights
 
@@ -18,7 +19,11 @@ def lookup(table, axis=0, kind="float32", **attributes):
 
 def test_rows_are_looked_up_in_bytes_and_scaled():
     after = rewritten(PASS, lookup(random(30, 8)))
-    assert ops(after) == ["take", "astype", "take", "expand_dims", "multiply"]
+    assert ops(after) == ["greencc.quantized_take"]
+    levels, scale = (constant_array(arg) for arg in the_call(after, "greencc.quantized_take").args[:2])
+    assert (levels.dtype, levels.shape, scale.dtype, scale.shape) == (np.int8, (30, 8), np.float32, (30,))
+    assert (np.abs(levels.astype(int)).max(axis=1) == 127).all()
+    np.testing.assert_allclose(levels * scale[:, None], random(30, 8), atol=np.abs(random(30, 8)).max() / 254, rtol=0)
 
 
 def test_the_largest_deviation_is_reported_and_within_half_a_level():
@@ -74,3 +79,12 @@ def test_condition_5_a_single_reader():
         lambda e, i: e(op.matmul(e(op.take(table, i, axis=0)), e(op.permute_dims(table)))), i=((5,), "int64")
     )
     assert_refused(QuantizeWeights(), both, 5, "something else reads the table too")
+
+
+@pytest.mark.parametrize(("mode", "rewrites"), [("fast", 1), ("clip", 1), ("wrap", 0), ("nan", 0)])
+def test_condition_6_clipping(mode, rewrites):
+    module = lookup(random(600, 8), mode=mode)
+    if rewrites:
+        assert run(QuantizeWeights(), module).rewrites == 1
+    else:
+        assert_refused(QuantizeWeights(), module, 6, "indices outside of the table are not clipped")

@@ -7,6 +7,8 @@ import pytest
 from running import Runner, function, host, normal
 from tvm import relax
 
+from greencc.ir import constant
+from greencc.ops import quantized_take
 from greencc.targets.cpu.target import CpuTarget
 
 HALF = 4
@@ -36,3 +38,18 @@ def test_positions_modulo_a_power_of_two(cpu: str) -> None:
     wanted = np.stack([groups[..., 1, :] * spread, groups[..., 0, :] + spread], axis=3).reshape(2, 3, 32)
     (got,) = Runner(module, target)(x, angles)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [32, 37])
+@pytest.mark.parametrize("kind", ["int64", "int32"])
+def test_rows_of_bytes_are_scaled_and_indices_held_within_the_table(width: int, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    table, scale = rng.integers(-127, 128, (50, width)).astype(np.int8), rng.random(50).astype(np.float32)
+    module = function(
+        {"places": ((3, 70), kind)},
+        lambda emit, places: [emit(quantized_take(constant(table), constant(scale), places))],
+    )
+    places = rng.integers(-5, 56, (3, 70)).astype(kind)
+    rows = np.clip(places, 0, 49)
+    (got,) = Runner(module, host())(places)
+    np.testing.assert_array_equal(got, table[rows].astype(np.float32) * scale[rows][..., None])
