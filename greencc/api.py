@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from greencc.artifact.bundle import Array
 from greencc.artifact.format import check_destination, read_artifact, write_artifact
 from greencc.artifact.manifest import Source
+from greencc.artifact.pack import pack as write_pack
+from greencc.artifact.pack import unpack as read_pack
 from greencc.compare import Tolerance, compare
 from greencc.energy.estimate import DEFAULT_WATTS_PER_CORE
 from greencc.energy.meter import choose_meter
@@ -319,6 +321,37 @@ def _drop_again(model: Model, record: Mapping[str, Any], original: Path, data: P
             f"{data}: the loss of {record['metric']} is {drop.value:.4g}, beyond the budget of {record['max_drop']:g}"
         )
     return {"max_drop": record["max_drop"], "metric": record["metric"], **drop.as_json()}
+
+
+def pack(artifact: AnyPath, out: AnyPath) -> dict[str, object]:
+    """Write an artifact as one file with compressed members, to be shipped.
+
+    Returns:
+        `bytes_before` and `bytes_after`, of all members and of the file, and `members`: both of each.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        UserError: the file can't be written.
+    """
+    folder, file = Path(artifact), Path(out)
+    packed = write_pack(folder, file)
+    sizes = {name: (folder / name).stat().st_size for name in packed}
+    return {
+        "file": str(file),
+        "bytes_before": sum(sizes.values()),
+        "bytes_after": file.stat().st_size,
+        "members": {name: {"bytes_before": sizes[name], "bytes_after": count} for name, count in packed.items()},
+    }
+
+
+def unpack(file: AnyPath, out: AnyPath) -> None:
+    """Expand a packed artifact to a folder, byte for byte what was packed.
+
+    Raises:
+        ArtifactError: the file is damaged.
+        UserError: the folder can't be written.
+    """
+    read_pack(Path(file), Path(out))
 
 
 def devices() -> dict[str, object]:

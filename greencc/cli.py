@@ -219,6 +219,35 @@ def verify_command(artifact: Path, data: Path | None, model: Path | None) -> Non
     _print(result, False, "verification")
 
 
+@cli.command("pack")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("-o", "out", required=True, type=click.Path(path_type=Path), help="File to write.")
+@_json
+def pack_command(artifact: Path, out: Path, as_json: bool) -> None:
+    """Write an artifact as one compressed file, to be shipped.
+
+    It is smaller on the wire and on disk; it is expanded before it runs.
+    """
+    from greencc import api
+
+    with _working() as progress:
+        progress("compressing")
+        result = api.pack(artifact, out)
+    _print(result, as_json, "pack_report")
+
+
+@cli.command("unpack")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "out", required=True, type=click.Path(path_type=Path), help="Artifact folder to write.")
+def unpack_command(file: Path, out: Path) -> None:
+    """Expand a packed artifact to a folder."""
+    from greencc import api
+
+    with _working() as progress:
+        progress("expanding")
+        api.unpack(file, out)
+
+
 @cli.command("devices")
 @_json
 def devices_command(as_json: bool) -> None:

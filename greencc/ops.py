@@ -148,18 +148,20 @@ def quantized_matmul(
     return relax.Call(ir.Op.get(QUANTIZED_MATMUL), args, None, [])
 
 
-def quantized_take(table: relax.Expr, scale: relax.Expr, indices: relax.Expr) -> relax.Call:
+def quantized_take(table: relax.Expr, scale: relax.Expr, indices: relax.Expr, *, wrap: bool = False) -> relax.Call:
     """Rows of table * scale, where each row has a scale of its own; only the rows that are taken are computed.
 
     Args:
         table: [V, D] int8, a constant.
         scale: [V] float32, a constant: what a unit of each row is worth.
-        indices: [...] of integers; those outside of the table mean its first or last row.
+        indices: [...] of integers.
+        wrap: indices outside of the table are taken modulo its rows; else they mean its first or last row.
 
     Returns a call of type [..., D] float32.
     """
     register_ops()
-    return relax.Call(ir.Op.get(QUANTIZED_TAKE), [table, scale, indices], None, [])
+    attrs = ir.make_node("ir.DictAttrs", wrap=wrap)
+    return relax.Call(ir.Op.get(QUANTIZED_TAKE), [table, scale, indices], attrs, [])
 
 
 @dataclass(frozen=True)

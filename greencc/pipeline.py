@@ -38,8 +38,10 @@ from greencc.padding import ElidedPadding
 from greencc.passes.base import Pass, PassContext
 from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_padding import ElidePadding
+from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.pipeline import PipelineResult, run_pipeline
 from greencc.passes.prune_channels import PruneChannels
+from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.registry import default_pipeline, parse_pipeline
@@ -156,13 +158,18 @@ def compile_model(
         observed = _calibration(calibration, module, target)
     context = PassContext(outputs=outputs, activations=observed, timer=_timer(module, target))
     observer = verifier.after_pass if verifier else None
-    result = run_pipeline(module, pipeline, context, observer=observer)
-    elided = ElidedPadding.of(result.module["main"].attrs.get(PADDING_ATTR))
-    if compression is not None:
-        searched = result.module if elided is None else run_pipeline(module, _without_elision(pipeline), context).module
-        compressed = compression.compress(searched, result.module, elided, observer)
-        result = PipelineResult(compressed.module, (*result.reports, *compressed.reports))
+    if compression is None:
+        result = run_pipeline(module, pipeline, context, observer=observer)
+    else:
+        # Padding is elided last: its operators are others than those that can be pruned.
+        elided = _elided(run_pipeline(module, pipeline, context).module) if elide_padding else None
+        single = run_pipeline(module, _without_elision(pipeline), context, observer=observer)
+        compressed = compression.compress(single.module, elided, observer)
+        last = [item for item in pipeline if isinstance(item, ElidePadding)]
+        swept = run_pipeline(compressed.module, [*last, FoldConstants(), PruneDeadNodes()], context, observer=observer)
+        result = PipelineResult(swept.module, (*single.reports, *compressed.reports, *swept.reports))
         pipeline = (*pipeline, *COMPRESSION_PASSES)
+    elided = _elided(result.module)
     progress("scheduling")
     lowered = lower(result.module, target)
     progress("generating code")
@@ -230,6 +237,10 @@ def _timer(module: tvm.IRModule, target: Target) -> Trials | None:
         return None
     bounds = symbol_bounds(module["main"])
     return Trials(target, {name: high for name, (_, high) in bounds.items() if high is not None})
+
+
+def _elided(module: tvm.IRModule) -> ElidedPadding | None:
+    return ElidedPadding.of(module["main"].attrs.get(PADDING_ATTR))
 
 
 def _without_elision(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:

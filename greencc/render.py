@@ -190,6 +190,16 @@ def verification(result: Result) -> RenderableType:
     return _facts(rows)
 
 
+def pack_report(result: Result) -> RenderableType:
+    """What packing saved."""
+    table = _table("member", "bytes", "packed", "share", numbers=("bytes", "packed", "share"))
+    whole = {"all": {name: result[name] for name in ("bytes_before", "bytes_after")}}
+    for name, member in {**result["members"], **whole}.items():
+        before, after = member["bytes_before"], member["bytes_after"]
+        table.add_row(name, size(before), size(after), f"{after / max(before, 1):.1%}")
+    return Group(_facts([("file", result["file"])]), table)
+
+
 def device_list(result: Result) -> RenderableType:
     """The devices of this machine."""
     return Group(*(_facts(_device(device)) for device in result["devices"]))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 from pathlib import Path
 
 from greencc.artifact.manifest import Source
+from greencc.caching import cache_folder
 from greencc.errors import UserError
 
 _MOST_ENTRIES = 1000
@@ -54,9 +54,7 @@ def find_source(source: Source) -> Path:
 
 
 def _index_file() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "greencc" / "sources.json"
+    return cache_folder() / "sources.json"
 
 
 def _read_index(file: Path) -> dict[str, str]:

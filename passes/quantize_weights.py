@@ -34,9 +34,9 @@ class Lookup:
         return self.table.ndim == 2 and axis is not None and int(axis) in (0, -2)
 
     @property
-    def clips(self) -> bool:
-        """Whether indices are held within the table, or never outside of it (mode "fast" leaves that open)."""
-        return str(self.call.attrs.mode) in ("clip", "fast")
+    def finds_a_row(self) -> bool:
+        """Whether every index means a row (mode "fast" leaves open what those outside of the table mean)."""
+        return str(self.call.attrs.mode) in ("clip", "fast", "wrap")
 
     @property
     def is_only_reader(self) -> bool:
@@ -57,7 +57,7 @@ class QuantizeWeights(RewritePass[Lookup]):
     3. all of its elements are finite;
     4. it has at least `min-weights` elements;
     5. nothing else reads it;
-    6. indices outside of the table mean its first or last row.
+    6. every index means a row: those outside of the table are clipped or wrapped.
 
     Options:
         min_weights: see 4.
@@ -73,7 +73,7 @@ class QuantizeWeights(RewritePass[Lookup]):
         Condition(3, "an element is not finite", lambda m: bool(np.isfinite(m.table).all())),
         Condition(4, "the table is too small for quantising to pay", lambda m: m.table.size >= m.least),
         Condition(5, "something else reads the table too", lambda m: m.is_only_reader),
-        Condition(6, "indices outside of the table are not clipped", lambda m: m.clips),
+        Condition(6, "an index outside of the table means no row", lambda m: m.finds_a_row),
     )
 
     def deviation(self, match: Lookup) -> float | None:
@@ -92,7 +92,8 @@ class QuantizeWeights(RewritePass[Lookup]):
     def rewrite(self, builder: Builder, match: Lookup) -> relax.Expr:
         """See RewritePass."""
         levels, scale = quantize_channels(match.table, 0)
-        return quantized_take(constant(levels), constant(scale), match.call.args[1])
+        wrap = str(match.call.attrs.mode) == "wrap"
+        return quantized_take(constant(levels), constant(scale), match.call.args[1], wrap=wrap)
 
 
 def _readers(graph: Graph) -> Counter[int]:

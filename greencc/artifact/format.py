@@ -116,7 +116,7 @@ def write_artifact(
             outputs = run(staged, golden_inputs)
             _write_tensors(staged / GOLDEN, golden | {_OUTPUT + name: outputs[name] for name in outputs})
             manifest = _write_manifest(staged, compiled, source)
-        _take_place(staged, destination)
+        take_place(staged, destination)
     except OSError as error:
         raise UserError(f"{path}: can't write the artifact: {error}") from error
     finally:
@@ -207,7 +207,7 @@ def _is_artifact(path: Path) -> bool:
     return isinstance(document, dict) and document.get("format") == FORMAT
 
 
-def _take_place(staged: Path, destination: Path) -> None:
+def take_place(staged: Path, destination: Path) -> None:
     """Put `staged` at `destination`. A reader sees the old artifact or the new one, never half of one."""
     _flush_folder(staged)
     if not destination.exists():

@@ -115,6 +115,23 @@ def map_tensors(data: Array, member: str) -> dict[str, Array]:
     return tensors
 
 
+def tensor_spans(data: Array, member: str) -> list[tuple[int, int, int]]:
+    """(begin, end, bytes of a number) of every tensor in a file whose numbers are wider than a byte.
+
+    Only the header is read: the tensors' own bytes may stand in any order.
+
+    Raises:
+        ArtifactError: see `map_tensors`.
+    """
+    start = data.__array_interface__["data"][0]
+    return [
+        (begin, begin + array.nbytes, array.itemsize)
+        for array in map_tensors(data, member).values()
+        if array.itemsize > 1
+        for begin in [array.__array_interface__["data"][0] - start]
+    ]
+
+
 def _entry(code: str, shape: tuple[int, ...], offset: int, size: int) -> dict[str, object]:
     return {"dtype": code, "shape": list(shape), "data_offsets": [offset, offset + size]}
 

@@ -83,25 +83,20 @@ class Compression:
         self._found: Found | None = None
 
     def compress(
-        self,
-        searched: tvm.IRModule,
-        module: tvm.IRModule,
-        elided: ElidedPadding | None,
-        observer: Observer | None = None,
+        self, module: tvm.IRModule, elided: ElidedPadding | None, observer: Observer | None = None
     ) -> PipelineResult:
-        """Search on one form of the optimised model, and apply what was found to another of the same operators.
+        """Search, and apply what was found.
 
         Args:
-            searched: what candidates are measured in.
-            module: what is to be compiled.
-            elided: padding that its outputs are zeros for.
+            module: optimised, in single precision; padding is computed.
+            elided: padding that outputs will be zeros for.
             observer: see `run_pipeline`.
 
         Raises:
             BudgetError: nothing fits.
         """
-        self._reference = References(self._budget.dataset, self._original, elided)
-        search = Search(searched, self._target, self._budget, self._cost, self._reference, self._progress)
+        self._references = References(self._budget.dataset, self._original, elided)
+        search = Search(module, self._target, self._budget, self._cost, self._references, self._progress)
         self._found = search.run()
         self._module = module
         context = PassContext(activations=self.observed, choices=self._found.choices)
@@ -118,7 +113,7 @@ class Compression:
         budget, found = self._budget, self._found
         self._progress(f"judging on {len(budget.splits.judged)} runs")
         program = BuiltProgram(compiled, self._target.threads)
-        drop = measure_drop(budget.metric, budget.dataset, self._reference, program, budget.splits.judged)
+        drop = measure_drop(budget.metric, budget.dataset, self._references, program, budget.splits.judged)
         if drop.value > budget.max_drop:
             raise BudgetError(
                 f"--max-drop {budget.max_drop:g}: on held-out data the drop is {drop.value:.4g}, "

@@ -20,6 +20,7 @@ import numpy as np
 from greencc.artifact.bundle import Array, TensorSpec
 from greencc.artifact.format import Artifact, read_artifact
 from greencc.artifact.manifest import Manifest
+from greencc.artifact.pack import expanded, is_packed
 from greencc.errors import ArtifactError, GreenccError, InputError
 from greencc.runtime.binding import aligned, bind_inputs
 from greencc.runtime.features import machine, missing_features, physical_cores
@@ -39,7 +40,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
     is its code loaded. Weights are memory-mapped and used in place: processes share them.
 
     Args:
-        path: the artifact's folder.
+        path: the artifact's folder, or its packed form, which is expanded to the user's cache once.
         threads: how many threads one call uses. None means what the artifact was compiled for, at most this
             machine's physical cores; all of those when it was compiled for no particular number.
 
@@ -48,7 +49,8 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
         InputError: `threads` is not a positive integer.
         GreenccError: TVM's runtime library is not installed.
     """
-    return load_artifact(read_artifact(Path(path)), threads)
+    folder = expanded(Path(path)) if is_packed(Path(path)) else Path(path)
+    return load_artifact(read_artifact(folder), threads)
 
 
 def load_artifact(artifact: Artifact, threads: int | None = None) -> Model:

@@ -158,13 +158,15 @@ def _rotary(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 def _quantized_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """One kernel that reads bytes of the rows and each row's scale."""
+    wraps = bool(call.attrs["wrap"])
 
     def compute(table: te.Tensor, scale: te.Tensor, indices: te.Tensor) -> te.Tensor:
-        last = table.shape[0] - 1
+        rows = table.shape[0]
 
         def at(*index: tirx.Var) -> tirx.Expr:
             given = indices(*index[:-1]).astype("int64")
-            row = tirx.min(tirx.max(given, tirx.const(0, "int64")), last)
+            held = tirx.min(tirx.max(given, tirx.const(0, "int64")), rows - 1)
+            row = tirx.floormod(given, rows) if wraps else held
             return table(row, index[-1]).astype("float32") * scale(row)
 
         return te.compute((*indices.shape, table.shape[1]), at, name="quantized_take")

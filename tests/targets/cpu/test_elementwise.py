@@ -41,15 +41,16 @@ def test_positions_modulo_a_power_of_two(cpu: str) -> None:
 
 
 @pytest.mark.parametrize("width", [32, 37])
+@pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("kind", ["int64", "int32"])
-def test_rows_of_bytes_are_scaled_and_indices_held_within_the_table(width: int, kind: str) -> None:
+def test_rows_of_bytes_are_scaled_and_every_index_means_a_row(width: int, kind: str, wrap: bool) -> None:
     rng = np.random.default_rng(0)
     table, scale = rng.integers(-127, 128, (50, width)).astype(np.int8), rng.random(50).astype(np.float32)
     module = function(
         {"places": ((3, 70), kind)},
-        lambda emit, places: [emit(quantized_take(constant(table), constant(scale), places))],
+        lambda emit, places: [emit(quantized_take(constant(table), constant(scale), places, wrap=wrap))],
     )
     places = rng.integers(-5, 56, (3, 70)).astype(kind)
-    rows = np.clip(places, 0, 49)
+    rows = places % 50 if wrap else np.clip(places, 0, 49)
     (got,) = Runner(module, host())(places)
     np.testing.assert_array_equal(got, table[rows].astype(np.float32) * scale[rows][..., None])
