@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from greencc.artifact.bundle import Array
 from greencc.artifact.format import check_destination, read_artifact, write_artifact
 from greencc.artifact.manifest import Source
+from greencc.artifact.pack import artifact_folder
 from greencc.artifact.pack import pack as write_pack
 from greencc.artifact.pack import unpack as read_pack
 from greencc.compare import Tolerance, compare
@@ -65,6 +66,7 @@ def compile(
     keep_layers: int | None = None,
     prune: Mapping[str, float] | None = None,
     quantize: str = "none",
+    epsilon: float | None = None,
     calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
     max_drop: float | None = None,
     metric: str = "relative_l2",
@@ -91,6 +93,8 @@ def compile(
         quantize: `none`, or `int8` to compute products and convolutions with constant weights in int8 where that is
             measured to be faster, or `int8-all` to do so everywhere. Outputs then differ from the model's by more
             than rounding.
+        epsilon: store every large weight in the fewest bits that keep it closer than this to its value, and compute
+            with bytes; the report lists both of each. Weights that 8 bits don't keep stay in float32.
         calib: inputs like those that the model is made for, for `quantize`, `prune` and `max_drop`: an .npz whose
             arrays have a first axis of samples, or inputs by name, a mapping for each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it, measured on `calib`,
@@ -127,6 +131,7 @@ def compile(
         keep_layers=keep_layers,
         prune=prune,
         quantize=quantize,
+        epsilon=epsilon,
         calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
         max_drop=max_drop,
         metric=metric,
@@ -272,7 +277,7 @@ def verify(
         BudgetError: the loss of accuracy is beyond the budget.
         GreenccError: outputs differ by more than the tolerance.
     """
-    whole = read_artifact(Path(artifact))
+    whole = read_artifact(artifact_folder(Path(artifact)))
     result: dict[str, object] = {
         "artifact": str(artifact),
         "members": {name: member.bytes for name, member in whole.manifest.members.items()},

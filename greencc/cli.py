@@ -55,6 +55,7 @@ def cli() -> None:
     type=click.Choice(["none", "int8", "int8-all"]),
     help="Compute products and convolutions in int8: where that is faster, or all.",
 )
+@click.option("--epsilon", type=float, metavar="F", help="Fewest bits that keep every weight closer than F.")
 @click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from and measure on (.npz).")
 @click.option("--max-drop", type=float, metavar="F", help="Find the cheapest model that loses at most F of the metric.")
 @click.option(
@@ -84,6 +85,7 @@ def compile_command(
     keep_layers: int | None,
     prune: str | None,
     quantize: str,
+    epsilon: float | None,
     calib: Path | None,
     max_drop: float | None,
     metric: str,
@@ -111,6 +113,7 @@ def compile_command(
             keep_layers=keep_layers,
             prune=parse_shares(prune, "--prune"),
             quantize=quantize,
+            epsilon=epsilon,
             calib=calib,
             max_drop=max_drop,
             metric=metric,

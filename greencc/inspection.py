@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from greencc.artifact.manifest import MANIFEST, Manifest
+from greencc.artifact.pack import artifact_folder
 from greencc.artifact.verify import read_manifest
 from greencc.errors import ModelError, UserError
 
@@ -21,8 +22,9 @@ def inspect_path(path: Path) -> dict[str, object]:
         ModelError: the model file is damaged.
         ArtifactError: the artifact's manifest is damaged.
     """
-    if (path / MANIFEST).exists():
-        return _inspect_artifact(path, read_manifest(path))
+    folder = artifact_folder(path)
+    if (folder / MANIFEST).exists():
+        return _inspect_artifact(path, read_manifest(folder))
     if (path / "config.json").exists():
         return _inspect_huggingface(path)
     if path.suffix == ".onnx":

@@ -44,6 +44,7 @@ from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.registry import default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.targets.lower import lower
@@ -96,6 +97,7 @@ def compile_model(
     keep_layers: int | None = None,
     prune: Mapping[str, float] | None = None,
     quantize: str = "none",
+    epsilon: float | None = None,
     calibration: Path | Samples | None = None,
     max_drop: float | None = None,
     metric: str = DEFAULT_METRIC,
@@ -117,6 +119,7 @@ def compile_model(
         keep_layers: how many of the repeated layers stay, the first ones; None for all.
         prune: shares of `heads` and `channels` to remove.
         quantize: a key of QUANTIZE: passes that follow the pipeline.
+        epsilon: every weight is stored in the fewest bits that keep it closer than this; None stores none so.
         calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it is searched for.
@@ -138,9 +141,11 @@ def compile_model(
         raise UserError(f"--max-drop {max_drop:g}: {problem}")
     if quantize not in QUANTIZE:
         raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
+    if epsilon is not None and (max_drop is not None or quantize != "none"):
+        raise UserError(f"--epsilon {epsilon:g}: it quantises by itself: leave out --quantize and --max-drop")
     chosen = default_pipeline() if passes is None else parse_pipeline(passes)
     pruning = _pruning(keep_layers, prune or {})
-    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *QUANTIZE[quantize])
+    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *QUANTIZE[quantize], *_within(epsilon))
     if calibration is not None and max_drop is None and not (pruning or QUANTIZE[quantize]):
         raise UserError("--calib: nothing is calibrated without --quantize, --prune or --max-drop")
     progress("importing")
@@ -222,6 +227,15 @@ def _pruning(keep_layers: int | None, prune: Mapping[str, float]) -> tuple[Pass,
         if not 0 < fraction < 1:
             raise UserError(f"--prune {name}={fraction:g}: write a share between 0 and 1, of what is to go")
     return (*passes, *(make(prune[name]) for name, make in PRUNE.items() if name in prune))
+
+
+def _within(epsilon: float | None) -> tuple[Pass, ...]:
+    """The passes that `--epsilon` asks for."""
+    if epsilon is None:
+        return ()
+    if not epsilon > 0:
+        raise UserError(f"--epsilon {epsilon:g}: no bits keep weights so close; give a number above 0")
+    return QuantizeWeights(epsilon=epsilon), QuantizeInt8(measure=False, epsilon=epsilon)
 
 
 def _calibration(data: Path | Samples, module: tvm.IRModule, target: Target) -> Calibration:

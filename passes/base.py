@@ -15,6 +15,7 @@ from tvm import ir, relax
 from greencc.errors import GreenccError
 from greencc.ir import relax_functions, span_of
 from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
+from greencc.passes.stored import StoredWeight
 
 MatchT = TypeVar("MatchT")
 
@@ -78,8 +79,8 @@ class PassContext:
 class PassResult:
     """The module after a pass, how many rewrites it made, and what it declined to do.
 
-    `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}. `deviations` has, for passes that
-    store weights in fewer bits, the largest |stored - original| of each changed operator's weight, by its name.
+    `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}. `stored` has, for passes that
+    store weights in fewer bits, what each changed operator's weight is stored as, by the operator's name.
     `nodes` names the operators that a pass which approximates has changed.
     """
 
@@ -87,7 +88,7 @@ class PassResult:
     rewrites: int
     refusals: tuple[Refusal, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
-    deviations: dict[str, float] = field(default_factory=dict)
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
 
 
@@ -139,8 +140,8 @@ class RewritePass(Pass, Generic[MatchT]):
         """Name under which `match` is counted in reports."""
         return self.name
 
-    def deviation(self, match: MatchT) -> float | None:
-        """The largest |stored - original| of a weight that the rewrite stores in fewer bits; None where it does not."""
+    def stored(self, match: MatchT) -> StoredWeight | None:
+        """What the rewrite stores a weight as, in fewer bits; None where it does not."""
         return None
 
     def inner(self, match: MatchT) -> Iterable[relax.Var]:
@@ -154,14 +155,14 @@ class RewritePass(Pass, Generic[MatchT]):
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite to a fixpoint; the refusals are those of the last round."""
         counts: dict[str, int] = {}
-        deviations: dict[str, float] = {}
+        stored: dict[str, StoredWeight] = {}
         for _ in range(MAX_ROUNDS):
-            module, found, refusals = self._round(module, context, deviations)
+            module, found, refusals = self._round(module, context, stored)
             for kind in found:
                 counts[kind] = counts.get(kind, 0) + 1
             if not found:
-                nodes = tuple(reversed(deviations)) if self.approximates else ()
-                return PassResult(module, sum(counts.values()), tuple(refusals), counts, deviations, nodes)
+                nodes = tuple(reversed(stored)) if self.approximates else ()
+                return PassResult(module, sum(counts.values()), tuple(refusals), counts, stored, nodes)
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
         )
@@ -170,7 +171,7 @@ class RewritePass(Pass, Generic[MatchT]):
         return self.rewrite(builder, match)
 
     def _round(
-        self, module: tvm.IRModule, context: PassContext, deviations: dict[str, float]
+        self, module: tvm.IRModule, context: PassContext, stored: dict[str, StoredWeight]
     ) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
         found: list[str] = []
         refusals: list[Refusal] = []
@@ -194,9 +195,9 @@ class RewritePass(Pass, Generic[MatchT]):
                     continue
                 failed = self.refusal(match)
                 if failed is None:
-                    deviation = self.deviation(match)
-                    if deviation is not None:
-                        deviations[node] = deviation
+                    weight = self.stored(match)
+                    if weight is not None:
+                        stored[node] = weight
                     matches[var] = match
                     covered.update(self.inner(match))
                     found.append(self.kind_of(match))

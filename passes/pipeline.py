@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tvm
@@ -30,6 +30,7 @@ class PassReport:
         refusals: matches that it left alone, with reasons.
         nodes_before, nodes_after, edges_before, edges_after: the graph's size by greencc.ir.count_graph.
         seconds: wall time of the pass alone, without verification.
+        stored: by operator, (bits, largest |stored - original|) of weights that the pass stored in fewer bits.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PassReport:
     edges_before: int
     edges_after: int
     seconds: float
+    stored: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def refused_by_reason(self) -> dict[str, int]:
@@ -64,6 +66,11 @@ class PassReport:
             "edges_before": self.edges_before,
             "edges_after": self.edges_after,
         }
+        if self.stored:
+            report["stored"] = [
+                {"node": node, "bits": bits, "largest_deviation": deviation}
+                for node, (bits, deviation) in sorted(self.stored.items())
+            ]
         return {**report, "seconds": round(self.seconds, 6)} if timing else report
 
 
@@ -121,6 +128,7 @@ def run_pipeline(
                 edges_before=before[1],
                 edges_after=size[1],
                 seconds=seconds,
+                stored={node: (weight.bits, weight.deviation) for node, weight in result.stored.items()},
             )
         )
         module = result.module

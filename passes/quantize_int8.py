@@ -14,9 +14,8 @@ from greencc.ops import Conv2dAttrs, quantized_conv2d, quantized_matmul
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32, same_extents
+from greencc.passes.stored import StoredWeight, store
 
-# Signed bytes without -128, so that a weight and its negation are equally exact.
-_LEVELS = 127
 # Largest k for which a sum of 255 * 127 * k fits in int32.
 _DEEPEST = (2**31 - 1) // (255 * 127)
 # A gain below a twentieth of the time is within what measurements differ by, and not worth precision.
@@ -33,6 +32,7 @@ class Weighted:
     weight: np.ndarray
     least: int
     measure: bool
+    epsilon: float
 
     @property
     def is_convolution(self) -> bool:
@@ -56,14 +56,20 @@ class Weighted:
         return layouts == ("NCHW", "OIHW", "NCHW") and known
 
     @cached_property
+    def stored(self) -> StoredWeight | None:
+        """The weight in bytes; None where bytes don't keep it within epsilon."""
+        return store(self.weight, 0 if self.is_convolution else 1, self.epsilon)
+
+    @cached_property
     def replacement(self) -> relax.Call:
         """The operator in int8."""
+        if self.stored is None:
+            raise ValueError("a match that condition 8 refuses")
+        levels, scale = constant(self.stored.levels), constant(self.stored.scale)
         if self.is_convolution:
-            levels, scale = quantize_channels(self.weight, 0)
-            return quantized_conv2d(self.call.args[0], constant(levels), constant(scale), Conv2dAttrs.of(self.call))
-        levels, scale = quantize_channels(self.weight, 1)
+            return quantized_conv2d(self.call.args[0], levels, scale, Conv2dAttrs.of(self.call))
         x, factors = _factors(self)
-        return quantized_matmul(x, constant(levels), constant(scale), factors)
+        return quantized_matmul(x, levels, scale, factors)
 
     @property
     def is_faster(self) -> bool:
@@ -90,15 +96,18 @@ class QuantizeInt8(RewritePass[Weighted]):
     5. the weight has at least `min-weights` elements: quantising activations must be worth it;
     6. a filter reads more than one channel: bytes of neighbouring channels are summed together;
     7. with `measure`, the operator takes at most 0.95 of its time in float32: it is measured on this machine, where
-       the target's code runs here.
+       the target's code runs here;
+    8. with `epsilon`, some number of bits up to 8 keeps every weight closer than this; the fewest are taken.
 
     Options:
         min_weights: see 5.
         measure: see 7.
+        epsilon: see 8; 0 takes 8 bits.
     """
 
     min_weights: int = 4096
     measure: bool = True
+    epsilon: float = 0.0
 
     name: ClassVar[str] = "quantize-int8"
     approximates: ClassVar[bool] = True
@@ -111,13 +120,13 @@ class QuantizeInt8(RewritePass[Weighted]):
         Condition(4, f"a sum has more than {_DEEPEST} products", lambda m: m.depth <= _DEEPEST),
         Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.least),
         Condition(6, "a filter reads a single channel", lambda m: not m.is_convolution or m.weight.shape[1] > 1),
+        Condition(8, "8 bits don't keep every weight within epsilon", lambda m: m.stored is not None),
         Condition(7, "int8 is not faster here", lambda m: m.is_faster),
     )
 
-    def deviation(self, match: Weighted) -> float | None:
+    def stored(self, match: Weighted) -> StoredWeight | None:
         """See RewritePass."""
-        axis = 0 if match.is_convolution else 1
-        return largest_deviation(match.weight, *quantize_channels(match.weight, axis), axis)
+        return match.stored
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Weighted | None:
         """See RewritePass."""
@@ -126,7 +135,7 @@ class QuantizeInt8(RewritePass[Weighted]):
         x, weight = (graph.constant(arg) for arg in call.args)
         if x is not None or weight is None:
             return None
-        return Weighted(graph, var, call, weight, self.min_weights, self.measure)
+        return Weighted(graph, var, call, weight, self.min_weights, self.measure, self.epsilon)
 
     def rewrite(self, builder: Builder, match: Weighted) -> relax.Expr:
         """See RewritePass."""
@@ -144,18 +153,3 @@ def _factors(match: Weighted) -> tuple[relax.Expr, relax.Expr | None]:
         if array is not None and array.shape == (match.depth,) and same_extents(value, x):
             return value, constant(array)
     return x, None
-
-
-def quantize_channels(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """A weight as int8 levels and float32 scales [size of `axis`]: weight is about levels * scale along `axis`."""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(axis=others, initial=0.0, keepdims=True)
-    scale = np.where(largest > 0, largest / np.float32(_LEVELS), np.float32(1)).astype(np.float32)
-    levels = np.clip(np.rint(weight / scale), -_LEVELS, _LEVELS).astype(np.int8)
-    return levels, scale.ravel()
-
-
-def largest_deviation(weight: np.ndarray, levels: np.ndarray, scale: np.ndarray, axis: int) -> float:
-    """The largest |levels * scale - weight|, with a scale for each index of `axis`."""
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    return float(np.abs(levels * scale.reshape(shape) - weight).max(initial=0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from greencc.ops import quantized_take
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32
-from greencc.passes.quantize_int8 import largest_deviation, quantize_channels
+from greencc.passes.stored import StoredWeight, store
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Lookup:
     call: relax.Call
     table: np.ndarray
     least: int
+    epsilon: float
+
+    @cached_property
+    def stored(self) -> StoredWeight | None:
+        """The table in bytes; None where bytes don't keep it within epsilon."""
+        return store(self.table, 0, self.epsilon)
 
     @property
     def takes_rows(self) -> bool:
@@ -57,13 +64,16 @@ class QuantizeWeights(RewritePass[Lookup]):
     3. all of its elements are finite;
     4. it has at least `min-weights` elements;
     5. nothing else reads it;
-    6. every index means a row: those outside of the table are clipped or wrapped.
+    6. every index means a row: those outside of the table are clipped or wrapped;
+    7. with `epsilon`, some number of bits up to 8 keeps every element closer than this; the fewest are taken.
 
     Options:
         min_weights: see 4.
+        epsilon: see 7; 0 takes 8 bits.
     """
 
     min_weights: int = 4096
+    epsilon: float = 0.0
 
     name: ClassVar[str] = "quantize-weights"
     approximates: ClassVar[bool] = True
@@ -74,11 +84,12 @@ class QuantizeWeights(RewritePass[Lookup]):
         Condition(4, "the table is too small for quantising to pay", lambda m: m.table.size >= m.least),
         Condition(5, "something else reads the table too", lambda m: m.is_only_reader),
         Condition(6, "an index outside of the table means no row", lambda m: m.finds_a_row),
+        Condition(7, "8 bits don't keep every element within epsilon", lambda m: m.stored is not None),
     )
 
-    def deviation(self, match: Lookup) -> float | None:
+    def stored(self, match: Lookup) -> StoredWeight | None:
         """See RewritePass."""
-        return largest_deviation(match.table, *quantize_channels(match.table, 0), 0)
+        return match.stored
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Lookup | None:
         """See RewritePass."""
@@ -87,13 +98,15 @@ class QuantizeWeights(RewritePass[Lookup]):
         table, places = (graph.constant(arg) for arg in call.args)
         if table is None or places is not None or table.dtype.kind != "f" or table.ndim < 2:
             return None
-        return Lookup(graph, var, call, table, self.min_weights)
+        return Lookup(graph, var, call, table, self.min_weights, self.epsilon)
 
     def rewrite(self, builder: Builder, match: Lookup) -> relax.Expr:
         """See RewritePass."""
-        levels, scale = quantize_channels(match.table, 0)
+        if match.stored is None:
+            raise ValueError("a match that condition 7 refuses")
         wrap = str(match.call.attrs.mode) == "wrap"
-        return quantized_take(constant(levels), constant(scale), match.call.args[1], wrap=wrap)
+        table, scale = constant(match.stored.levels), constant(match.stored.scale)
+        return quantized_take(table, scale, match.call.args[1], wrap=wrap)
 
 
 def _readers(graph: Graph) -> Counter[int]:

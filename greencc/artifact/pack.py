@@ -103,6 +103,11 @@ def unpack(file: Path, artifact: Path) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def artifact_folder(path: Path) -> Path:
+    """The folder of an artifact: `path` itself, or what the packed file `path` is expanded to. Raises as `expanded`."""
+    return expanded(path) if is_packed(path) else path
+
+
 def expanded(file: Path) -> Path:
     """The folder in the user's cache that a packed artifact has been expanded to; it is, if it has not been.
 

@@ -116,7 +116,7 @@ def choices_of(candidates: Sequence[Candidate]) -> Choices:
 def deviations_of(module: tvm.IRModule) -> dict[tuple[str, str], float]:
     """The largest |stored - original| of a weight, by (label, node)."""
     return {
-        (kind.label, node): value
+        (kind.label, node): weight.deviation
         for kind in KINDS
-        for node, value in kind.finder.run(module, PassContext()).deviations.items()
+        for node, weight in kind.finder.run(module, PassContext()).stored.items()
     }

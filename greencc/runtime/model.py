@@ -20,7 +20,7 @@ import numpy as np
 from greencc.artifact.bundle import Array, TensorSpec
 from greencc.artifact.format import Artifact, read_artifact
 from greencc.artifact.manifest import Manifest
-from greencc.artifact.pack import expanded, is_packed
+from greencc.artifact.pack import artifact_folder
 from greencc.errors import ArtifactError, GreenccError, InputError
 from greencc.runtime.binding import aligned, bind_inputs
 from greencc.runtime.features import machine, missing_features, physical_cores
@@ -49,8 +49,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
         InputError: `threads` is not a positive integer.
         GreenccError: TVM's runtime library is not installed.
     """
-    folder = expanded(Path(path)) if is_packed(Path(path)) else Path(path)
-    return load_artifact(read_artifact(folder), threads)
+    return load_artifact(read_artifact(artifact_folder(Path(path))), threads)
 
 
 def load_artifact(artifact: Artifact, threads: int | None = None) -> Model:

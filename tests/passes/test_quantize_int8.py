@@ -8,7 +8,8 @@ from tvm.relax import op
 from greencc.ir import constant_array
 from greencc.ops import Conv2dAttrs
 from greencc.passes.base import PassContext
-from greencc.passes.quantize_int8 import QuantizeInt8, quantize_channels
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.stored import quantize_channels
 
 PASS = QuantizeInt8(min_weights=1)
 FORM = "the weight is not a matrix, or the convolution not NCHW of known size"
@@ -136,3 +137,11 @@ def test_condition_7_faster(module, pair, ratio, rewrites):
     if not rewrites:
         assert [(r.condition, r.reason) for r in result.refusals] == [(7, "int8 is not faster here")]
     assert QuantizeInt8(measure=False).run(module, PassContext(timer=timer)).rewrites == 1
+
+
+def test_condition_8_epsilon():
+    for module in (product(random(64, 64), ("batch", 64)), convolution(random(64, 64, 1, 1), (1, 64, 5, 5))):
+        assert run(QuantizeInt8(epsilon=0.05), module).rewrites == 1
+        result = run(QuantizeInt8(epsilon=1e-4), module)
+        reason = "8 bits don't keep every weight within epsilon"
+        assert [(r.condition, r.reason) for r in result.refusals] == [(8, reason)]

@@ -28,13 +28,14 @@ def test_rows_are_looked_up_in_bytes_and_scaled():
 
 def test_the_largest_deviation_is_reported_and_within_half_a_level():
     table = random(30, 8)
-    (deviation,) = PASS.run(lookup(table), PassContext()).deviations.values()
-    assert 0 < deviation <= np.abs(table).max() / 254 * 1.0001
+    (stored,) = PASS.run(lookup(table), PassContext()).stored.values()
+    assert stored.bits == 8
+    assert 0 < stored.deviation <= np.abs(table).max() / 254 * 1.0001
 
 
 def test_only_chosen_operators_are_changed():
     module = lookup(random(30, 8))
-    (node,) = PASS.run(module, PassContext()).deviations
+    (node,) = PASS.run(module, PassContext()).nodes
     for nodes, rewrites in ((frozenset({node}), 1), (frozenset({"another"}), 0), (frozenset(), 0)):
         result = PASS.run(module, PassContext(choices={PASS.name: nodes}))
         assert (result.rewrites, result.refusals) == (rewrites, ())
@@ -88,3 +89,10 @@ def test_condition_6_clipping(mode, rewrites):
         assert run(QuantizeWeights(), module).rewrites == 1
     else:
         assert_refused(QuantizeWeights(), module, 6, "an index outside of the table means no row")
+
+
+def test_condition_7_epsilon():
+    table = random(600, 8)
+    assert run(QuantizeWeights(epsilon=0.05), lookup(table)).rewrites == 1
+    result = run(QuantizeWeights(epsilon=1e-4), lookup(table))
+    assert [(r.condition, r.reason) for r in result.refusals] == [(7, "8 bits don't keep every element within epsilon")]

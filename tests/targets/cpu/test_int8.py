@@ -12,7 +12,7 @@ from tvm import relax, tirx
 
 from greencc.ir import constant
 from greencc.ops import Conv2dAttrs, quantized_conv2d, quantized_matmul
-from greencc.passes.quantize_int8 import quantize_channels
+from greencc.passes.stored import quantize_channels
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.lower import lower
 

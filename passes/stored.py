@@ -1,0 +1,61 @@
+"""Weights in fewer bits: symmetric levels with a scale for each channel, and how far they are from the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Fewest and most bits of a level; levels of all widths are stored in bytes.
+_FEWEST, MOST_BITS = 2, 8
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as integers.
+
+    Attributes:
+        levels: int8, of the weight's shape; at most 2^(bits - 1) - 1 in size, so that a weight and its negation are
+            equally exact.
+        scale: float32 [size of the channels' axis]: what a level of each channel is worth.
+        bits: that a level needs.
+        deviation: the largest |level * scale - weight|.
+    """
+
+    levels: np.ndarray
+    scale: np.ndarray
+    bits: int
+    deviation: float
+
+
+def store(weight: np.ndarray, axis: int, epsilon: float = 0.0) -> StoredWeight | None:
+    """A weight in bytes, with a scale for each index of `axis`.
+
+    Args:
+        weight: float32, finite.
+        axis: that channels lie along.
+        epsilon: the fewest bits are taken for which every deviation is smaller than this; 0 takes 8 bits.
+
+    Returns None where no number of bits up to 8 keeps deviations below `epsilon`.
+    """
+    for bits in range(_FEWEST if epsilon > 0 else MOST_BITS, MOST_BITS + 1):
+        made = _stored(weight, axis, bits)
+        if epsilon <= 0 or made.deviation < epsilon:
+            return made
+    return None
+
+
+def quantize_channels(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as int8 levels and float32 scales [size of `axis`]: weight is about levels * scale along `axis`."""
+    made = _stored(weight, axis, MOST_BITS)
+    return made.levels, made.scale
+
+
+def _stored(weight: np.ndarray, axis: int, bits: int) -> StoredWeight:
+    most = np.float32(2 ** (bits - 1) - 1)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others, initial=0.0, keepdims=True)
+    scale = np.where(largest > 0, largest / most, np.float32(1)).astype(np.float32)
+    levels = np.clip(np.rint(weight / scale), -most, most).astype(np.int8)
+    deviation = float(np.abs(levels * scale - weight).max(initial=0.0))
+    return StoredWeight(levels, scale.ravel(), bits, deviation)
