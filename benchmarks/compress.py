@@ -167,7 +167,7 @@ def baselines(data: Path, model: Path, max_drop: float) -> dict[str, Any]:
     module = run_pipeline(imported, default_pipeline(), PassContext()).module
     dataset, target = read_dataset(data, imported["main"]), host_target()
     budget = Budget(max_drop, make_metric("relative_l2"), dataset, split(dataset))
-    references = References(dataset, open_reference(model, imported, target), None)
+    references = References(dataset, open_reference(model, imported, target), [bert_onnx.OUTPUT], None)
     search = Search(module, target, budget, make_cost("latency"), references, _progress)
     found = search.run()
     items = [item for item in found.assessed if item.candidate.label.startswith("int8")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from tvm import relax, tirx
 
 from greencc.artifact.bundle import Compiled, TensorSpec
 from greencc.calibration import Calibration, Samples, npz_samples
-from greencc.compress.candidates import PASSES as COMPRESSION_PASSES
 from greencc.compress.metrics import DEFAULT_METRIC
 from greencc.errors import UserError
 from greencc.extents import require_elements
@@ -39,13 +38,13 @@ from greencc.passes.base import Pass, PassContext
 from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.fold_constants import FoldConstants
-from greencc.passes.pipeline import PipelineResult, run_pipeline
+from greencc.passes.pipeline import Observer, PipelineResult, run_pipeline
 from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
-from greencc.passes.registry import default_pipeline, parse_pipeline
+from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.targets.lower import lower
 from greencc.trials import Trials
@@ -53,6 +52,7 @@ from greencc.trials import Trials
 if TYPE_CHECKING:
     import tvm
 
+    from greencc.compress.proof import Compression
     from greencc.targets.base import Target
 
 Progress = Callable[[str], None]
@@ -166,14 +166,9 @@ def compile_model(
     if compression is None:
         result = run_pipeline(module, pipeline, context, observer=observer)
     else:
-        # Padding is elided last: its operators are others than those that can be pruned.
-        elided = _elided(run_pipeline(module, pipeline, context).module) if elide_padding else None
-        single = run_pipeline(module, _without_elision(pipeline), context, observer=observer)
-        compressed = compression.compress(single.module, elided, observer)
-        last = [item for item in pipeline if isinstance(item, ElidePadding)]
-        swept = run_pipeline(compressed.module, [*last, FoldConstants(), PruneDeadNodes()], context, observer=observer)
-        result = PipelineResult(swept.module, (*single.reports, *compressed.reports, *swept.reports))
-        pipeline = (*pipeline, *COMPRESSION_PASSES)
+        # What the user asked to be zeros is that in the reference, too.
+        blank = _elided(run_pipeline(module, pipeline, context).module) if elide_padding else None
+        result = _compressed(compression, module, pipeline, context, blank, observer)
     elided = _elided(result.module)
     progress("scheduling")
     lowered = lower(result.module, target)
@@ -192,7 +187,7 @@ def compile_model(
         "rules": dict(sorted(lowered.rules.items())),
         "calibration_runs": 0 if observed is None else observed.runs,
         "elided_padding": None if elided is None else elided.as_json(),
-        "approximated_by": [item.name for item in pipeline if item.approximates],
+        "approximated_by": _approximating(result),
         "compression": None,
     }
     main = result.module["main"]
@@ -253,12 +248,32 @@ def _timer(module: tvm.IRModule, target: Target) -> Trials | None:
     return Trials(target, {name: high for name, (_, high) in bounds.items() if high is not None})
 
 
+def _approximating(result: PipelineResult) -> list[str]:
+    """Names of the passes that changed outputs by more than rounding, in order."""
+    changed = (report.name for report in result.reports if report.rewrites)
+    return list(dict.fromkeys(name for name in changed if PASSES[name].approximates))
+
+
+def _compressed(
+    compression: Compression,
+    module: tvm.IRModule,
+    pipeline: Sequence[Pass],
+    context: PassContext,
+    blank: ElidedPadding | None,
+    observer: Observer | None,
+) -> PipelineResult:
+    """The pipeline with a search in it. Padding is elided last: its operators are others than those searched among."""
+    elision = [item for item in pipeline if isinstance(item, ElidePadding)]
+    first = run_pipeline(module, [item for item in pipeline if item not in elision], context, observer=observer)
+    searched = compression.compress(first.module, blank, observer)
+    last = [*elision, FoldConstants(), PruneDeadNodes()]
+    compression.uncompressed = run_pipeline(first.module, last, context).module
+    swept = run_pipeline(searched.module, last, context, observer=observer)
+    return PipelineResult(swept.module, (*first.reports, *searched.reports, *swept.reports))
+
+
 def _elided(module: tvm.IRModule) -> ElidedPadding | None:
     return ElidedPadding.of(module["main"].attrs.get(PADDING_ATTR))
-
-
-def _without_elision(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-    return tuple(item for item in passes if not isinstance(item, ElidePadding))
 
 
 def _with_elision(passes: tuple[Pass, ...], mask: str | None) -> tuple[Pass, ...]:

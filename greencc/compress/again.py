@@ -40,6 +40,6 @@ def measure_again(model: Model, record: Mapping[str, Any], original: Path, data:
     module = import_model(original, shapes=fixed, dynamic=dynamic, outputs=outputs).module
     dataset = read_dataset(data, module["main"], option="--data")
     elided = ElidedPadding.of(manifest.report.get("elided_padding"))
-    references = References(dataset, open_reference(original, module, host_target(model.threads)), elided)
+    references = References(dataset, open_reference(original, module, host_target(model.threads)), outputs, elided)
     metric = make_metric(str(record["metric"]))
     return measure_drop(metric, dataset, references, model, range(dataset.runs))

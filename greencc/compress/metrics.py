@@ -239,12 +239,10 @@ def _corrected(
 
 
 def _pairs(reference: Outputs, candidate: Outputs) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Reference and candidate of each output with numbers, as rows [samples, elements]."""
-    pairs = []
-    for name, wanted in reference.items():
-        if wanted.dtype.kind == "f" and name in candidate:
-            rows = [array.reshape(len(array), -1).astype(np.float64) for array in (wanted, candidate[name])]
-            pairs.append((rows[0], rows[1]))
-    if not pairs:
-        raise UserError("--metric: the model has no floating-point output to compare; use a script")
-    return pairs
+    """Reference and candidate of each floating-point output, or of all, as rows [samples, elements]."""
+    names = [name for name, array in reference.items() if array.dtype.kind == "f"] or list(reference)
+
+    def rows(array: Array) -> NDArray[np.float64]:
+        return array.reshape(len(array), -1).astype(np.float64)
+
+    return [(rows(reference[name]), rows(candidate[name])) for name in names]

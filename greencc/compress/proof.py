@@ -18,6 +18,7 @@ from greencc.compress.metrics import Drop, make_metric
 from greencc.compress.search import Budget, Found, Progress, References, Search, measure_drop
 from greencc.compress.stages import with_unique_names
 from greencc.errors import BudgetError, UserError
+from greencc.ir import OUTPUTS_ATTR
 from greencc.padding import ElidedPadding
 from greencc.passes.base import PassContext
 from greencc.passes.pipeline import Observer, PipelineResult, run_pipeline
@@ -57,6 +58,7 @@ class Compression:
 
     Attributes:
         observed: what the calibration split shows of modules' values.
+        uncompressed: the model without what was chosen, for the ratios of time and bytes.
 
     Raises:
         UserError: the request doesn't fit the model, or the target's code can't run here.
@@ -81,6 +83,7 @@ class Compression:
         self._original = open_reference(model, module, target)
         self.observed = Calibration(target, self._budget.calibration_runs)
         self._found: Found | None = None
+        self.uncompressed = module
 
     def compress(
         self, module: tvm.IRModule, elided: ElidedPadding | None, observer: Observer | None = None
@@ -95,10 +98,10 @@ class Compression:
         Raises:
             BudgetError: nothing fits.
         """
-        self._references = References(self._budget.dataset, self._original, elided)
+        outputs = [str(name) for name in module["main"].attrs[OUTPUTS_ATTR]]
+        self._references = References(self._budget.dataset, self._original, outputs, elided)
         search = Search(module, self._target, self._budget, self._cost, self._references, self._progress)
         self._found = search.run()
-        self._module = module
         context = PassContext(activations=self.observed, choices=self._found.choices)
         return run_pipeline(with_unique_names(module), PASSES, context, observer=observer)
 
@@ -120,7 +123,7 @@ class Compression:
                 f"though it was {found.drop.value:.4g} on the data it was chosen by: give more samples"
             )
         sample = budget.dataset.run(budget.splits.calibration[0])
-        single = Program(self._module, self._target)
+        single = Program(self.uncompressed, self._target)
         ours, before = seconds_by_turns([program, single], sample)
         return self._record(found, drop) | {
             "time_ratio": ours / before,

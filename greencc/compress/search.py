@@ -17,7 +17,7 @@ from greencc.compress.stages import Choices, Stages, with_unique_names
 from greencc.errors import BudgetError
 from greencc.padding import ElidedPadding
 from greencc.targets.base import Target
-from greencc.verification import Reference
+from greencc.verification import Reference, Runnable
 
 Progress = Callable[[str], None]
 Runner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -195,7 +195,7 @@ class Search:
             self.progress(f"measuring candidate {i + 1} of {len(candidates)}")
             number, choices = stages.stage_of(candidate.node), choices_of([candidate])
             program = stages.program(number, choices)
-            ours, before = self.cost.by_turns([program, base[number]], states[number][0])
+            ours, before = self._costs(program, base[number], states[number][0])
             statistics = [
                 RelativeL2().statistics(wanted, stages.run(choices, state, number), {})
                 for wanted, state in zip(expected, states[number], strict=True)
@@ -211,6 +211,14 @@ class Search:
                 sensitivity=RelativeL2().drop(statistics).value,
                 deviation=deviations.get((candidate.label, candidate.node)),
             )
+
+    def _costs(self, program: Runnable, base: Runnable, state: Mapping[str, Array]) -> list[float]:
+        """Costs of a stage with a candidate and without it; a disadvantage must show twice, or a neighbour made it."""
+        first = self.cost.by_turns([program, base], state)
+        if first[0] <= first[1]:
+            return first
+        second = self.cost.by_turns([program, base], state)
+        return min(first, second, key=lambda pair: pair[0] / pair[1])
 
     def _is_useful(self, item: Assessed) -> bool:
         """Whether a candidate may be tried; if not, the reason is written down."""
@@ -295,18 +303,23 @@ class References:
     Args:
         dataset: the runs.
         reference: computes the original model.
+        outputs: names of those that count.
         elided: the padding, or None.
     """
 
-    def __init__(self, dataset: Dataset, reference: Reference, elided: ElidedPadding | None) -> None:
+    def __init__(
+        self, dataset: Dataset, reference: Reference, outputs: Sequence[str], elided: ElidedPadding | None
+    ) -> None:
         self._dataset, self._reference, self._elided = dataset, reference, elided
+        self._outputs = outputs
         self._known: dict[int, dict[str, Array]] = {}
 
     def __call__(self, run: int) -> dict[str, Array]:
         """Outputs by name."""
         if run not in self._known:
             inputs = self._dataset.run(run)
-            self._known[run] = self.blanked(self._reference(inputs), inputs)
+            found = self._reference(inputs)
+            self._known[run] = self.blanked({name: found[name] for name in self._outputs}, inputs)
         return self._known[run]
 
     def blanked(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -318,11 +331,11 @@ def measure_drop(metric: Metric, data: Dataset, references: References, candidat
     """The drop of a candidate's outputs over some runs of the data."""
     # One after the other: while one runtime's idle threads spin, the other waits for its cores.
     wanted = [references(run) for run in runs]
-    found = [candidate(data.run(run)) for run in runs]
+    found = (candidate(data.run(run)) for run in runs)
     if metric.sees_all:
-        return metric.drop([metric.statistics(_joined(wanted), _joined(found), data.labels_of(runs))])
+        return metric.drop([metric.statistics(_joined(wanted), _joined(list(found)), data.labels_of(runs))])
     pairs = zip(wanted, found, runs, strict=True)
-    return metric.drop([metric.statistics(ours, theirs, data.labels_of([run])) for ours, theirs, run in pairs])
+    return metric.drop([metric.statistics(theirs, ours, data.labels_of([run])) for theirs, ours, run in pairs])
 
 
 def _joined(outputs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

@@ -137,7 +137,9 @@ def test_metrics_that_do_not_exist_are_named(tmp_path: Path):
             make_metric(text)
 
 
-def test_outputs_without_numbers_need_a_script():
-    metric = make_metric("cosine")
-    with pytest.raises(UserError, match="no floating-point output"):
-        metric.statistics({"y": np.arange(4)}, {"y": np.arange(4)}, {})
+def test_whole_numbers_count_where_there_are_no_others():
+    metric = make_metric("relative_l2")
+    ids, other = np.array([3, 4, 0]), np.array([3, 4, 1])
+    for extra, wanted in (({}, 0.2), ({"y": REFERENCE[:3]}, 0.0)):
+        drop = metric.drop([metric.statistics({"i": ids, **extra}, {"i": other, **extra}, {})])
+        assert drop.value == pytest.approx(wanted)

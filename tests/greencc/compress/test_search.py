@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from planted import samples, write_planted
 
 from greencc import BudgetError, UserError, api, load
 from greencc.cli import main
+from greencc.compress.cost import COSTS, Cost, Latency
+from greencc.verification import Runnable
 
 BUDGET = 0.05
 PLANTED = 2
+
+
+class WeightBytes(Cost):
+    """A cost that no neighbour on the machine changes."""
+
+    name = "latency"
+
+    def by_turns(self, programs: Sequence[Runnable], inputs: Mapping[str, np.ndarray]) -> list[float]:
+        return [float(program.weight_bytes) for program in programs]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(COSTS, "latency", WeightBytes)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +121,52 @@ def test_nothing_is_written_when_nothing_fits(planted: Path, data: Path, tmp_pat
         main(arguments)
     assert ended.value.code == BudgetError.exit_status == 3
     assert list(tmp_path.iterdir()) == []
+
+
+class Slower(WeightBytes):
+    """Whatever is stored in fewer bytes takes longer."""
+
+    def by_turns(self, programs: Sequence[Runnable], inputs: Mapping[str, np.ndarray]) -> list[float]:
+        return [1 / program.weight_bytes for program in programs]
+
+
+@pytest.mark.slow
+def test_what_is_slower_is_refused_however_few_bits_it_has(
+    planted: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COSTS, "latency", Slower)
+    with pytest.raises(BudgetError, match="none makes the model cheaper"):
+        api.compile(planted, tmp_path / "a", calib=data, max_drop=BUDGET)
+    assert not (tmp_path / "a").exists()
+
+
+class Clock:
+    """A program that takes a given time, and now and then much longer."""
+
+    weight_bytes = 0
+
+    def __init__(self, seconds: float) -> None:
+        self.each, self.calls = seconds, 0
+
+    def seconds(self, inputs: Mapping[str, np.ndarray], runs: int) -> float:
+        self.calls += 1
+        return self.each * runs * (50 if self.calls % 4 == 0 else 1)
+
+
+def test_a_neighbour_now_and_then_does_not_change_what_is_measured() -> None:
+    programs: Any = [Clock(1e-3), Clock(1.5e-3)]
+    assert Latency().by_turns(programs, {}) == pytest.approx([1e-3, 1.5e-3])
+
+
+@pytest.mark.slow
+def test_only_kept_outputs_count(planted: Path, data: Path, tmp_path: Path) -> None:
+    """A second output of another scale, which is left out, decides nothing."""
+    model = onnx.load(planted)
+    model.graph.node.append(onnx.helper.make_node("Exp", ["x0"], ["huge"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("huge", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "two.onnx")
+    report: Any = api.compile(tmp_path / "two.onnx", tmp_path / "a", outputs=["y"], calib=data, max_drop=BUDGET)
+    assert sum(item["chosen"] for item in report["compression"]["operators"]) == 4
 
 
 @pytest.mark.parametrize(
