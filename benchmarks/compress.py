@@ -135,7 +135,7 @@ def minilm_cosine(folder: Path) -> dict[str, Any]:
         "size_ratio": folder_bytes(folder / "small") / folder_bytes(folder / "single"),
         "bytes": folder_bytes(folder / "small"),
         "shipped_int8_bytes": models.minilm_int8().stat().st_size,
-        "time_ratio": report["compression"]["time_ratio"],
+        "time_ratio": time_ratio(folder),
         "retrieval": accuracies,
         "seconds": report["seconds"],
         "compression": report["compression"],
@@ -153,7 +153,7 @@ def minilm_l2(folder: Path) -> dict[str, Any]:
     record = report["compression"]
     return {
         "size_ratio": folder_bytes(folder / "small") / folder_bytes(folder / "single"),
-        "time_ratio": record["time_ratio"],
+        "time_ratio": time_ratio(folder),
         "seconds": report["seconds"],
         "in float32": [item["node"] for item in record["operators"] if item["kind"] == "int8" and not item["chosen"]],
         "baselines": baselines(data, model, 0.02),
@@ -264,6 +264,12 @@ def _figures(
         "seconds": report["seconds"],
         "compression": record,
     }
+
+
+def time_ratio(folder: Path) -> float:
+    """Time of the compressed artifact over that of the float32 one."""
+    times = by_turns(folder, ["single", "small"])
+    return times["small"] / times["single"]
 
 
 def by_turns(folder: Path, names: list[str]) -> dict[str, float]:

@@ -27,8 +27,8 @@ _NOISE = 0.005
 _MOST_CALIBRATION = 64
 # Operators that are tried one by one behind the prefix that bisection finds.
 _MOST_TRIES = 24
-# A candidate whose predicted drop is so many times the budget is not run.
-_HOPELESS = 1.1
+# A candidate whose predicted drop is so many times the budget is not run: of relative L2, and of other metrics.
+_HOPELESS_L2, _HOPELESS = 1.03, 1.2
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,9 @@ class Search:
         if drop is None or not before or drop.bound <= 0:
             return False
         growth = 1 + item.sensitivity**2 / before
-        predicted = drop.bound * (np.sqrt(growth) if isinstance(self.budget.metric, RelativeL2) else growth)
-        return bool(predicted > _HOPELESS * self.budget.max_drop)
+        if isinstance(self.budget.metric, RelativeL2):
+            return bool(drop.bound * np.sqrt(growth) > _HOPELESS_L2 * self.budget.max_drop)
+        return drop.bound * growth > _HOPELESS * self.budget.max_drop
 
     def _nearest(self, assessed: Sequence[Assessed]) -> str:
         measured = [step.drop.bound for step in self._steps if step.drop is not None]
