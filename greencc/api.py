@@ -254,6 +254,7 @@ def verify(
     *,
     data: AnyPath | None = None,
     model: AnyPath | None = None,
+    metric: str | None = None,
     threads: int | None = None,
 ) -> dict[str, object]:
     """Prove that an artifact is whole and still computes what it did when it was compiled.
@@ -263,6 +264,7 @@ def verify(
         data: an .npz with the model's inputs and expected outputs, all under their names; for an artifact compressed
             within an accuracy budget, samples without outputs, on which the loss is measured again.
         model: the original model for that; None for the one that the artifact was compiled from.
+        metric: where the script of the budget's metric lies, FILE.py:FUNCTION; None where it is in this folder.
         threads: how many threads to run with; None as in `greencc.load`.
 
     Returns:
@@ -298,7 +300,7 @@ def verify(
         given = read_npz(Path(data))
         if isinstance(record, Mapping) and not any(spec.name in given for spec in loaded.outputs):
             original = find_source(whole.manifest.source) if model is None else Path(model)
-            result["drop"] = _drop_again(loaded, record, original, Path(data))
+            result["drop"] = _drop_again(loaded, record, metric, original, Path(data))
             return result
         inputs = {spec.name: given[spec.name] for spec in loaded.inputs if spec.name in given}
         expected = {spec.name: given[spec.name] for spec in loaded.outputs if spec.name in given}
@@ -316,11 +318,15 @@ def verify(
     return result
 
 
-def _drop_again(model: Model, record: Mapping[str, Any], original: Path, data: Path) -> dict[str, object]:
+def _drop_again(
+    model: Model, record: Mapping[str, Any], metric: str | None, original: Path, data: Path
+) -> dict[str, object]:
     """The loss of accuracy of a compressed artifact on other data; BudgetError where it is beyond the budget."""
     from greencc.compress.again import measure_again
 
-    drop = measure_again(model, record, original, data)
+    if metric is not None and Path(metric).name != record["metric"]:
+        raise UserError(f"--metric {metric}: the artifact's budget is one of {record['metric']}")
+    drop = measure_again(model, metric or record["metric"], original, data)
     if drop.value > record["max_drop"]:
         raise BudgetError(
             f"{data}: the loss of {record['metric']} is {drop.value:.4g}, beyond the budget of {record['max_drop']:g}"

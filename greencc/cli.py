@@ -208,7 +208,8 @@ def inspect_command(path: Path, as_json: bool) -> None:
     "--data", type=click.Path(path_type=Path), help="Inputs and expected outputs, or samples for a budget (.npz)."
 )
 @click.option("--model", type=click.Path(path_type=Path), help="The original model. [default: the one compiled]")
-def verify_command(artifact: Path, data: Path | None, model: Path | None) -> None:
+@click.option("--metric", metavar="FILE.py:FUNCTION", help="Where the script of the budget's metric lies.")
+def verify_command(artifact: Path, data: Path | None, model: Path | None, metric: str | None) -> None:
     """Prove that an artifact is whole and right.
 
     Every byte of ARTIFACT is checked, and its golden inputs must give its golden outputs. With --data, the expected
@@ -218,7 +219,7 @@ def verify_command(artifact: Path, data: Path | None, model: Path | None) -> Non
 
     with _working() as progress:
         progress("verifying")
-        result = api.verify(artifact, data=data, model=model)
+        result = api.verify(artifact, data=data, model=model, metric=metric)
     _print(result, False, "verification")
 
 

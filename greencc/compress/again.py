@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from greencc.artifact.manifest import Manifest
 from greencc.compress.data import read_dataset
@@ -17,12 +15,12 @@ from greencc.targets.cpu.target import host_target
 from greencc.verification import open_reference
 
 
-def measure_again(model: Model, record: Mapping[str, Any], original: Path, data: Path) -> Drop:
+def measure_again(model: Model, metric: str, original: Path, data: Path) -> Drop:
     """The drop of a loaded artifact against the original model.
 
     Args:
         model: the artifact.
-        record: what its manifest says of its compression.
+        metric: as `make_metric` reads it.
         original: the model that it was compiled from.
         data: an .npz of samples, with labels if the metric takes any.
 
@@ -41,5 +39,4 @@ def measure_again(model: Model, record: Mapping[str, Any], original: Path, data:
     dataset = read_dataset(data, module["main"], option="--data")
     elided = ElidedPadding.of(manifest.report.get("elided_padding"))
     references = References(dataset, open_reference(original, module, host_target(model.threads)), outputs, elided)
-    metric = make_metric(str(record["metric"]))
-    return measure_drop(metric, dataset, references, model, range(dataset.runs))
+    return measure_drop(make_metric(metric), dataset, references, model, range(dataset.runs))

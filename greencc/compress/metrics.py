@@ -55,7 +55,7 @@ class Metric(ABC):
     """A definition of the drop.
 
     Attributes:
-        name: as `--metric` spells it.
+        name: as `--metric` spells it; of a script without the folder it lies in.
         sees_all: whether `statistics` wants all samples at once, not run by run.
     """
 
@@ -208,7 +208,7 @@ def make_metric(text: str) -> Metric:
     found = getattr(module, function, None)
     if not callable(found):
         raise UserError(f"--metric {text}: {file} has no function {function!r}")
-    return Script(text, found)
+    return Script(f"{Path(file).name}:{function}", found)
 
 
 def _corrected(

@@ -101,6 +101,26 @@ def test_verify_measures_the_drop_again(compressed: tuple[Path, dict[str, Any]],
 
 
 @pytest.mark.slow
+def test_a_script_decides_and_is_found_again(planted: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "away").mkdir()
+    script = tmp_path / "away" / "score.py"
+    script.write_text("def score(outputs, labels):\n    return labels['label.weight'] * outputs['y'][:, 0, 0]\n")
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "d.npz", x=arrays["x"], **{"label.weight": np.ones(40)})
+    options: Any = {"calib": tmp_path / "d.npz", "max_drop": 0.5, "metric": f"{script}:score"}
+    api.compile(planted, tmp_path / "a", **options)
+    text = (tmp_path / "a" / "manifest.json").read_text()
+    assert '"metric": "score.py:score"' in text
+    assert str(tmp_path) not in text
+    again: Any = api.verify(tmp_path / "a", data=tmp_path / "d.npz", metric=f"{script}:score")["drop"]
+    assert (again["metric"], again["samples"]) == ("score.py:score", 40)
+    with pytest.raises(UserError, match=r"there is no file score\.py"):
+        api.verify(tmp_path / "a", data=tmp_path / "d.npz")
+    with pytest.raises(UserError, match=r"the artifact's budget is one of score\.py:score"):
+        api.verify(tmp_path / "a", data=tmp_path / "d.npz", metric="cosine")
+
+
+@pytest.mark.slow
 def test_people_see_the_budget_the_result_and_every_operator(
     compressed: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
