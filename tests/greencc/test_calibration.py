@@ -46,6 +46,22 @@ def test_maxima_are_over_all_samples_and_columns_apart() -> None:
     assert seen.runs == 3
 
 
+def test_mean_squares_are_over_all_elements_of_a_column() -> None:
+    module, value = doubled(2)
+    samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]
+    (found,) = Calibration(host_target(1), [{"x": sample} for sample in samples]).mean_squares(module, [value])
+    wanted = np.mean([(2 * sample.astype(np.float64)) ** 2 for sample in samples], axis=(0, 1, 2))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_changes_are_quotients_of_norms_over_all_samples() -> None:
+    module, value = doubled(2)
+    x = module["main"].params[0]
+    samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]
+    seen = Calibration(host_target(1), [{"x": sample} for sample in samples])
+    np.testing.assert_allclose(seen.changes(module, [(x, value), (value, x), (x, x)]), [1.0, 0.5, 0.0], rtol=1e-6)
+
+
 def test_samples_of_a_file_are_runs_of_the_models_size(tmp_path: Path) -> None:
     x = np.arange(5 * 3 * K, dtype=np.float32).reshape(5, 3, K)
     np.savez(tmp_path / "data.npz", x=x)
