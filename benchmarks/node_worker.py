@@ -53,7 +53,7 @@ def _compile_and_run(case: Case, path: Path, inputs: list[np.ndarray], bound: li
     """All that `greencc compile` and `greencc run` do, but for writing the artifact."""
     from greencc.pipeline import compile_model
     from greencc.targets.cpu.target import host_target
-    from greencc.verification import run_library
+    from greencc.verification import Library
 
     compiled = compile_model(path, target=host_target(threads=1)).compiled
     foreign = [name for name in FOREIGN if name.encode() in compiled.library]
@@ -63,7 +63,7 @@ def _compile_and_run(case: Case, path: Path, inputs: list[np.ndarray], bound: li
             "reason": f"calls {foreign[0]}*, which libtvm_runtime lacks",
             "bound": bound,
         }
-    outputs = run_library(compiled.library, compiled.weights, inputs)
+    outputs = Library(compiled.library, compiled.weights)(inputs)
     difference = compare(case, outputs)
     return {"status": "wrong" if difference else "pass", "reason": difference, "bound": bound}
 

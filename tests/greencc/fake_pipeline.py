@@ -46,6 +46,7 @@ def compile_model(model: Path, *, verify: bool, progress: Callable[[str], None],
         "edges_before": 20,
         "edges_after": 6,
         "arena_bytes": 4096,
+        "compression": None,
         "elided_padding": None,
         "bytes_before": len(content),
         "passes": [
