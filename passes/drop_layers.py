@@ -12,8 +12,8 @@ from tvm import relax
 
 from greencc.errors import UserError
 from greencc.ir import relax_functions
-from greencc.passes.base import Pass, PassContext, PassResult
-from greencc.passes.blocks import find_blocks
+from greencc.passes.base import Condition, Pass, PassContext, PassResult
+from greencc.passes.blocks import Block, find_blocks
 from greencc.passes.graph import Builder, eliminate_dead, rebuild
 from greencc.passes.narrowing import largest
 
@@ -37,6 +37,7 @@ class DropLayers(Pass):
 
     name: ClassVar[str] = "drop-layers"
     approximates: ClassVar[bool] = True
+    conditions: ClassVar[tuple[Condition[Block], ...]] = ()
 
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Drop the others.

@@ -75,7 +75,9 @@ class Weighted:
     def is_faster(self) -> bool:
         """Whether int8 takes less time than float32; taken for granted where it can't be measured."""
         timer = None if self.graph.context is None else self.graph.context.timer
-        return not self.measure or timer is None or timer.time_ratio(self.replacement, self.call) <= _MOST_TIME
+        if not self.measure or timer is None or self.stored is None:
+            return True
+        return timer.time_ratio(self.replacement, self.call) <= _MOST_TIME
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ class QuantizeInt8(RewritePass[Weighted]):
         Condition(4, f"a sum has more than {_DEEPEST} products", lambda m: m.depth <= _DEEPEST),
         Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.least),
         Condition(6, "a filter reads a single channel", lambda m: not m.is_convolution or m.weight.shape[1] > 1),
-        Condition(8, "8 bits don't keep every weight within epsilon", lambda m: m.stored is not None),
         Condition(7, "int8 is not faster here", lambda m: m.is_faster),
+        Condition(8, "8 bits don't keep every weight within epsilon", lambda m: m.stored is not None),
     )
 
     def stored(self, match: Weighted) -> StoredWeight | None:
