@@ -91,6 +91,11 @@ class CalibratedPass(Pass, Generic[MatchT]):
         return self.rewrite(builder, match)
 
 
+def all_finite(*arrays: np.ndarray | None) -> bool:
+    """Whether no array, of those that there are, holds NaN or infinity."""
+    return all(bool(np.isfinite(array).all()) for array in arrays if array is not None)
+
+
 def column_squares(weight: np.ndarray) -> np.ndarray:
     """Sums of squares of the rows of a weight [K, N]: float64 [K], what a unit of each input is worth in the output."""
     return np.asarray((weight.astype(np.float64) ** 2).sum(axis=1))

@@ -62,7 +62,6 @@ class DropLayers(Pass):
         dropped = [block for i, block in enumerate(blocks) if i not in kept]
         if not dropped:
             return PassResult(module, 0)
-
         replacements = {block.behind: functools.partial(_pass_on, block.before) for block in dropped}
         result = module.clone()
         result.update_func(gv, eliminate_dead(rebuild(main, replacements, owner=self.name)))

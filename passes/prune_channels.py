@@ -12,7 +12,7 @@ from tvm import relax
 
 from greencc.ir import constant
 from greencc.passes.base import Activations, Condition
-from greencc.passes.calibrated import CalibratedPass, column_squares
+from greencc.passes.calibrated import CalibratedPass, all_finite, column_squares
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32
 from greencc.passes.narrowing import Columns, columns_of, largest, narrowed
@@ -54,6 +54,16 @@ class Inside:
             count = min(width, -(-count // _MULTIPLE) * _MULTIPLE)
         return largest(squares * column_squares(self.weight), count) if squares is not None else list(range(width))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing else uses what is computed in between."""
+        return self.columns is not None and self.graph.is_closed(self.root, self.columns.inner)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights, and all activations that were seen, are finite."""
+        return all_finite(self.weight, self.squares, *(() if self.columns is None else self.columns.products))
+
 
 @dataclass(frozen=True)
 class PruneChannels(CalibratedPass[Inside]):
@@ -87,8 +97,8 @@ class PruneChannels(CalibratedPass[Inside]):
             "the channels don't come out of products by constants, elementwise",
             lambda m: m.weight.ndim == 2 and m.columns is not None,
         ),
-        Condition(3, "a value in between is used elsewhere", lambda m: _is_closed(m)),
-        Condition(4, "a weight or an activation is not finite", lambda m: _is_finite(m)),
+        Condition(3, "a value in between is used elsewhere", lambda m: m.is_closed),
+        Condition(4, "a weight or an activation is not finite", lambda m: m.is_finite),
         Condition(5, "no channel would go", lambda m: len(m.kept) < len(m.weight)),
     )
 
@@ -118,13 +128,3 @@ class PruneChannels(CalibratedPass[Inside]):
         if columns is None:
             raise ValueError("a match that condition 2 refuses")
         return relax.op.matmul(narrowed(match.graph, builder, columns, kept), constant(match.weight[kept]))
-
-
-def _is_closed(match: Inside) -> bool:
-    return match.columns is not None and match.graph.is_closed(match.root, match.columns.inner)
-
-
-def _is_finite(match: Inside) -> bool:
-    arrays = [match.weight, *(() if match.columns is None else match.columns.products)]
-    seen = () if match.squares is None else (match.squares,)
-    return all(bool(np.isfinite(array).all()) for array in (*arrays, *seen))

@@ -13,7 +13,7 @@ from tvm import relax, tirx
 from greencc.ir import constant, shape_of
 from greencc.ops import ATTENTION, AttentionAttrs, attention
 from greencc.passes.base import Activations, Condition
-from greencc.passes.calibrated import CalibratedPass, column_squares
+from greencc.passes.calibrated import CalibratedPass, all_finite, column_squares
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32
 from greencc.passes.narrowing import Columns, columns_of, largest, narrowed
@@ -66,6 +66,17 @@ class Heads:
         dims = shape_of(self.attended.args[3].ty) or []
         return len(dims) == 4 and isinstance(dims[1], tirx.IntImm) and int(dims[1]) == 1
 
+    @property
+    def inner(self) -> list[relax.Var]:
+        """The attention's result and what its operands are computed from, back to the products."""
+        return [self.call.args[0], *(var for columns in self.known_projections for var in columns.inner)]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights, and all activations that were seen, are finite."""
+        products = (product for columns in self.known_projections for product in columns.products)
+        return all_finite(self.weight, self.squares, *products)
+
 
 @dataclass(frozen=True)
 class PruneHeads(CalibratedPass[Heads]):
@@ -100,9 +111,9 @@ class PruneHeads(CalibratedPass[Heads]):
             "query, key or value does not come out of products by constants, elementwise",
             lambda m: None not in m.projections,
         ),
-        Condition(4, "a value in between is used elsewhere", lambda m: _is_closed(m)),
+        Condition(4, "a value in between is used elsewhere", lambda m: m.graph.is_closed(m.root, m.inner)),
         Condition(5, "heads have masks of their own", lambda m: m.mask_is_shared),
-        Condition(6, "a weight or an activation is not finite", lambda m: _is_finite(m)),
+        Condition(6, "a weight or an activation is not finite", lambda m: m.is_finite),
         Condition(7, "no head would go", lambda m: len(m.kept) < m.attrs.heads),
     )
 
@@ -123,7 +134,7 @@ class PruneHeads(CalibratedPass[Heads]):
 
     def inner(self, match: Heads) -> Iterable[relax.Var]:
         """See CalibratedPass."""
-        return [match.call.args[0], *(var for columns in match.known_projections for var in columns.inner)]
+        return match.inner
 
     def rewrite(self, builder: Builder, match: Heads) -> relax.Expr:
         """See CalibratedPass."""
@@ -153,14 +164,3 @@ class PruneHeads(CalibratedPass[Heads]):
         )
         rows = [head * attrs.value_dim + i for head in kept for i in range(attrs.value_dim)]
         return relax.op.matmul(builder.emit(attention(q, k, v, mask, fewer)), constant(match.weight[rows]))
-
-
-def _is_closed(match: Heads) -> bool:
-    inner = {match.call.args[0], *(var for columns in match.known_projections for var in columns.inner)}
-    return match.graph.is_closed(match.root, inner)
-
-
-def _is_finite(match: Heads) -> bool:
-    arrays = [match.weight, *(product for columns in match.known_projections for product in columns.products)]
-    seen = () if match.squares is None else (match.squares,)
-    return all(bool(np.isfinite(array).all()) for array in (*arrays, *seen))

@@ -28,7 +28,7 @@ class Kind:
 
     label: str
     finder: Pass
-    helpers: tuple[str, ...] = ()
+    helpers: tuple[Pass, ...] = ()
 
 
 # Heads of attention, and channels of feed-forward layers, that go at once.
@@ -37,16 +37,10 @@ _FRACTION = 0.25
 KINDS = (
     Kind("heads", PruneHeads(_FRACTION)),
     Kind("channels", PruneChannels(_FRACTION)),
-    Kind("int8", QuantizeInt8(measure=False), (SmoothActivations.name,)),
     Kind("int8 table", QuantizeWeights()),
+    Kind("int8", QuantizeInt8(measure=False), (SmoothActivations(),)),
 )
-PASSES: tuple[Pass, ...] = (
-    PruneHeads(_FRACTION),
-    PruneChannels(_FRACTION),
-    SmoothActivations(),
-    QuantizeWeights(),
-    QuantizeInt8(measure=False),
-)
+PASSES: tuple[Pass, ...] = tuple(item for kind in KINDS for item in (*kind.helpers, kind.finder))
 """What a search puts behind the pipeline, restricted by its choices."""
 
 
@@ -58,11 +52,13 @@ class Candidate:
         node: the operator's name.
         label: see Kind.
         passes: names of the passes that may change it then.
+        deviation: the largest |stored - original| of its weight; None where none is stored in fewer bits.
     """
 
     node: str
     label: str
     passes: tuple[str, ...]
+    deviation: float | None
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,6 @@ class Assessed:
         bytes_saved: of weights.
         bytes_share: the share of the model's weights that those are.
         sensitivity: the relative L2 distance of the outputs that it causes alone.
-        deviation: the largest |stored - original| of its weight; None where none is stored in fewer bits.
     """
 
     candidate: Candidate
@@ -87,7 +82,6 @@ class Assessed:
     bytes_saved: int
     bytes_share: float
     sensitivity: float
-    deviation: float | None
 
     @property
     def gain(self) -> float:
@@ -99,8 +93,11 @@ def find_candidates(module: tvm.IRModule) -> list[Candidate]:
     """Every operator of an optimised module that one of `KINDS` can change, in the order of the module."""
     found = []
     for kind in KINDS:
-        nodes = kind.finder.run(module, PassContext()).nodes
-        found += [Candidate(node, kind.label, (*kind.helpers, kind.finder.name)) for node in nodes]
+        result = kind.finder.run(module, PassContext())
+        passes = tuple(item.name for item in (*kind.helpers, kind.finder))
+        for node in result.nodes:
+            deviation = result.stored[node].deviation if node in result.stored else None
+            found.append(Candidate(node, kind.label, passes, deviation))
     return found
 
 
@@ -111,12 +108,3 @@ def choices_of(candidates: Sequence[Candidate]) -> Choices:
         for name in candidate.passes:
             choices[name] |= {candidate.node}
     return choices
-
-
-def deviations_of(module: tvm.IRModule) -> dict[tuple[str, str], float]:
-    """The largest |stored - original| of a weight, by (label, node)."""
-    return {
-        (kind.label, node): weight.deviation
-        for kind in KINDS
-        for node, weight in kind.finder.run(module, PassContext()).stored.items()
-    }

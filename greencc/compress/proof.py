@@ -149,7 +149,7 @@ class Compression:
                     "sensitivity": item.sensitivity,
                     "cost_ratio": item.cost_ratio,
                     "bytes_saved": item.bytes_saved,
-                    "largest_deviation": item.deviation,
+                    "largest_deviation": item.candidate.deviation,
                 }
                 for item in found.assessed
             ],

@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 
 from greencc.artifact.bundle import Array
-from greencc.compress.candidates import PASSES, Assessed, Candidate, choices_of, deviations_of, find_candidates
+from greencc.compress.candidates import PASSES, Assessed, Candidate, choices_of, find_candidates
 from greencc.compress.cost import Cost
 from greencc.compress.data import Dataset, Splits
 from greencc.compress.metrics import Drop, Metric, RelativeL2
@@ -184,7 +184,7 @@ class Search:
 
     def _assess(self, module: tvm.IRModule) -> Iterator[Assessed]:
         """Measure every candidate alone: time and bytes of its stage, and the outputs that it causes."""
-        candidates, deviations = find_candidates(module), deviations_of(module)
+        candidates = find_candidates(module)
         stages = self._stages
         states = [stages.state(number) for number in range(len(stages.stages))]
         base = [stages.program(number, {}) for number in range(len(stages.stages))]
@@ -209,7 +209,6 @@ class Search:
                 bytes_saved=saved,
                 bytes_share=saved / all_bytes,
                 sensitivity=RelativeL2().drop(statistics).value,
-                deviation=deviations.get((candidate.label, candidate.node)),
             )
 
     def _costs(self, program: Runnable, base: Runnable, state: Mapping[str, Array]) -> list[float]:

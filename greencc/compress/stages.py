@@ -71,12 +71,10 @@ class Stages:
         self._target, self._passes = target, passes
         self.stages = cut(module, count)
         self._programs: dict[tuple[int, frozenset[tuple[str, frozenset[str]]]], Program] = {}
-        self._calibration: list[State] = []
         self._states: list[list[State]] = []
 
     def calibrate(self, samples: Sequence[State]) -> None:
         """Keep what lies between the stages when they run on `samples` in single precision."""
-        self._calibration = list(samples)
         self._states = [list(samples)]
         for number in range(len(self.stages)):
             program = self.program(number, {})

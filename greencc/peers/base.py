@@ -61,7 +61,7 @@ def common_outputs(model: Path, ours: Sequence[str], theirs: Sequence[str]) -> t
     return names
 
 
-def feed(model: Path, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+def inputs_for(model: Path, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
     """The arrays for the inputs `wanted`, in that order."""
     missing = [name for name in wanted if name not in inputs]
     if missing:

@@ -13,7 +13,7 @@ import numpy as np
 
 from greencc.artifact.bundle import Array
 from greencc.errors import UserError
-from greencc.peers.base import Outputs, Peer, feed
+from greencc.peers.base import Outputs, Peer, inputs_for
 
 # Names that exporters of encoders give the inputs and the output that llama.cpp has too.
 _IDS, _MASK, _HIDDEN = "input_ids", "attention_mask", "last_hidden_state"
@@ -22,7 +22,7 @@ _IDS, _MASK, _HIDDEN = "input_ids", "attention_mask", "last_hidden_state"
 def open_llama(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
     """An encoder in llama.cpp. It computes the tokens that the mask keeps; rows of others are zeros."""
     llama: Any = import_module("llama_cpp")
-    ids = feed(model, inputs, [_IDS])[_IDS]
+    ids = inputs_for(model, inputs, [_IDS])[_IDS]
     kept = np.asarray(inputs[_MASK], bool) if _MASK in inputs else np.ones(ids.shape, bool)
     name = _HIDDEN if _HIDDEN in outputs else outputs[0]
     if len(outputs) > 1 and name != _HIDDEN:

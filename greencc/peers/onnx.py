@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from greencc.artifact.bundle import Array
-from greencc.peers.base import Outputs, Peer, common_outputs
-from greencc.peers.base import feed as as_feed
+from greencc.peers.base import Outputs, Peer, common_outputs, inputs_for
 
 
 def open_onnxruntime(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
@@ -29,7 +28,7 @@ def open_onnxruntime(model: Path, inputs: Mapping[str, Array], outputs: Sequence
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     names = common_outputs(model, outputs, [output.name for output in session.get_outputs()])
-    feed = as_feed(model, inputs, [value.name for value in session.get_inputs()])
+    feed = inputs_for(model, inputs, [value.name for value in session.get_inputs()])
 
     def run() -> Outputs:
         return dict(zip(names, session.run(list(names), feed), strict=True))
@@ -74,7 +73,7 @@ def open_openvino(model: Path, inputs: Mapping[str, Array], outputs: Sequence[st
     openvino = import_module("openvino")
     core = openvino.Core()
     network: Any = core.read_model(str(model))
-    feed = as_feed(model, inputs, [port.get_any_name() for port in network.inputs])
+    feed = inputs_for(model, inputs, [port.get_any_name() for port in network.inputs])
     network.reshape({name: list(array.shape) for name, array in feed.items()})
     # Single precision, as greencc computes: on some CPUs OpenVINO would take bfloat16 by itself.
     settings = {
@@ -102,7 +101,7 @@ def open_torch(model: Path, inputs: Mapping[str, Array], outputs: Sequence[str],
     wanted = [value for value in whole.graph.input if value.name in inputs]
     del whole.graph.input[:]  # old files list weights too
     whole.graph.input.extend(wanted)
-    feed = as_feed(model, inputs, [value.name for value in wanted])
+    feed = inputs_for(model, inputs, [value.name for value in wanted])
     made = [value.name for value in whole.graph.output]
     names = common_outputs(model, outputs, made)
     torch.set_num_threads(threads)
