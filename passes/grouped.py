@@ -1,0 +1,112 @@
+"""Weights in groups: levels of few bits along the depth of a product, with a scale for each group and column.
+
+    w[k, n] ~ levels[k, n] * scale[k // group, n] + offset[k // group, n]
+
+Eight bits are symmetric, without an offset; four are affine, which leaves them all of their 16 levels. Scales and
+offsets are of half precision, and levels are chosen for them as they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GROUPS = (32, 64, 128)
+"""Sizes of a group that there are kernels for; a last group may be smaller."""
+BITS = (8, 4)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What the levels of one group are worth, column by column.
+
+    Attributes:
+        scale: float16 [N], above 0.
+        offset: float16 [N]; None for symmetric levels.
+        bits: of a level.
+    """
+
+    scale: np.ndarray
+    offset: np.ndarray | None
+    bits: int
+
+    def levels(self, rows: np.ndarray) -> np.ndarray:
+        """The nearest levels of rows [..., N] of the group: int8."""
+        low, high = limits(self.bits)
+        shifted = rows if self.offset is None else rows - self.offset.astype(np.float32)
+        return np.clip(np.rint(shifted / self.scale.astype(np.float32)), low, high).astype(np.int8)
+
+    def values(self, levels: np.ndarray) -> np.ndarray:
+        """What levels [..., N] are worth: float32."""
+        made = levels.astype(np.float32) * self.scale.astype(np.float32)
+        return made if self.offset is None else made + self.offset.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class GroupedWeight:
+    """A weight [K, N] as integers in groups.
+
+    Attributes:
+        levels: int8 [K, N], of `bits` bits.
+        scale: float16 [ceil(K / group), N].
+        offset: float16, like `scale`; None for symmetric levels.
+        bits: of a level.
+        group: rows that share a scale.
+        deviation: the largest |value - weight|.
+    """
+
+    levels: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray | None
+    bits: int
+    group: int
+    deviation: float
+
+    @property
+    def values(self) -> np.ndarray:
+        """What the levels are worth: float32 [K, N]."""
+        rows = np.arange(len(self.levels)) // self.group
+        offset = None if self.offset is None else self.offset[rows]
+        return Scheme(self.scale[rows], offset, self.bits).values(self.levels)
+
+
+def limits(bits: int) -> tuple[int, int]:
+    """The least and the largest level. Symmetric levels leave out the least, so that negations are as exact."""
+    most = 2 ** (bits - 1) - 1
+    return (-most if bits == BITS[0] else -most - 1), most
+
+
+def scheme_of(rows: np.ndarray, bits: int) -> Scheme:
+    """The scheme whose levels span the rows [g, N] of a group."""
+    low, high = limits(bits)
+    if low == -high:
+        return Scheme(_half(np.abs(rows).max(axis=0) / high), None, bits)
+    least, most = rows.min(axis=0), rows.max(axis=0)
+    scale = _half((most - least) / (high - low))
+    # The middle of the levels stands for the middle of the values: what rounding the scale costs, both ends share.
+    middle = (least + most) / 2 - scale.astype(np.float32) * ((low + high) / 2)
+    return Scheme(scale, middle.astype(np.float16), bits)
+
+
+def joined(levels: np.ndarray, schemes: list[Scheme], weight: np.ndarray, group: int) -> GroupedWeight:
+    """The weight of levels [K, N] and the schemes of its groups; `weight` is what it stands for."""
+    scale = np.stack([scheme.scale for scheme in schemes])
+    offsets = [scheme.offset for scheme in schemes if scheme.offset is not None]
+    made = GroupedWeight(levels, scale, np.stack(offsets) if offsets else None, schemes[0].bits, group, 0.0)
+    deviation = float(np.abs(made.values - weight).max(initial=0.0))
+    return GroupedWeight(levels, made.scale, made.offset, made.bits, group, deviation)
+
+
+def round_to_nearest(weight: np.ndarray, group: int, bits: int) -> GroupedWeight:
+    """Every weight [K, N] as its nearest level."""
+    parts = [weight[first : first + group] for first in range(0, len(weight), group)]
+    schemes = [scheme_of(part, bits) for part in parts]
+    levels = np.concatenate([scheme.levels(part) for scheme, part in zip(schemes, parts, strict=True)])
+    return joined(levels, schemes, weight, group)
+
+
+def _half(scale: np.ndarray) -> np.ndarray:
+    """Scales in half precision, 1 for groups of zeros; where halves vanish, the least that they can be."""
+    least = np.finfo(np.float16).smallest_subnormal
+    return np.where(scale > 0, np.maximum(scale.astype(np.float16), least), np.float16(1)).astype(np.float16)
