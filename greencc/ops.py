@@ -18,6 +18,7 @@ from greencc.errors import GreenccError
 from greencc.ir import dtype_of, shape_of
 
 ATTENTION = "greencc.attention"
+GROUPED_MATMUL = "greencc.grouped_matmul"
 KERNEL = "greencc.kernel"  # see greencc/kernels
 PACKED_ATTENTION = "greencc.packed_attention"
 QUANTIZED_CONV2D = "greencc.quantized_conv2d"
@@ -148,6 +149,43 @@ def quantized_matmul(
     return relax.Call(ir.Op.get(QUANTIZED_MATMUL), args, None, [])
 
 
+@dataclass(frozen=True)
+class GroupAttrs:
+    """Attributes of `greencc.grouped_matmul`.
+
+    Attributes:
+        bits: of a level, 8 or 4.
+        group: rows of the weight that share a scale; divides their number.
+    """
+
+    bits: int
+    group: int
+
+    @staticmethod
+    def of(call: relax.Call) -> GroupAttrs:
+        """The attributes of a call, as Python values."""
+        return GroupAttrs(int(call.attrs["bits"]), int(call.attrs["group"]))
+
+
+def grouped_matmul(
+    x: relax.Expr, levels: relax.Expr, scale: relax.Expr, offset: relax.Expr | None, attrs: GroupAttrs
+) -> relax.Call:
+    """Product of x and w[k, n] = levels[k, n] * scale[k // group, n] + offset[k // group, n], in float32.
+
+    Args:
+        x: [..., K] float32.
+        levels: [K, N] int8, a constant; levels of 4 bits are -8..7.
+        scale: [K / group, N] float16, a constant.
+        offset: like `scale`, or None.
+        attrs: see GroupAttrs.
+
+    Returns a call of type [..., N] float32.
+    """
+    register_ops()
+    args = [x, levels, scale] if offset is None else [x, levels, scale, offset]
+    return relax.Call(ir.Op.get(GROUPED_MATMUL), args, ir.make_node("ir.DictAttrs", **asdict(attrs)), [])
+
+
 def quantized_take(table: relax.Expr, scale: relax.Expr, indices: relax.Expr, *, wrap: bool = False) -> relax.Call:
     """Rows of table * scale, where each row has a scale of its own; only the rows that are taken are computed.
 
@@ -215,6 +253,20 @@ def quantized_conv2d(x: relax.Expr, weight: relax.Expr, scale: relax.Expr, attrs
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _infer_grouped_matmul(call: relax.Call, _context: object) -> relax.TensorType:
+    x, *weight = (shape_of(arg.ty) for arg in call.args)
+    kinds = [str(dtype_of(arg.ty)) for arg in call.args]
+    attrs = GroupAttrs.of(call)
+    if x is None or len(x) < 1 or any(shape is None or len(shape) != 2 for shape in weight):
+        raise GreenccError(f"{GROUPED_MATMUL}: takes x [..., K], levels [K, N] and scales [K / group, N]")
+    if kinds != ["float32", "int8", *["float16"] * (len(kinds) - 2)]:
+        raise GreenccError(f"{GROUPED_MATMUL}: takes float32, int8 and float16, not {', '.join(kinds)}")
+    (depth, columns), *schemes = ([int(size) for size in shape] for shape in weight)
+    if attrs.bits not in (4, 8) or any(rows * attrs.group != depth or size != columns for rows, size in schemes):
+        raise GreenccError(f"{GROUPED_MATMUL}: {depth} rows are not groups of {attrs.group} levels of 4 or 8 bits")
+    return relax.TensorType((*x[:-1], weight[0][1]), "float32")
 
 
 def _infer_quantized_conv2d(call: relax.Call, _context: object) -> relax.TensorType:
@@ -293,6 +345,7 @@ def _infer_kernel(call: relax.Call, context: object) -> relax.Type:
 
 _INFER_TYPE = {
     ATTENTION: _infer_attention,
+    GROUPED_MATMUL: _infer_grouped_matmul,
     KERNEL: _infer_kernel,
     PACKED_ATTENTION: _infer_attention,
     QUANTIZED_CONV2D: _infer_quantized_conv2d,

@@ -14,8 +14,11 @@ from tvm import ir, relax, s_tir, sym, tirx
 from greencc.ir import shape_of
 from greencc.targets.tir import as_int, children, i64, loads, substitute, walk
 
-# Set by imperative kernels, whose loops aren't blocks: operations of one run, an expression in the kernel's sizes.
 OPERATIONS_ATTR = "greencc.operations"
+"""Set by imperative kernels, whose loops aren't blocks: operations of one run, an expression in the kernel's sizes; and
+on blocks whose expression says more than the computation needs: operations of one iteration."""
+BITS_ATTR = "greencc.bits"
+"""On a block: how many bits the int8 elements that it reads have."""
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Min, tirx.Max)
 
 
@@ -78,23 +81,29 @@ def kernel_cost(func: tirx.PrimFunc) -> Cost:
     analyzer = sym.Analyzer()
     operations, is_int8 = i64(0), False
     looked_up: set[tirx.Var] = set()
+    bits = {param: 8 * _itemsize(param) for param in tensors}
     accesses: dict[tirx.Var, tirx.Expr] = {param: i64(0) for param in tensors}
     for block in found:
         times: tirx.Expr = i64(1)
         for axis in block.iter_vars:
             times = times * axis.dom.extent.astype("int64")
-        operations = operations + times * i64(_operations(block.body.value))
+        own = block.annotations.get(OPERATIONS_ATTR)
+        operations = operations + times * i64(_operations(block.body.value) if own is None else int(own))
         is_int8 = is_int8 or _multiplies_bytes(block.body.value)
         read = list(loads(block.body.value))
         for buffer in [block.body.buffer, *(load.source for load in read)]:
             if buffer in accesses:
                 accesses[buffer] = analyzer.simplify(accesses[buffer] + times)
+        if BITS_ATTR in block.annotations:
+            narrow = [load.source for load in read if str(load.ty.dtype) == "int8"]
+            bits.update((source, int(block.annotations[BITS_ATTR])) for source in narrow)
         looked_up |= {load.source for load in read if any(_reads(index) for index in load.indices)}
     traffic: tirx.Expr = i64(0)
     for param, count in accesses.items():
         size = _elements(param)
         is_part = param in looked_up or (as_int(size) is not None and as_int(count) is not None)
-        traffic = traffic + (tirx.min(size, count) if is_part else size) * i64(_itemsize(param))
+        moved = (tirx.min(size, count) if is_part else size) * i64(bits[param])
+        traffic = traffic + tirx.ceildiv(moved, i64(8))
     return Cost(operations, traffic, "int8" if is_int8 else "float32")
 
 

@@ -33,6 +33,25 @@ class ColumnPanels:
 
 
 @dataclass(frozen=True)
+class NibblePanels:
+    """[K, N] of 4-bit levels stored as [ceil(N / width), K / 2, width] bytes: row 2i in the low halves, 2i + 1 in the high.
+
+    K is even. The last panel is filled up with zeros.
+    """
+
+    width: int
+
+    def shape(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """Shape of the packed array."""
+        return ColumnPanels(self.width).shape(rows // 2, columns)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Pack an int8 array [K, N] of -8..7."""
+        both = (weight[::2].astype(np.uint8) & 15) | (weight[1::2].astype(np.uint8) << 4)
+        return ColumnPanels(self.width).pack(both.view(np.int8))
+
+
+@dataclass(frozen=True)
 class DotPanels:
     """[K, N] stored as [ceil(N / width), ceil(K / depth), width * depth]: `depth` values of k side by side per column.
 

@@ -18,6 +18,7 @@ from greencc.kernels.base import legalize as legalize_kernel
 from greencc.kernels.reductions import lower_extreme, lower_position
 from greencc.ops import (
     ATTENTION,
+    GROUPED_MATMUL,
     KERNEL,
     PACKED_ATTENTION,
     QUANTIZED_CONV2D,
@@ -26,11 +27,14 @@ from greencc.ops import (
     ROTARY,
     SHAPE_TO_TENSOR,
     AttentionAttrs,
+    GroupAttrs,
 )
+from greencc.targets.cost import BITS_ATTR, OPERATIONS_ATTR
 from greencc.targets.cpu.emitted import EmittedKernels
 from greencc.targets.cpu.legalize_int8 import QuantizedLowering
 from greencc.targets.cpu.quantized_norms import quantize_in_norms
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
+from greencc.targets.cpu.schedules.matmul_tiles import GROUP_ATTR
 from greencc.targets.cpu.schedules.pooling import find_max_pool, max_pool_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
 from greencc.targets.memory import CONCAT_ATTR
@@ -55,6 +59,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         "relax.nn.softmax": _softmax,
         "relax.sigmoid": _sigmoid,
         SHAPE_TO_TENSOR: _shape_to_tensor,
+        GROUPED_MATMUL: _grouped_matmul,
         KERNEL: lambda builder, call: _kernel(builder, call, chosen, kernels),
         ROTARY: _rotary,
         QUANTIZED_CONV2D: quantized.conv2d,
@@ -154,6 +159,26 @@ def _rotary(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         return te.compute(x.shape, at, name="rotary")
 
     return builder.call_te(compute, *call.args, primfunc_name_hint="rotary")
+
+
+def _grouped_matmul(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """A product whose schedule finds in annotations what its levels are; the multiply-adds alone count as work."""
+    attrs, depth = GroupAttrs.of(call), int(call.args[1].ty.shape.values[0])
+    annotations = {GROUP_ATTR: attrs.group, BITS_ATTR: attrs.bits, OPERATIONS_ATTR: 2}
+
+    def compute(x: te.Tensor, levels: te.Tensor, scale: te.Tensor, *offset: te.Tensor) -> te.Tensor:
+        k = te.reduce_axis((0, depth), name="k")
+
+        def at(*index: tirx.Var) -> tirx.Expr:
+            group, column = tirx.floordiv(k, attrs.group), index[-1]
+            value = levels(k, column).astype("float32") * scale(group, column).astype("float32")
+            for tensor in offset:
+                value = value + tensor(group, column).astype("float32")
+            return te.sum(x(*index[:-1], k) * value, axis=k)
+
+        return te.compute((*x.shape[:-1], levels.shape[1]), at, name="grouped_matmul", attrs=annotations)
+
+    return builder.call_te(compute, *call.args, primfunc_name_hint="grouped_matmul")
 
 
 def _quantized_take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

@@ -2,27 +2,32 @@
 
     C[..., i, j] = f(sum_k A[..., i, k] * B[k, j], ...)
 
-A and B are float32, or bytes whose products are summed in int32.
+A and B are float32, or bytes whose products are summed in int32; or B holds levels in groups (greencc.grouped_matmul).
 
 A register tile of `rows` x `columns` accumulators stays in vector registers over the whole k loop. Constant B is
 packed into column panels as wide as the tile, so that the inner loop reads it with unit stride; other B is read
 in place. Tasks are blocks of rows times column panels. Rows left over at the end of A get a tile of their own
 (static sizes) or a full tile whose surplus rows repeat the last row and are not stored (symbolic sizes), so that
 there is no slow path for tails.
+
+Levels in groups are given their values where they are read when A has few rows, so that no more than levels comes from
+memory; for more rows a task writes the values of its panel down once, and the tiles read those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from tvm import ir, sym, tirx
+from tvm import ir, s_tir, sym, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.targets.base import Declined, Scheduled
+from greencc.targets.cost import BITS_ATTR
 from greencc.targets.cpu.intrinsics.dot import dot_product
+from greencc.targets.cpu.schedules.columns import Columns, Groups, InPlace, Packed
 from greencc.targets.cpu.schedules.kernel import (
     Tail,
     indexed_by,
@@ -33,46 +38,33 @@ from greencc.targets.cpu.schedules.kernel import (
     parameter_index,
     widened,
 )
-from greencc.targets.cpu.schedules.multiply import Arithmetic, DotArithmetic, FloatArithmetic, weight_bytes
-from greencc.targets.cpu.schedules.registers import Register, registers
+from greencc.targets.cpu.schedules.matmul_tiles import GROUP_ATTR, TASK_ROWS, GroupScheme, Product, Tile, Tiles
+from greencc.targets.cpu.schedules.multiply import DotArithmetic, FloatArithmetic
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.packing import ColumnPanels, DotPanels
-from greencc.targets.tir import as_int, i64, loads, prefetch, rewrite, unravel, volume
+from greencc.targets.packing import ColumnPanels, DotPanels, NibblePanels
+from greencc.targets.tir import as_int, i64, loads, unravel, volume
 
-# Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
-TASK_ROWS = 128
-# Bytes that memory is moved in.
-CACHE_LINE = 64
-# Steps of the inner loop between asking for a part of a panel and using it: longer than the second cache takes.
-STEPS_AHEAD = 8
 # A task should take tens of microseconds: below this many multiply-adds threads cost more than they bring.
 MIN_PARALLEL_WORK = 1 << 16
+# Of a symbolic number of rows: up to so many, levels in groups are read anew for each.
+FEW_ROWS = 4
+
+PanelLayout: TypeAlias = ColumnPanels | DotPanels | NibblePanels
 
 
 @dataclass(frozen=True)
-class Product:
-    """A recognised product of A [..., i, k] and B [k, j]; `batched` when B has the axes before k too."""
+class PackedOperand:
+    """A constant parameter: how it is packed, its logical size [rows, columns], and its element type."""
 
-    a: tirx.Var
-    b: tirx.Var
-    depth: int
-    columns: int
-    batched: bool
-    arithmetic: Arithmetic
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Register tile: `rows` x `columns` accumulators in vectors of `lanes`."""
-
+    layout: PanelLayout
     rows: int
     columns: int
-    lanes: int
+    dtype: str
 
     @property
-    def vectors(self) -> int:
-        """Vectors per row of the tile."""
-        return self.columns // self.lanes
+    def shape(self) -> tuple[tirx.Expr, ...]:
+        """Shape of what the kernel declares."""
+        return tuple(map(i64, self.layout.shape(self.rows, self.columns)))
 
 
 @dataclass(frozen=True)
@@ -99,15 +91,17 @@ class MatmulRule:
             return Declined(reason)
         index = parameter_index(func, product.b)
         packed = index is not None and index in constants and not product.batched
+        if product.groups is not None and not packed:
+            return Declined("levels in groups are no constants")
         tile = choose_tile(self.target, product, tail, packed)
         if tile is None:
             return Declined(f"{product.columns} columns that are not packed don't fill vectors")
-        layout = product.arithmetic.layout(tile.columns)
-        emitted = emit(func, tail, product, tile, layout if packed else None, self.target.threads)
+        operands = pack_operands(func, product, tile) if packed else {}
+        emitted = emit(func, tail, product, tile, operands)
         # A row is read again for every panel of columns, but a tail reads each element once.
-        operands = [parameter_index(func, operand) for operand in (product.a, product.b)]
-        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in operands]
-        layouts = {index: layout} if packed and index is not None else {}
+        taken = [parameter_index(func, operand) for operand in (product.a, product.b)]
+        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
+        layouts = {index: operand.layout for index, operand in operands.items()}
         return Scheduled(emitted, self.name, layouts, tuple(overwrites))
 
 
@@ -123,7 +117,8 @@ def match_product(tail: Tail, target: CpuTarget) -> Product | str:
         return "not a product over one axis"
     if not all(index.same_as(var) for index, var in zip(store.indices, spatial, strict=True)):
         return "the product isn't written in the order of its axes"
-    factors = _factors(store)
+    groups = _groups(block, store)
+    factors = _factors(store) if groups is None else groups[:2]
     if factors is None or not is_const_zero(block.init.value):
         return "not a sum of products"
     k, (i, j), lead = reduced[0].var, spatial[-2:], spatial[:-2]
@@ -140,6 +135,8 @@ def match_product(tail: Tail, target: CpuTarget) -> Product | str:
         return "depth or columns are symbolic"
     kinds = [str(value.ty.dtype) for value in (a, b, tail.intermediate)]
     dot = dot_product(target)
+    if groups is not None:
+        return Product(a.source, b.source, depth, columns, batched, FloatArithmetic(), groups[2])
     if kinds == ["float32"] * 3:
         return Product(a.source, b.source, depth, columns, batched, FloatArithmetic())
     if kinds == [dot.activation, "int8", "int32"]:
@@ -187,15 +184,26 @@ def choose_tile(target: CpuTarget, product: Product, tail: Tail, packed: bool) -
     return Tile(rows, vectors * lanes, lanes)
 
 
+def pack_operands(func: tirx.PrimFunc, product: Product, tile: Tile) -> dict[int, PackedOperand]:
+    """By the index of a parameter, how constants of the product are packed: B, and what its levels are worth."""
+    groups = product.groups
+    if groups is None:
+        kind = product.arithmetic.weight
+        found = {product.b: PackedOperand(product.arithmetic.layout(tile.columns), product.depth, product.columns, kind)}
+    else:
+        plain = ColumnPanels(tile.columns)
+        levels = plain if groups.bits == 8 else NibblePanels(tile.columns)
+        found = {product.b: PackedOperand(levels, product.depth, product.columns, "int8")}
+        for buffer in (groups.scale, groups.offset):
+            if buffer is not None:
+                found[buffer] = PackedOperand(plain, product.depth // groups.group, product.columns, "float16")
+    return {i: found[param] for i, param in enumerate(func.params) if param in found}
+
+
 def emit(
-    func: tirx.PrimFunc,
-    tail: Tail,
-    product: Product,
-    tile: Tile,
-    layout: ColumnPanels | DotPanels | None,
-    threads: int,
+    func: tirx.PrimFunc, tail: Tail, product: Product, tile: Tile, operands: Mapping[int, PackedOperand]
 ) -> tirx.PrimFunc:
-    """The scheduled PrimFunc. B's parameter has the packed shape when there is a layout."""
+    """The scheduled PrimFunc. Parameters that are packed have their packed shapes."""
     shape = list(tail.output.ty.shape)
     lead = shape[:-2] if product.batched else []
     row_dims = shape[len(lead) : -1]
@@ -204,15 +212,11 @@ def emit(
     count = as_int(rows)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         buffers: dict[tirx.Var, tirx.Var] = {}
-        for param in func.params:
-            declared = param
-            if layout is not None and param.same_as(product.b):
-                packed = tuple(map(i64, layout.shape(product.depth, product.columns)))
-                declared = T.buffer(packed, product.arithmetic.weight)
+        for i, param in enumerate(func.params):
+            declared = T.buffer(operands[i].shape, operands[i].dtype) if i in operands else param
             buffers[param] = T.arg(param.name, declared)
         T.func_attr({"tirx.noalias": True})
         row_tasks = 1 if count is not None and count <= TASK_ROWS else tirx.ceildiv(rows, i64(TASK_ROWS))
-        task_rows = rows if isinstance(row_tasks, int) else i64(TASK_ROWS)
         # The panel runs fastest, so that neighbouring tasks share rows of A.
         extents = [*lead, _expr(row_tasks), i64(panels)]
         total = volume(extents)
@@ -220,178 +224,86 @@ def emit(
         loop = T.parallel if work >= MIN_PARALLEL_WORK and as_int(total) != 1 else T.serial
         with loop(i64(0), total) as task:
             *batch, block, panel = unravel(task, extents)
-            task_count = min(count or TASK_ROWS, TASK_ROWS)
-            emitter = _Tiles(
-                task_count, tail, product, tile, layout is not None, buffers, batch, row_dims, rows, panel, panels
-            )
-            first = block * i64(TASK_ROWS)
-            if count is not None and not isinstance(row_tasks, int) and count % TASK_ROWS == 0:
-                emitter.block(first, TASK_ROWS)
-            elif count is not None and isinstance(row_tasks, int):
-                emitter.block(i64(0), count)
-            elif count is not None:
-                with T.If(block < i64(count // TASK_ROWS)):
-                    with T.Then():
-                        emitter.block(first, TASK_ROWS)
-                    with T.Else():
-                        emitter.block(first, count % TASK_ROWS)
+            columns: Columns
+            if product.groups is not None:
+                columns = _in_groups(product, product.groups, tile, buffers, panel)
+            elif operands:
+                tiles = max(1, min(count or TASK_ROWS, TASK_ROWS) // tile.rows)
+                columns = _packed(product, tile, buffers[product.b], panel, panels, tiles)
             else:
-                remaining = tirx.min(task_rows, rows - first)
-                emitter.symbolic_block(first, remaining)
+                start = panel * i64(tile.columns)
+                b = buffers[product.b]
+                columns = InPlace(b, batch, start, product.steps, tile.vectors, tile.lanes, product.arithmetic)
+            _task(Tiles(tail, product, tile, columns, buffers, batch, row_dims, rows, panel, panels), count, block)
     result = ib.get()
     return result.with_attr("greencc.rule", "cpu-matmul")
 
 
-class _Tiles:
-    """Emits the tiles of one task."""
+def _packed(
+    product: Product, tile: Tile, buffer: tirx.Var, panel: tirx.Expr, panels: int, tiles: int
+) -> Packed:
+    return Packed(buffer, panel, panels, product.steps, tile.vectors, tile.lanes, tiles, product.arithmetic)
 
-    def __init__(
-        self,
-        task_rows: int,
-        tail: Tail,
-        product: Product,
-        tile: Tile,
-        packed: bool,
-        buffers: dict[tirx.Var, tirx.Var],
-        batch: list[tirx.Expr],
-        row_dims: list[tirx.Expr],
-        rows: tirx.Expr,
-        panel: tirx.Expr,
-        panels: int,
-    ) -> None:
-        self.task_rows = task_rows
-        self.tail, self.product, self.tile, self.packed = tail, product, tile, packed
-        self.buffers, self.batch, self.row_dims, self.rows = buffers, batch, row_dims, rows
-        self.panel, self.panels = panel, panels
 
-    def block(self, first: tirx.Expr, count: int) -> None:
-        """A block with a static number of rows: full tiles, then one tile of what is left."""
-        full, rest = divmod(count, self.tile.rows)
-        if full == 1:
-            self.tile_at(first, self.tile.rows, None)
-        elif full:
-            with T.serial(i64(0), i64(full)) as step:
-                self.tile_at(first + step * i64(self.tile.rows), self.tile.rows, None)
-        if rest:
-            self.tile_at(first + i64(full * self.tile.rows), rest, None)
+def _in_groups(
+    product: Product, groups: GroupScheme, tile: Tile, buffers: dict[tirx.Var, tirx.Var], panel: tirx.Expr
+) -> Groups:
+    offset = None if groups.offset is None else buffers[groups.offset]
+    scheme = (buffers[product.b], buffers[groups.scale], offset, panel, groups.bits)
+    return Groups(*scheme, product.depth, groups.group, tile.vectors, tile.lanes)
 
-    def symbolic_block(self, first: tirx.Expr, count: tirx.Expr) -> None:
-        """A block with a symbolic number of rows: full tiles, then one whose surplus rows aren't stored."""
-        full = tirx.floordiv(count, i64(self.tile.rows))
-        with T.serial(i64(0), full) as step:
-            self.tile_at(first + step * i64(self.tile.rows), self.tile.rows, None)
-        with T.If(full * i64(self.tile.rows) < count), T.Then():
-            self.tile_at(first + full * i64(self.tile.rows), self.tile.rows, self.rows)
 
-    def tile_at(self, first: tirx.Expr, rows: int, limit: tirx.Expr | None) -> None:
-        """One register tile. With `limit`, rows at or beyond it repeat the last row and aren't stored."""
-        tile, lanes = self.tile, self.tile.lanes
-        arithmetic = self.product.arithmetic
-        sums = [registers(tile.vectors, lanes, arithmetic.sums) for _ in range(rows)]
-        positions = [first + i64(r) for r in range(rows)]
-        sources = positions if limit is None else [tirx.min(p, limit - i64(1)) for p in positions]
-        with self._steps(first) as step:
-            self._ask_for(step)
-            columns = [self._b(step, v) for v in range(tile.vectors)]
-            for r in range(rows):
-                row = [*self.batch, *unravel(sources[r], self.row_dims)]
-                word = arithmetic.word(self.buffers[self.product.a], row, step)
-                for register, column in zip(sums[r], columns, strict=True):
-                    register.store(arithmetic.accumulate(register.value, word, column, lanes))
-        for r in range(rows):
-            if limit is None:
-                self._store_row(sums[r], positions[r])
-            else:
-                with T.If(positions[r] < limit), T.Then():
-                    self._store_row(sums[r], positions[r])
+def _task(tiles: Tiles, count: int | None, block: tirx.Expr) -> None:
+    """Emit one task: block number `block` of the rows, of which there are `count`, None where that is open."""
+    first = block * i64(TASK_ROWS)
+    remaining = tirx.min(i64(TASK_ROWS), tiles.rows - first)
+    if not isinstance(tiles.columns, Groups):
+        _rows(tiles, count, block)
+    elif count is None:
+        with T.If(remaining <= i64(FEW_ROWS)):
+            with T.Then():
+                tiles.single_rows(first, remaining)
+            with T.Else():
+                _rows(_unpacked(tiles, tiles.columns), count, block)
+    else:
+        _rows(tiles if count <= tiles.tile.rows else _unpacked(tiles, tiles.columns), count, block)
 
-    @contextmanager
-    def _steps(self, first: tirx.Expr) -> Iterator[tirx.Expr]:
-        """The loop over steps along k. While a panel is used, the next one is brought into the second-level cache.
 
-        A panel is read once per tile, and the tiles of a task share the prefetching of the next panel: it comes from
-        memory or the last-level cache, and waiting for that costs more than a tenth of the time otherwise.
-        """
-        arithmetic = self.product.arithmetic
-        steps, tiles = -(-self.product.depth // arithmetic.depth), max(1, self.task_rows // self.tile.rows)
-        per_line = CACHE_LINE // weight_bytes(arithmetic)
-        lines = -(-steps * arithmetic.depth * self.tile.columns // (per_line * tiles))
-        chunk = next((size for size in (16, 8) if steps % size == 0), None)
-        if not self.packed or self.panels == 1 or chunk is None:
-            with T.serial(i64(0), i64(steps)) as step:
-                yield step
-            return
-        per_chunk = -(-lines // (steps // chunk))
-        width = i64(self.tile.columns * arithmetic.depth)
-        panel = tirx.min(self.panel + i64(1), i64(self.panels - 1))
-        tile = tirx.floordiv(tirx.floormod(first, i64(TASK_ROWS)), i64(self.tile.rows))
-        with T.serial(i64(0), i64(steps // chunk)) as block:
-            for number in range(per_chunk):
-                element = ((tile * i64(steps // chunk) + block) * i64(per_chunk) + i64(number)) * i64(per_line)
-                row, column = tirx.floordiv(element, width), tirx.floormod(element, width)
-                where = tirx.BufferLoad(self.buffers[self.product.b], [panel, tirx.min(row, i64(steps - 1)), column])
-                prefetch(where, 2)
-            with T.serial(i64(0), i64(chunk)) as step:
-                yield block * i64(chunk) + step
+def _unpacked(tiles: Tiles, levels: Groups) -> Tiles:
+    """Emit the values of a task's panel of levels; the tiles read those."""
+    product, tile = tiles.product, tiles.tile
+    values = T.alloc_buffer((1, product.depth, tile.columns), "float32")
+    levels.unpack(values)
+    return replace(tiles, columns=_packed(product, tile, values, i64(0), 1, 1))
 
-    def _ask_for(self, step: tirx.Expr) -> None:
-        """Bring the columns of a step to come into the first-level cache."""
-        if not self.packed:
-            return
-        arithmetic = self.product.arithmetic
-        per_line = CACHE_LINE // weight_bytes(arithmetic)
-        for first in range(0, self.tile.columns * arithmetic.depth, per_line):
-            where = [self.panel, step + i64(STEPS_AHEAD), i64(first)]
-            prefetch(tirx.BufferLoad(self.buffers[self.product.b], where), 1)
 
-    def _b(self, step: tirx.Expr, vector: int) -> tirx.Expr:
-        first = i64(vector * self.tile.lanes)
-        lead = [self.panel, step]
-        if not self.packed:
-            first = self.panel * i64(self.tile.columns) + first
-            lead = [*self.batch, step]
-        return self.product.arithmetic.columns(self.buffers[self.product.b], lead, first, self.tile.lanes)
+def _rows(tiles: Tiles, count: int | None, block: tirx.Expr) -> None:
+    """Emit the tiles of a block of rows."""
+    first = block * i64(TASK_ROWS)
+    if count is None:
+        tiles.symbolic_block(first, tirx.min(i64(TASK_ROWS), tiles.rows - first))
+    elif count <= TASK_ROWS:
+        tiles.block(i64(0), count)
+    elif count % TASK_ROWS == 0:
+        tiles.block(first, TASK_ROWS)
+    else:
+        with T.If(block < i64(count // TASK_ROWS)):
+            with T.Then():
+                tiles.block(first, TASK_ROWS)
+            with T.Else():
+                tiles.block(first, count % TASK_ROWS)
 
-    def _store_row(self, sums: list[Register], row: tirx.Expr) -> None:
-        """Apply the tail to one row of the tile and store it; the last panel may be narrower than the tile."""
-        surplus = self.panels * self.tile.columns - self.product.columns
-        if surplus == 0:
-            self._store_vectors(sums, row, self.tile.columns)
-        elif self.panels == 1:
-            self._store_vectors(sums, row, self.tile.columns - surplus)
-        else:
-            with T.If(self.panel < i64(self.panels - 1)):
-                with T.Then():
-                    self._store_vectors(sums, row, self.tile.columns)
-                with T.Else():
-                    self._store_vectors(sums, row, self.tile.columns - surplus)
 
-    def _store_vectors(self, sums: list[Register], row: tirx.Expr, columns: int) -> None:
-        base = self.panel * i64(self.tile.columns)
-        for v, register in enumerate(sums):
-            lanes = min(self.tile.lanes, columns - v * self.tile.lanes)
-            if lanes <= 0:
-                return
-            loop: Callable[..., object] = T.vectorized if lanes == self.tile.lanes else T.serial
-            with loop(i64(0), i64(lanes)) as lane:  # type: ignore[attr-defined]
-                column = base + i64(v * self.tile.lanes) + lane
-                position = [*self.batch, *unravel(row, self.row_dims), column]
-                value = self._tail_value(register, lane, position)
-                T.buffer_store(self.buffers[self.tail.output], value, position)
-
-    def _tail_value(self, sums: Register, lane: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
-        """The tail's expression at one output position; the product is read from its lane of the accumulator."""
-        where = dict(zip(self.tail.axes, position, strict=True))
-
-        def replace(node: tirx.Expr) -> tirx.Expr | None:
-            if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
-                return sums.lane(lane)
-            if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
-                indices = [rewrite(index, replace) for index in node.indices]
-                return tirx.BufferLoad(self.buffers[node.source], indices)
-            return where.get(node) if isinstance(node, tirx.Var) else None
-
-        return rewrite(self.tail.value, replace)
+def _groups(block: s_tir.SBlock, store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad, GroupScheme] | None:
+    """The loads of A and of levels, and what those are worth, in a block that says it has levels in groups."""
+    if GROUP_ATTR not in block.annotations:
+        return None
+    left, right = store.value.b.a, list(loads(store.value.b.b))
+    levels = next(load for load in right if str(load.ty.dtype) == "int8")
+    # The offset is what is added; of a sum the last operand is walked first.
+    *offset, scale = [load.source for load in right if str(load.ty.dtype) == "float16"]
+    group, bits = (int(block.annotations[name]) for name in (GROUP_ATTR, BITS_ATTR))
+    return left, levels, GroupScheme(scale, offset[0] if offset else None, bits, group)
 
 
 def _factors(store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad] | None:
