@@ -101,7 +101,8 @@ def _mean_sizes(value: relax.Expr) -> Callable[[Emit], relax.Var]:
 
 def _gram(value: relax.Expr) -> Callable[[Emit], relax.Var]:
     def compute(emit: Emit) -> relax.Var:
-        rows = emit(relax.op.reshape(value, (-1, shape_of(value.ty)[-1])))
+        columns = (shape_of(value.ty) or [])[-1]
+        rows = emit(relax.op.reshape(value, (-1, columns)))
         return emit(relax.op.matmul(emit(relax.op.permute_dims(rows)), rows))
 
     return compute
