@@ -49,6 +49,18 @@ class Calibration:
         sums = self._reduced(module, [_mean_squares(value) for value in values], np.add)
         return [total / self.runs for total in sums]
 
+    def mean_sizes(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """The mean |element| of each column of some values of main: float64. Raises as `largest`."""
+        sums = self._reduced(module, [_mean_sizes(value) for value in values], np.add)
+        return [total / self.runs for total in sums]
+
+    def grams(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """Products x^T x of some values of main, x being all their rows over all samples: float64 [K, K].
+
+        The sums over a sample are of float32. Raises as `largest`.
+        """
+        return self._reduced(module, [_gram(value) for value in values], np.add)
+
     def changes(self, module: tvm.IRModule, pairs: Sequence[tuple[relax.Expr, relax.Expr]]) -> list[float]:
         """|behind - before| over |before| of pairs (before, behind), norms over all samples. Raises as `largest`."""
         wanted = [part for before, behind in pairs for part in (_square_of_difference(before, behind), _square(before))]
@@ -81,6 +93,19 @@ def _maxima(value: relax.Expr) -> Callable[[Emit], relax.Var]:
 
 def _mean_squares(value: relax.Expr) -> Callable[[Emit], relax.Var]:
     return lambda emit: emit(relax.op.mean(emit(relax.op.multiply(value, value)), axis=_outer(value)))
+
+
+def _mean_sizes(value: relax.Expr) -> Callable[[Emit], relax.Var]:
+    return lambda emit: emit(relax.op.mean(emit(relax.op.abs(value)), axis=_outer(value)))
+
+
+def _gram(value: relax.Expr) -> Callable[[Emit], relax.Var]:
+    def compute(emit: Emit) -> relax.Var:
+        columns = (shape_of(value.ty) or [])[-1]
+        rows = emit(relax.op.reshape(value, (-1, columns)))
+        return emit(relax.op.matmul(emit(relax.op.permute_dims(rows)), rows))
+
+    return compute
 
 
 def _square(value: relax.Expr) -> Callable[[Emit], relax.Var]:

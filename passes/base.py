@@ -42,6 +42,12 @@ class Activations(Protocol):
     def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
         """The mean square of the elements of each column of some values of main."""
 
+    def mean_sizes(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """The mean |element| of each column of some values of main."""
+
+    def grams(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """Products x^T x [K, K] of some values of main, x being all their rows: sums over all samples."""
+
     def changes(self, module: tvm.IRModule, pairs: Sequence[tuple[relax.Expr, relax.Expr]]) -> list[float]:
         """For pairs (before, behind) of values of one shape: |behind - before| over |before| (Euclidean norms)."""
 

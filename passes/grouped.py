@@ -106,6 +106,11 @@ def round_to_nearest(weight: np.ndarray, group: int, bits: int) -> GroupedWeight
     return joined(levels, schemes, weight, group)
 
 
+def output_error(error: np.ndarray, gram: np.ndarray) -> float:
+    """What an error [K, N] of a weight does to products: the squared norm of x @ error, for x^T x = `gram` [K, K]."""
+    return float(np.sum(error * (gram @ error)))
+
+
 def _half(scale: np.ndarray) -> np.ndarray:
     """Scales in half precision, 1 for groups of zeros; where halves vanish, the least that they can be."""
     least = np.finfo(np.float16).smallest_subnormal

@@ -54,6 +54,26 @@ def test_mean_squares_are_over_all_elements_of_a_column() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+def test_mean_sizes_are_over_all_elements_of_a_column() -> None:
+    module, value = doubled(2)
+    samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]
+    (found,) = Calibration(host_target(1), [{"x": sample} for sample in samples]).mean_sizes(module, [value])
+    wanted = np.mean([np.abs(2 * sample.astype(np.float64)) for sample in samples], axis=(0, 1, 2))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_grams_are_sums_over_all_rows_of_samples_of_any_size() -> None:
+    module, value = doubled(tirx.Var("b", "int64"))
+    x = module["main"].params[0]
+    samples = [np.random.default_rng(i).standard_normal((1 + i, 3, K)).astype(np.float32) for i in range(3)]
+    seen = Calibration(host_target(1), ({"x": sample} for sample in samples))
+    rows = np.concatenate([sample.reshape(-1, K) for sample in samples]).astype(np.float64)
+    for gram, factor in zip(seen.grams(module, [value, x]), (4.0, 1.0), strict=True):
+        assert gram.dtype == np.float64
+        np.testing.assert_allclose(gram, factor * rows.T @ rows, rtol=1e-5, atol=1e-5)
+    assert seen.runs == 3
+
+
 def test_changes_are_quotients_of_norms_over_all_samples() -> None:
     module, value = doubled(2)
     x = module["main"].params[0]
