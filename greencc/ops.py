@@ -259,14 +259,15 @@ def _infer_grouped_matmul(call: relax.Call, _context: object) -> relax.TensorTyp
     x, *weight = (shape_of(arg.ty) for arg in call.args)
     kinds = [str(dtype_of(arg.ty)) for arg in call.args]
     attrs = GroupAttrs.of(call)
-    if x is None or len(x) < 1 or any(shape is None or len(shape) != 2 for shape in weight):
+    sizes = [[int(size) for size in shape] for shape in weight if shape is not None and len(shape) == 2]
+    if x is None or len(x) < 1 or len(sizes) != len(weight):
         raise GreenccError(f"{GROUPED_MATMUL}: takes x [..., K], levels [K, N] and scales [K / group, N]")
     if kinds != ["float32", "int8", *["float16"] * (len(kinds) - 2)]:
         raise GreenccError(f"{GROUPED_MATMUL}: takes float32, int8 and float16, not {', '.join(kinds)}")
-    (depth, columns), *schemes = ([int(size) for size in shape] for shape in weight)
+    (depth, columns), *schemes = sizes
     if attrs.bits not in (4, 8) or any(rows * attrs.group != depth or size != columns for rows, size in schemes):
         raise GreenccError(f"{GROUPED_MATMUL}: {depth} rows are not groups of {attrs.group} levels of 4 or 8 bits")
-    return relax.TensorType((*x[:-1], weight[0][1]), "float32")
+    return relax.TensorType((*x[:-1], tirx.IntImm("int64", columns)), "float32")
 
 
 def _infer_quantized_conv2d(call: relax.Call, _context: object) -> relax.TensorType:

@@ -43,7 +43,7 @@ from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
-from greencc.passes.quantize_weights import QuantizeWeights
+from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.targets.lower import lower
@@ -230,7 +230,7 @@ def _within(epsilon: float | None) -> tuple[Pass, ...]:
         return ()
     if not epsilon > 0:
         raise UserError(f"--epsilon {epsilon:g}: no bits keep weights so close; give a number above 0")
-    return QuantizeWeights(epsilon=epsilon), QuantizeInt8(measure=False, epsilon=epsilon)
+    return QuantizeTables(epsilon=epsilon), QuantizeInt8(measure=False, epsilon=epsilon)
 
 
 def _calibration(data: Path | Samples, module: tvm.IRModule, target: Target) -> Calibration:

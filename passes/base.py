@@ -15,7 +15,7 @@ from tvm import ir, relax
 from greencc.errors import GreenccError
 from greencc.ir import relax_functions, span_of
 from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
-from greencc.passes.stored import StoredWeight
+from greencc.passes.stored import Stored
 
 MatchT = TypeVar("MatchT")
 
@@ -94,7 +94,7 @@ class PassResult:
     rewrites: int
     refusals: tuple[Refusal, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
-    stored: dict[str, StoredWeight] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
 
 
@@ -146,7 +146,7 @@ class RewritePass(Pass, Generic[MatchT]):
         """Name under which `match` is counted in reports."""
         return self.name
 
-    def stored(self, match: MatchT) -> StoredWeight | None:
+    def stored(self, match: MatchT) -> Stored | None:
         """What the rewrite stores a weight as, in fewer bits; None where it does not."""
         return None
 
@@ -161,7 +161,7 @@ class RewritePass(Pass, Generic[MatchT]):
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite to a fixpoint; the refusals are those of the last round."""
         counts: dict[str, int] = {}
-        stored: dict[str, StoredWeight] = {}
+        stored: dict[str, Stored] = {}
         for _ in range(MAX_ROUNDS):
             module, found, refusals = self._round(module, context, stored)
             for kind in found:
@@ -177,7 +177,7 @@ class RewritePass(Pass, Generic[MatchT]):
         return self.rewrite(builder, match)
 
     def _round(
-        self, module: tvm.IRModule, context: PassContext, stored: dict[str, StoredWeight]
+        self, module: tvm.IRModule, context: PassContext, stored: dict[str, Stored]
     ) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
         found: list[str] = []
         refusals: list[Refusal] = []

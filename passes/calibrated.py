@@ -14,6 +14,7 @@ from tvm import relax
 from greencc.ir import relax_functions
 from greencc.passes.base import Activations, Condition, Pass, PassContext, PassResult, Refusal, node_name
 from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
+from greencc.passes.stored import Stored
 
 MatchT = TypeVar("MatchT")
 
@@ -44,6 +45,14 @@ class CalibratedPass(Pass, Generic[MatchT]):
         """Values that `match` covers besides its root: no other match is rooted at one of them."""
         return ()
 
+    def stored(self, match: MatchT) -> Stored | None:
+        """What the rewrite stores a weight as, in fewer bits; None where it does not."""
+        return None
+
+    def refusal(self, match: MatchT) -> Condition[MatchT] | None:
+        """The first condition that `match` does not satisfy, or None when it is legal."""
+        return next((c for c in self.conditions if not c.holds(match)), None)
+
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite main, in one round."""
         if context.activations is None and self.needs_data:
@@ -53,12 +62,15 @@ class CalibratedPass(Pass, Generic[MatchT]):
         if context.activations is not None and matches:
             matches = self.informed(context.activations, module, matches)
         refusals: list[Refusal] = []
-        replacements, nodes = {}, []
+        replacements, nodes, stored = {}, [], {}
         for (var, node, _), match in zip(found, matches, strict=True):
-            failed = next((c for c in self.conditions if not c.holds(match)), None)
+            failed = self.refusal(match)
             if failed is None:
                 replacements[var] = functools.partial(self._replacement, match)
                 nodes.append(node)
+                weight = self.stored(match)
+                if weight is not None:
+                    stored[node] = weight
             else:
                 refusals.append(Refusal(self.name, node, failed.number, failed.reason))
         if not replacements:
@@ -67,7 +79,7 @@ class CalibratedPass(Pass, Generic[MatchT]):
         result = module.clone()
         result.update_func(gv, eliminate_dead(rebuild(main, replacements, owner=self.name)))
         counts = {self.name: len(nodes)}
-        return PassResult(result, len(nodes), tuple(refusals), counts, nodes=tuple(nodes))
+        return PassResult(result, len(nodes), tuple(refusals), counts, stored, tuple(nodes))
 
     def _matches(self, module: tvm.IRModule, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
         """(variable, node, match) of every candidate, in order; of two nested ones the larger."""

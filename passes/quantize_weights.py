@@ -1,124 +1,154 @@
-"""The pass that stores tables of weights in bytes."""
+"""The pass that stores the weights of products in few bits, in groups; activations stay in single precision."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+import tvm
 from tvm import relax
 
-from greencc.ir import bindings_of, constant, constant_array, operands
-from greencc.ops import quantized_take
-from greencc.passes.base import Condition, RewritePass
+from greencc.errors import UserError
+from greencc.ir import constant
+from greencc.ops import GroupAttrs, grouped_matmul
+from greencc.passes.base import Activations, Condition, PassContext, PassResult
+from greencc.passes.calibrated import CalibratedPass, all_finite
+from greencc.passes.gptq import gptq
 from greencc.passes.graph import Builder, Graph
+from greencc.passes.grouped import BITS, GroupedWeight, round_to_nearest
 from greencc.passes.matching import is_float32
-from greencc.passes.stored import StoredWeight, store
+
+METHODS = ("nearest", "gptq")
+# Grams that are held at once.
+_MOST_GRAM_BYTES = 1 << 28
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """A look-up `call` of rows in a constant table."""
+class Weighted:
+    """A product `call` of x and a constant.
 
-    graph: Graph
-    root: relax.Var
-    call: relax.Call
-    table: np.ndarray
-    least: int
-    epsilon: float
-
-    @cached_property
-    def stored(self) -> StoredWeight | None:
-        """The table in bytes; None where bytes don't keep it within epsilon."""
-        return store(self.table, 0, self.epsilon)
-
-    @property
-    def takes_rows(self) -> bool:
-        """Whether the table is a matrix and whole rows of it are taken."""
-        axis = self.call.attrs.axis
-        return self.table.ndim == 2 and axis is not None and int(axis) in (0, -2)
-
-    @property
-    def finds_a_row(self) -> bool:
-        """Whether every index means a row (mode "fast" leaves open what those outside of the table mean)."""
-        return str(self.call.attrs.mode) in ("clip", "fast", "wrap")
-
-    @property
-    def is_only_reader(self) -> bool:
-        """Whether nothing else reads the table: it would be stored twice."""
-        return self.graph.analysis(_readers)[_address(self.table)] == 1
-
-
-@dataclass(frozen=True)
-class QuantizeWeights(RewritePass[Lookup]):
-    """Store tables of constants in bytes, and give the rows that are looked up their scale when they are read.
-
-        y = take(t, i)    becomes    y = quantized_take(q, scale, i)
-
-    Every row gets the scale max |t| / 127 (symmetric). A quarter of the table's bytes remains; the result is close to
-    the original, not equal: this pass is not in the default pipeline. Legal when
-    1. the table and the result are float32;
-    2. the table is a matrix and whole rows of it are looked up;
-    3. all of its elements are finite;
-    4. it has at least `min-weights` elements;
-    5. nothing else reads it;
-    6. every index means a row: those outside of the table are clipped or wrapped;
-    7. with `epsilon`, some number of bits up to 8 keeps every element closer than this; the fewest are taken.
-
-    Options:
-        min_weights: see 4.
-        epsilon: see 7; 0 takes 8 bits.
+    Attributes:
+        chosen: the weight in groups as the data decide; None without data.
     """
 
+    root: relax.Var
+    call: relax.Call
+    weight: np.ndarray
+    bits: int
+    group: int
+    least: int
+    chosen: GroupedWeight | None = None
+
+    @cached_property
+    def grouped(self) -> GroupedWeight:
+        """The weight in groups."""
+        return self.chosen or round_to_nearest(self.weight, self.group, self.bits)
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(CalibratedPass[Weighted]):
+    """Store the weights of products in 8 or 4 bits, with scales for groups of rows, and multiply in single precision.
+
+        y = matmul(x, w)    becomes    y = grouped_matmul(x, q, scale)             8 bits, symmetric
+                                       y = grouped_matmul(x, q, scale, offset)     4 bits, affine
+
+    Nothing of x is rounded. An eighth to a quarter of the weight's bytes remains, which is what counts where x has few
+    rows and time goes into reading weights. With `method=gptq` and calibration data, levels are chosen for a small
+    error of y (`greencc.passes.gptq`), else every weight gets its nearest level. The result is close to the original,
+    not equal: this pass is not in the default pipeline. Legal when
+    1. operands and result are float32;
+    2. the weight is a matrix;
+    3. all weights are finite;
+    4. they are small enough for scales and offsets in half precision;
+    5. there are at least `min-weights` of them;
+    6. the depth is a multiple of the group.
+
+    Options:
+        bits: 8 or 4.
+        group: rows that share a scale, an even number.
+        method: `nearest` or `gptq`.
+        min_weights: see 5.
+    """
+
+    bits: int = 8
+    group: int = 64
+    method: str = "gptq"
     min_weights: int = 4096
-    epsilon: float = 0.0
 
     name: ClassVar[str] = "quantize-weights"
     approximates: ClassVar[bool] = True
-    conditions: ClassVar[tuple[Condition[Lookup], ...]] = (
-        Condition(1, "the table or the result is not float32", lambda m: is_float32(m.call.args[0], m.root)),
-        Condition(2, "the table is not a matrix whose rows are looked up", lambda m: m.takes_rows),
-        Condition(3, "an element is not finite", lambda m: bool(np.isfinite(m.table).all())),
-        Condition(4, "the table is too small for quantising to pay", lambda m: m.table.size >= m.least),
-        Condition(5, "something else reads the table too", lambda m: m.is_only_reader),
-        Condition(6, "an index outside of the table means no row", lambda m: m.finds_a_row),
-        Condition(7, "8 bits don't keep every element within epsilon", lambda m: m.stored is not None),
+    conditions: ClassVar[tuple[Condition[Weighted], ...]] = (
+        Condition(1, "an operand or the result is not float32", lambda m: is_float32(*m.call.args, m.root)),
+        Condition(2, "the weight is not a matrix", lambda m: m.weight.ndim == 2),
+        Condition(3, "a weight is not finite", lambda m: all_finite(m.weight)),
+        Condition(
+            4, "a weight is too large for scales in half precision", lambda m: np.abs(m.weight).max() < _LARGEST_HALF
+        ),
+        Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.least),
+        Condition(6, "the depth is no multiple of the group", lambda m: len(m.weight) % m.group == 0),
     )
 
-    def stored(self, match: Lookup) -> StoredWeight | None:
-        """See RewritePass."""
-        return match.stored
+    def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
+        """See CalibratedPass.
 
-    def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Lookup | None:
-        """See RewritePass."""
-        if call.op.name != "relax.take":
+        Raises:
+            UserError: an option has no such value.
+        """
+        if self.bits not in BITS or self.method not in METHODS or self.group < 2 or self.group % 2:
+            raise UserError(
+                f"{self.name}: bits are {' or '.join(map(str, BITS))}, group an even number, method one of "
+                f"{', '.join(METHODS)}; not {self.bits}, {self.group}, {self.method}"
+            )
+        return super().run(module, context)
+
+    def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Weighted | None:
+        """See CalibratedPass."""
+        if call.op.name != "relax.matmul":
             return None
-        table, places = (graph.constant(arg) for arg in call.args)
-        if table is None or places is not None or table.dtype.kind != "f" or table.ndim < 2:
+        x, weight = (graph.constant(arg) for arg in call.args)
+        if x is not None or weight is None:
             return None
-        return Lookup(graph, var, call, table, self.min_weights, self.epsilon)
+        return Weighted(var, call, weight, self.bits, self.group, self.min_weights)
 
-    def rewrite(self, builder: Builder, match: Lookup) -> relax.Expr:
-        """See RewritePass."""
-        if match.stored is None:
-            raise ValueError("a match that condition 7 refuses")
-        wrap = str(match.call.attrs.mode) == "wrap"
-        table, scale = constant(match.stored.levels), constant(match.stored.scale)
-        return quantized_take(table, scale, match.call.args[1], wrap=wrap)
+    def informed(self, activations: Activations, module: tvm.IRModule, matches: Sequence[Weighted]) -> list[Weighted]:
+        """See CalibratedPass."""
+        if self.method == "nearest":
+            return list(matches)
+        legal = [match for match in matches if self.refusal(match) is None]
+        chosen: dict[relax.Var, GroupedWeight] = {}
+        for some in _batches(legal):
+            grams = activations.grams(module, [match.call.args[0] for match in some])
+            for match, gram in zip(some, grams, strict=True):
+                if np.isfinite(gram).all():
+                    chosen[match.root] = gptq(match.weight, gram, self.group, self.bits)
+        return [replace(match, chosen=chosen.get(match.root)) for match in matches]
+
+    def stored(self, match: Weighted) -> GroupedWeight:
+        """See CalibratedPass."""
+        return match.grouped
+
+    def rewrite(self, builder: Builder, match: Weighted) -> relax.Expr:
+        """See CalibratedPass."""
+        made = match.grouped
+        offset = None if made.offset is None else constant(made.offset)
+        attrs = GroupAttrs(made.bits, made.group)
+        return grouped_matmul(match.call.args[0], constant(made.levels), constant(made.scale), offset, attrs)
 
 
-def _readers(graph: Graph) -> Counter[int]:
-    """How many uses each constant's memory has."""
-    found: Counter[int] = Counter()
-    for binding in bindings_of(graph.function):
-        for use in operands(binding.value):
-            array = constant_array(use)
-            if array is not None:
-                found[_address(array)] += 1
-    return found
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
+def _batches(matches: Sequence[Weighted]) -> Iterator[list[Weighted]]:
+    """Matches in order, as many at once as grams may be held of."""
+    some: list[Weighted] = []
+    held = 0
+    for match in matches:
+        size = 8 * len(match.weight) ** 2
+        if some and held + size > _MOST_GRAM_BYTES:
+            yield some
+            some, held = [], 0
+        some.append(match)
+        held += size
+    if some:
+        yield some

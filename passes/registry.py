@@ -26,6 +26,7 @@ from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.smooth_activations import SmoothActivations
 
@@ -49,6 +50,7 @@ PASSES: dict[str, type[Pass]] = {
     PruneChannels.name: PruneChannels,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
+    QuantizeTables.name: QuantizeTables,
     QuantizeWeights.name: QuantizeWeights,
 }
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 # Fewest and most bits of a level; levels of all widths are stored in bytes.
 _FEWEST, MOST_BITS = 2, 8
+
+
+class Stored(Protocol):
+    """What reports say of a weight in fewer bits."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a level."""
+
+    @property
+    def deviation(self) -> float:
+        """The largest |stored - original|."""
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,10 @@ class ColumnPanels:
 
 @dataclass(frozen=True)
 class NibblePanels:
-    """[K, N] of 4-bit levels stored as [ceil(N / width), K / 2, width] bytes: row 2i in the low halves, 2i + 1 in the high.
+    """[K, N] of 4-bit levels stored as [ceil(N / width), K / 2, width] bytes.
 
-    K is even. The last panel is filled up with zeros.
+    The low half of a byte holds row 2i of its column, the high one row 2i + 1; K is even. The last panel is filled up
+    with zeros.
     """
 
     width: int

@@ -12,7 +12,7 @@ from greencc.passes.base import Pass, PassContext
 from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
-from greencc.passes.quantize_weights import QuantizeWeights
+from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.smooth_activations import SmoothActivations
 
 
@@ -37,7 +37,7 @@ _FRACTION = 0.25
 KINDS = (
     Kind("heads", PruneHeads(_FRACTION)),
     Kind("channels", PruneChannels(_FRACTION)),
-    Kind("int8 table", QuantizeWeights()),
+    Kind("int8 table", QuantizeTables()),
     Kind("int8", QuantizeInt8(measure=False), (SmoothActivations(),)),
 )
 PASSES: tuple[Pass, ...] = tuple(item for kind in KINDS for item in (*kind.helpers, kind.finder))

@@ -16,7 +16,7 @@ memory; for more rows a task writes the values of its panel down once, and the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -188,8 +188,9 @@ def pack_operands(func: tirx.PrimFunc, product: Product, tile: Tile) -> dict[int
     """By the index of a parameter, how constants of the product are packed: B, and what its levels are worth."""
     groups = product.groups
     if groups is None:
-        kind = product.arithmetic.weight
-        found = {product.b: PackedOperand(product.arithmetic.layout(tile.columns), product.depth, product.columns, kind)}
+        arithmetic = product.arithmetic
+        layout = arithmetic.layout(tile.columns)
+        found = {product.b: PackedOperand(layout, product.depth, product.columns, arithmetic.weight)}
     else:
         plain = ColumnPanels(tile.columns)
         levels = plain if groups.bits == 8 else NibblePanels(tile.columns)

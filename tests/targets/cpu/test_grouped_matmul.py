@@ -9,7 +9,6 @@ import pytest
 from running import Runner, function, host, normal, targets
 from tvm import relax, tirx
 
-from greencc.errors import GreenccError
 from greencc.ir import constant
 from greencc.ops import GroupAttrs, grouped_matmul
 from greencc.passes.grouped import BITS, GroupedWeight, round_to_nearest
@@ -97,8 +96,6 @@ def test_two_levels_lie_in_a_byte() -> None:
 )
 def test_operands_that_do_not_fit_are_refused(shapes, words: str) -> None:
     levels, scale = (np.zeros(shape, dtype) for shape, dtype in zip(shapes, (np.int8, np.float16), strict=True))
-    with pytest.raises(GreenccError, match=words):
-        function(
-            {"x": ((1, 8), "float32")},
-            lambda emit, x: emit(grouped_matmul(x, constant(levels), constant(scale), None, GroupAttrs(8, 4))),
-        )
+    x = relax.Var("x", relax.TensorType((1, 8), "float32"))
+    with pytest.raises(RuntimeError, match=words):
+        relax.BlockBuilder().normalize(grouped_matmul(x, constant(levels), constant(scale), None, GroupAttrs(8, 4)))
