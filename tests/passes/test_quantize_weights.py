@@ -121,7 +121,7 @@ def test_condition_1_float32():
 
 
 def test_condition_2_a_matrix():
-    assert_refused(QuantizeWeights(), product(random(2, 64, 64), (2, 4, 64)), 2, "the weight is not a matrix")
+    assert_refused(QuantizeWeights(), product(random(64, 64, 16), (64, 4, 64)), 2, "the weight is not a matrix")
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
