@@ -91,8 +91,8 @@ def compile(
         prune: the shares of `heads` of attention and of `channels` of feed-forward layers that go, the least important
             first: by `calib`, or by their weights. Outputs change.
         quantize: `none`, or `int8` to compute products and convolutions with constant weights in int8 where that is
-            measured to be faster, or `int8-all` to do so everywhere. Outputs then differ from the model's by more
-            than rounding.
+            measured to be faster, or `int8-all` to do so everywhere; `int8-weights` or `int4` to store weights of
+            products in 8 or 4 bits and compute in float32. Outputs then differ from the model's by more than rounding.
         epsilon: store every large weight in the fewest bits that keep it closer than this to its value, and compute
             with bytes; the report lists both of each. Weights that 8 bits don't keep stay in float32.
         calib: inputs like those that the model is made for, for `quantize`, `prune` and `max_drop`: an .npz whose

@@ -52,8 +52,8 @@ def cli() -> None:
 @click.option(
     "--quantize",
     default="none",
-    type=click.Choice(["none", "int8", "int8-all"]),
-    help="Compute products and convolutions in int8: where that is faster, or all.",
+    type=click.Choice(["none", "int8", "int8-all", "int8-weights", "int4"]),
+    help="Compute products and convolutions in int8: where that is faster, or all; or store weights in 8 or 4 bits.",
 )
 @click.option("--epsilon", type=float, metavar="F", help="Fewest bits that keep every weight closer than F.")
 @click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from and measure on (.npz).")

@@ -44,6 +44,7 @@ from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_tables import QuantizeTables
+from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.targets.lower import lower
@@ -61,6 +62,8 @@ QUANTIZE: dict[str, tuple[Pass, ...]] = {
     "none": (),
     "int8": (SmoothActivations(), QuantizeInt8()),
     "int8-all": (SmoothActivations(), QuantizeInt8(measure=False)),
+    "int8-weights": (QuantizeTables(), QuantizeWeights()),
+    "int4": (QuantizeTables(), QuantizeWeights(bits=4, group=32)),
 }
 # What --prune can remove, in the order in which it is removed.
 PRUNE: dict[str, Callable[[float], Pass]] = {"heads": PruneHeads, "channels": PruneChannels}

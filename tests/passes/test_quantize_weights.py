@@ -117,7 +117,8 @@ def test_unknown_options_are_one_line(options):
 
 
 def test_condition_1_float32():
-    assert_refused(QuantizeWeights(), product(random(64, 64), (4, 64), "float64"), 1, "an operand or the result is not float32")
+    wide = product(random(64, 64), (4, 64), "float64")
+    assert_refused(QuantizeWeights(), wide, 1, "an operand or the result is not float32")
 
 
 def test_condition_2_a_matrix():
