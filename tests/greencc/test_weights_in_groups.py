@@ -58,8 +58,8 @@ def test_outputs_are_those_of_the_stored_weights(
     report: dict[str, Any] = api.compile(source, tmp_path / "a", shapes=SHAPES, quantize=kind, verify=True)
     assert report["approximated_by"] == ["quantize-tables", "quantize-weights"]
     assert report["bytes_after"] < share * report["bytes_before"]
-    stored = {entry["bits"] for item in report["passes"] if item["name"] == "quantize-weights" for entry in item["stored"]}
-    assert stored == {bits}
+    (done,) = (item for item in report["passes"] if item["name"] == "quantize-weights")
+    assert {entry["bits"] for entry in done["stored"]} == {bits}
     rounded = with_weights_in_groups(source, tmp_path / "rounded.onnx", bits, group)
     session = onnxruntime.InferenceSession(str(rounded), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
