@@ -175,7 +175,7 @@ def grouped_matmul(
     Args:
         x: [..., K] float32.
         levels: [K, N] int8, a constant; levels of 4 bits are -8..7.
-        scale: [K / group, N] float16, a constant.
+        scale: [K / group, N] float16 or float32, a constant.
         offset: like `scale`, or None.
         attrs: see GroupAttrs.
 
@@ -262,8 +262,8 @@ def _infer_grouped_matmul(call: relax.Call, _context: object) -> relax.TensorTyp
     sizes = [[int(size) for size in shape] for shape in weight if shape is not None and len(shape) == 2]
     if x is None or len(x) < 1 or len(sizes) != len(weight):
         raise GreenccError(f"{GROUPED_MATMUL}: takes x [..., K], levels [K, N] and scales [K / group, N]")
-    if kinds != ["float32", "int8", *["float16"] * (len(kinds) - 2)]:
-        raise GreenccError(f"{GROUPED_MATMUL}: takes float32, int8 and float16, not {', '.join(kinds)}")
+    if kinds[:2] != ["float32", "int8"] or not set(kinds[2:]) <= {"float16", "float32"}:
+        raise GreenccError(f"{GROUPED_MATMUL}: takes float32, int8 and float16 or float32, not {', '.join(kinds)}")
     (depth, columns), *schemes = sizes
     if attrs.bits not in (4, 8) or any(rows * attrs.group != depth or size != columns for rows, size in schemes):
         raise GreenccError(f"{GROUPED_MATMUL}: {depth} rows are not groups of {attrs.group} levels of 4 or 8 bits")

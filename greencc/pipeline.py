@@ -45,7 +45,7 @@ from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.quantize_weights import QuantizeWeights
-from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline
+from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline, storing_passes
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.targets.lower import lower
 from greencc.trials import Trials
@@ -148,7 +148,8 @@ def compile_model(
         raise UserError(f"--epsilon {epsilon:g}: it quantises by itself: leave out --quantize and --max-drop")
     chosen = default_pipeline() if passes is None else parse_pipeline(passes)
     pruning = _pruning(keep_layers, prune or {})
-    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *QUANTIZE[quantize], *_within(epsilon))
+    last = storing_passes() if passes is None else ()
+    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *QUANTIZE[quantize], *_within(epsilon), *last)
     if calibration is not None and max_drop is None and not (pruning or QUANTIZE[quantize]):
         raise UserError("--calib: nothing is calibrated without --quantize, --prune or --max-drop")
     progress("importing")

@@ -29,6 +29,7 @@ from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.smooth_activations import SmoothActivations
+from greencc.passes.store_levels import StoreLevels
 
 # name -> class, explicit: nothing registers itself by being imported.
 PASSES: dict[str, type[Pass]] = {
@@ -52,6 +53,7 @@ PASSES: dict[str, type[Pass]] = {
     QuantizeInt8.name: QuantizeInt8,
     QuantizeTables.name: QuantizeTables,
     QuantizeWeights.name: QuantizeWeights,
+    StoreLevels.name: StoreLevels,
 }
 
 _ITEM = re.compile(r"\s*([a-z0-9-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
@@ -80,6 +82,14 @@ def default_pipeline() -> tuple[Pass, ...]:
         FoldConstants(),
         PruneDeadNodes(),
     )
+
+
+def storing_passes() -> tuple[Pass, ...]:
+    """The passes that `compile` runs behind all others, those that the user asks for included, unless passes are named.
+
+    They store weights in forms that no other pass looks for.
+    """
+    return (StoreLevels(),)
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:

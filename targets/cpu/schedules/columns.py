@@ -129,7 +129,7 @@ class Groups:
     Attributes:
         levels: int8 [panels, k, width], or of four bits [panels, k / 2, width] with the levels of k in the lower
             halves and those of k + 1 in the upper ones.
-        scale: float16 [panels, groups, width].
+        scale: float16 or float32 [panels, groups, width].
         offset: like `scale`, or None.
         panel: the panel's number.
         bits: of a level.

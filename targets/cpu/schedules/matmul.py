@@ -197,7 +197,8 @@ def pack_operands(func: tirx.PrimFunc, product: Product, tile: Tile) -> dict[int
         found = {product.b: PackedOperand(levels, product.depth, product.columns, "int8")}
         for buffer in (groups.scale, groups.offset):
             if buffer is not None:
-                found[buffer] = PackedOperand(plain, product.depth // groups.group, product.columns, "float16")
+                count = product.depth // groups.group
+                found[buffer] = PackedOperand(plain, count, product.columns, str(buffer.ty.dtype))
     return {i: found[param] for i, param in enumerate(func.params) if param in found}
 
 
@@ -302,7 +303,7 @@ def _groups(block: s_tir.SBlock, store: tirx.BufferStore) -> tuple[ir.TensorLoad
     left, right = store.value.b.a, list(loads(store.value.b.b))
     levels = next(load for load in right if str(load.ty.dtype) == "int8")
     # The offset is what is added; of a sum the last operand is walked first.
-    *offset, scale = [load.source for load in right if str(load.ty.dtype) == "float16"]
+    *offset, scale = [load.source for load in right if load is not levels]
     group, bits = (int(block.annotations[name]) for name in (GROUP_ATTR, BITS_ATTR))
     return left, levels, GroupScheme(scale, offset[0] if offset else None, bits, group)
 
