@@ -95,19 +95,18 @@ def limits(bits: int) -> tuple[int, int]:
 def scheme_of(rows: np.ndarray, bits: int, importance: np.ndarray | None = None) -> Scheme:
     """The scheme of the rows [g, N] of a group.
 
-    Its levels span them; with the `importance` [g] of each row they may span less, whatever makes the sum of
-    importance * error^2 of a column least (clipping as in AWQ, arXiv:2306.00978, for both ends apart).
+    Its levels span them. With the `importance` [g] of each row, affine levels may span less, whatever makes the sum of
+    importance * error^2 of a column least (clipping as in AWQ, arXiv:2306.00978, here for both ends apart); steps of
+    eight bits are too fine for it to gain anything.
     """
     least, most = rows.min(axis=0), rows.max(axis=0)
     if is_symmetric(bits):
-        most = np.maximum(np.abs(least), np.abs(most))
-        least = -most
+        return Scheme(_half(np.maximum(-least, most) / limits(bits)[1]), None, bits)
     best = _spanning(least, most, bits)
     if importance is None:
         return best
-    pairs = zip(_SHARES, _SHARES, strict=True) if is_symmetric(bits) else itertools.product(_SHARES, repeat=2)
     middle, lowest = (least + most) / 2, _weighted_error(best, rows, importance)
-    for low, high in pairs:
+    for low, high in itertools.product(_SHARES, repeat=2):
         tried = _spanning(middle + low * (least - middle), middle + high * (most - middle), bits)
         error = _weighted_error(tried, rows, importance)
         best = best.where(error >= lowest, tried)
@@ -140,11 +139,9 @@ def output_error(error: np.ndarray, gram: np.ndarray) -> float:
 
 
 def _spanning(least: np.ndarray, most: np.ndarray, bits: int) -> Scheme:
-    """The scheme whose levels reach from `least` [N] to `most` [N]."""
+    """The affine scheme whose levels reach from `least` [N] to `most` [N]."""
     low, high = limits(bits)
     scale = _half((most - least) / (high - low))
-    if is_symmetric(bits):
-        return Scheme(scale, None, bits)
     # The middle of the levels stands for the middle of the values: what rounding the scale costs, both ends share.
     middle = (least + most) / 2 - scale.astype(np.float32) * ((low + high) / 2)
     return Scheme(scale, middle.astype(np.float16), bits)
