@@ -5,8 +5,10 @@ is taken back, as far as least squares can, by the rows still to come. With the 
 upper triangular, a row's error e changes row j behind it by -e * U[k, j] / U[k, k] (algorithm 1).
 
 U is the inverse of the upper triangular R with H = R R^T, and its blocks on the diagonal are those of R inverted. So
-only blocks are inverted here, one for each group: what groups before one change in it follows from R and from all their
-errors at once, since changing the rows behind by least squares leaves R^T (weight - changed) zero there.
+only blocks are inverted here, one for each group: what the groups before one change in it follows from R and from all
+their errors at once, since R^T (weight - changed) is zero where least squares chose.
+
+The product's error is the sum over all rows of (R[k, k] * e)^2: R[k, k]^2 is a row's importance for its group's scheme.
 
 Rows are taken in their own order. The paper's other order, by decreasing diagonal of H, would put rows of one group far
 apart: kernels would have to gather them, or the scales.
@@ -19,18 +21,20 @@ import numpy as np
 from greencc.passes.grouped import GroupedWeight, Scheme, joined, output_error, round_to_nearest, scheme_of
 
 
-def gptq(weight: np.ndarray, gram: np.ndarray, group: int, bits: int, damping: float = 0.01) -> GroupedWeight:
+def gptq(weight: np.ndarray, gram: np.ndarray, group: int, bits: int, damping: float = 0.1) -> GroupedWeight:
     """A weight in groups, its levels chosen for small errors in the product rather than in the weight.
 
     The scheme of a group is made from its rows as they are when it begins. Inputs that the data never show, whose row
-    and column of `gram` are 0, have nothing to make up for: their weights are rounded to the nearest level.
+    and column of `gram` are 0, have nothing to make up for: their weights become the nearest levels of their group.
 
     Args:
         weight: float32 [K, N], finite.
         gram: x^T x over calibration data, x [rows, K]: float64 [K, K], finite.
         group: rows that share a scale; the last group may be smaller.
         bits: of a level.
-        damping: what is added to the diagonal of `gram`, as a part of its mean (the paper's section 3.3).
+        damping: what is added to the diagonal of `gram`, as a part of its mean (the paper's section 3.3). More of it
+            trusts the data less: 0.1 loses nothing with many samples, and with few is better than the paper's 0.01 on
+            data that were not seen (docs/decisions/0018-weights-in-groups.md).
 
     Returns what rounding to the nearest gives where that is no worse by `output_error`, or where `gram` is singular in
     spite of `damping`.
@@ -57,11 +61,12 @@ def _compensated(weight: np.ndarray, factor: np.ndarray, group: int, bits: int) 
     """The weight in levels, each row's error made up for by the rows behind it."""
     levels, errors = np.empty(weight.shape, np.int8), np.empty(weight.shape)
     schemes: list[Scheme] = []
+    importance = np.diag(factor) ** 2
     for first in range(0, len(weight), group):
         rows = slice(first, min(first + group, len(weight)))
         inverse = np.linalg.inv(factor[rows, rows])
         left = weight[rows] + inverse.T @ (factor[:first, rows].T @ errors[:first])
-        scheme = scheme_of(left.astype(np.float32), bits)
+        scheme = scheme_of(left.astype(np.float32), bits, importance[rows])
         for k, row in enumerate(left):
             levels[first + k] = scheme.levels(row)
             error = row - scheme.values(levels[first + k])

@@ -12,6 +12,7 @@ from greencc.passes.base import Pass
 from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_activations import ElideActivations
 from greencc.passes.elide_padding import ElidePadding
+from greencc.passes.equalize_channels import EqualizeChannels
 from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.fuse_attention import FuseAttention
 from greencc.passes.fuse_batch_norm import FuseBatchNorm
@@ -49,6 +50,7 @@ PASSES: dict[str, type[Pass]] = {
     DropLayers.name: DropLayers,
     PruneHeads.name: PruneHeads,
     PruneChannels.name: PruneChannels,
+    EqualizeChannels.name: EqualizeChannels,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
     QuantizeTables.name: QuantizeTables,

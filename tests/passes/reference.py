@@ -205,6 +205,8 @@ _OPS = {
     "nn.gelu": lambda c, x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "nn.gelu_tanh": lambda c, x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "nn.layer_norm": _norm,
+    "nn.leakyrelu": lambda c, x: np.where(x > 0, x, float(c.attrs.alpha) * x),
+    "nn.relu": lambda c, x: np.maximum(x, 0),
     "nn.rms_norm": _norm,
     "nn.silu": lambda c, x: x / (1 + np.exp(-x)),
     "nn.softmax": lambda c, x: softmax(x, int(c.attrs.axis)),
