@@ -54,6 +54,18 @@ def test_mean_squares_are_over_all_elements_of_a_column() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+def test_mean_squares_are_along_the_axis_of_each_value() -> None:
+    module, value = doubled(2)
+    x = module["main"].params[0]
+    samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]
+    seen = Calibration(host_target(1), [{"x": sample} for sample in samples])
+    squares = np.stack(samples).astype(np.float64) ** 2
+    wanted = [4 * squares.mean(axis=(0, 1, 3)), squares.mean(axis=(0, 2, 3)), squares.mean(axis=(0, 1, 2))]
+    found = seen.mean_squares(module, [value, x, x], [1, 0, -1])
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_changes_are_quotients_of_norms_over_all_samples() -> None:
     module, value = doubled(2)
     x = module["main"].params[0]
