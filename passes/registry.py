@@ -24,6 +24,7 @@ from greencc.passes.fuse_silu import FuseSilu
 from greencc.passes.fuse_transpose_matmul import FuseTransposeMatmul
 from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
+from greencc.passes.prune_filters import PruneFilters
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
@@ -47,6 +48,7 @@ PASSES: dict[str, type[Pass]] = {
     DropLayers.name: DropLayers,
     PruneHeads.name: PruneHeads,
     PruneChannels.name: PruneChannels,
+    PruneFilters.name: PruneFilters,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
     QuantizeWeights.name: QuantizeWeights,
