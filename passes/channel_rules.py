@@ -26,11 +26,13 @@ class Narrowing:
         trace: the channels of its values.
         gone: the numbers of the channels that go.
         values: what replaces its variables so far.
+        constants: what replaces its constants, by what stays of them: those that are shared stay shared.
     """
 
     trace: Trace
     gone: np.ndarray
     values: dict[relax.Expr, relax.Expr] = field(default_factory=dict)
+    constants: dict[tuple[relax.Expr, bytes, int], relax.Expr] = field(default_factory=dict)
 
     def kept(self, axis: ChannelAxis) -> np.ndarray:
         """The indices of an axis that stay."""
@@ -53,7 +55,10 @@ class Narrowing:
 
     def sliced(self, expr: relax.Expr, kept: np.ndarray, axis: int) -> relax.Expr:
         """A constant with the indices `kept` of an axis only."""
-        return constant(np.asarray(self.trace.graph.constant(expr)).take(kept, axis))
+        key = expr, kept.tobytes(), axis
+        if key not in self.constants:
+            self.constants[key] = constant(np.asarray(self.trace.graph.constant(expr)).take(kept, axis))
+        return self.constants[key]
 
 
 @dataclass(frozen=True)

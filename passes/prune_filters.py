@@ -17,8 +17,9 @@ from greencc.passes.graph import Graph
 from greencc.passes.matching import is_float32
 from greencc.passes.narrowing import count_to_keep, largest
 
-# Widths are kept to multiples of this where they are larger: kernels compute whole vectors, two of them with AVX2.
-_MULTIPLE = 16
+# Widths are kept to multiples of this where they are larger: register tiles of convolutions hold several channels
+# (vectors lie along positions), and int8 reads them in fours.
+_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class PruneFilters(Pass):
     convolutions, gates, sums (whose convolutions lose the same channels), concatenations, slices, and reshapes in front
     of a product. k are the channels that are worth most to what reads them: their mean square over calibration data
     times the squares of the weights that read them (Wanda's score, arXiv:2306.11695, by channel), summed over readers.
-    Widths stay multiples of 16. A group goes by the name of the first convolution that makes its channels. Inputs and
+    Widths stay multiples of 8. A group goes by the name of the first convolution that makes its channels. Inputs and
     outputs of the model keep their shapes. The result is not equal: this pass is not in the default pipeline.
     Legal when
     1. all that makes or reads the channels computes in float32;
