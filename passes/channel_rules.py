@@ -80,22 +80,17 @@ def _on_new_operands(narrowing: Narrowing, _var: relax.Var, call: relax.Call) ->
 # -- convolutions and products --------------------------------------------------------------------------------
 
 
-def _squares(weight: np.ndarray, axis: int) -> np.ndarray:
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    return np.asarray((weight.astype(np.float64) ** 2).sum(axis=others))
-
-
 def _read_and_make(
     trace: Trace, var: relax.Var, call: relax.Call, weight: np.ndarray, *, read: tuple[int, int], made: tuple[int, int]
 ) -> Axes:
     """A product that reads all channels and makes new ones; `read` and `made` are (axis of a value, of the weight)."""
     source = trace.axis_of(call.args[0])
     if source is not None and source.axis == read[0]:
-        trace.add("reader", Filters(var, call, weight, call.args[0], source, _squares(weight, read[1])))
+        trace.add("reader", Filters(var, call, weight, read[1], call.args[0], source))
     elif source is not None:
         trace.unknown(var, call)
     axis = ChannelAxis(made[0], trace.fresh(weight.shape[made[1]]))
-    trace.add("maker", Filters(var, call, weight, var, axis, _squares(weight, made[1])))
+    trace.add("maker", Filters(var, call, weight, made[1], var, axis))
     return (axis,)
 
 
@@ -111,7 +106,7 @@ def _follow_convolution(trace: Trace, var: relax.Var, call: relax.Call) -> Axes:
         return trace.unknown(var, call)
     # Depthwise: each channel becomes one, or several that go with it.
     axis = ChannelAxis(1, np.repeat(source.numbers, len(weight) // groups))
-    trace.add("maker", Filters(var, call, weight, var, axis, _squares(weight, 0)))
+    trace.add("maker", Filters(var, call, weight, 0, var, axis))
     return (axis,)
 
 

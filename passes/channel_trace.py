@@ -40,17 +40,23 @@ class Filters:
         var: what the convolution or product is bound to.
         call: the convolution or product.
         weight: all its weights.
+        axis: the axis of the weight that runs along the channels.
         value: the value whose channels they are: the result for a maker, the operand for a reader.
-        along: the channels of that value.
-        squares: the sum of squares of the weights at each index of `along`, float64.
+        along: the channels of that value, one for each index of the weight's axis.
     """
 
     var: relax.Var
     call: relax.Call
     weight: np.ndarray
+    axis: int
     value: relax.Expr
     along: ChannelAxis
-    squares: np.ndarray
+
+    @property
+    def squares(self) -> np.ndarray:
+        """The sum of squares of the weights at each index of `along`, float64."""
+        rows = np.moveaxis(self.weight, self.axis, 0).reshape(self.weight.shape[self.axis], -1)
+        return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
 
 
 @dataclass(frozen=True)

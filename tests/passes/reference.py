@@ -26,7 +26,9 @@ def evaluate(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
             if isinstance(dim, tirx.Var):
                 assert symbols.setdefault(dim, size) == size
 
-    def number(expr: object) -> int:
+    def number(expr: object) -> int | float:
+        if isinstance(expr, tirx.FloatImm):
+            return float(expr.value)
         analyzer = tvm.sym.Analyzer()
         for symbol, size in symbols.items():
             analyzer.bind(symbol, tirx.IntImm("int64", size))
@@ -230,6 +232,7 @@ _OPS = {
     "logical_not": lambda c, x: np.logical_not(x),
     "matmul": lambda c, a, b: a @ b,
     "mean": _mean,
+    "minimum": lambda c, a, b: np.minimum(a, b),
     "multiply": lambda c, a, b: a * b,
     "negative": lambda c, x: -x,
     "nn.avg_pool2d": _avg_pool2d,

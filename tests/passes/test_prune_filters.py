@@ -341,7 +341,7 @@ def test_condition_2_outputs_and_inputs_keep_their_channels():
         return wide, e(op.mean(last(e, wide), axis=[0, 2, 3]))
 
     result = PASS.run(graph(both, x=IMAGE), PassContext())
-    assert [(r.node, r.condition) for r in result.refusals][0] == ("conv2d.1", 2)
+    assert {r.node: r.condition for r in result.refusals}["conv2d.1"] == 2
 
     def with_input(e, x):
         deep = conv(e, x, random(8, 1, 3, 3), groups=8)
@@ -424,6 +424,18 @@ def test_condition_3_what_is_unknown_keeps_its_channels(between):
     result = PASS.run(graph(body, x=(2, 3, 8, 8)), PassContext())
     assert result.rewrites == 0
     assert ("conv2d.1", 3, UNKNOWN) in [(r.node, r.condition, r.reason) for r in result.refusals]
+
+
+def test_condition_3_a_cast_of_a_shape():
+    x = relax.Var("x", relax.TensorType(IMAGE, "float32"))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            cast = builder.match_cast(first(builder.emit, x), relax.TensorType((2, 8, 6, 6), "float32"))
+            result = builder.emit_output(relax.Tuple([builder.emit(op.mean(last(builder.emit, cast)))]))
+        builder.emit_func_output(result)
+    refusals = PASS.run(builder.get(), PassContext()).refusals
+    assert (refusals[0].condition, refusals[0].reason) == (3, UNKNOWN)
 
 
 def test_condition_3_stands_alone():
