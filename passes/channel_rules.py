@@ -12,7 +12,7 @@ from greencc.ir import constant, shape_of, substitute
 from greencc.kernels.base import kernel_name
 from greencc.ops import KERNEL
 from greencc.passes.channel_axes import ChannelAxis, reshaped
-from greencc.passes.channel_trace import Axes, Filters, Trace
+from greencc.passes.channel_trace import Axes, Bound, Filters, Trace
 from greencc.passes.matching import dims_of
 from greencc.passes.no_ops import integers, permutation_of, strides_of
 from greencc.passes.row_wise import ELEMENTWISE
@@ -87,8 +87,8 @@ def _read_and_make(
     source = trace.axis_of(call.args[0])
     if source is not None and source.axis == read[0]:
         trace.add("reader", Filters(var, call, weight, read[1], call.args[0], source))
-    elif source is not None:
-        trace.unknown(var, call)
+    else:
+        trace.bind(source, Bound.UNKNOWN)
     axis = ChannelAxis(made[0], trace.fresh(weight.shape[made[1]]))
     trace.add("maker", Filters(var, call, weight, made[1], var, axis))
     return (axis,)

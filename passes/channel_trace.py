@@ -56,7 +56,7 @@ class Filters:
     def squares(self) -> np.ndarray:
         """The sum of squares of the weights at each index of `along`, float64."""
         rows = np.moveaxis(self.weight, self.axis, 0).reshape(self.weight.shape[self.axis], -1)
-        return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 @dataclass(frozen=True)
