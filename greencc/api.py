@@ -88,8 +88,8 @@ def compile(
         elide_padding: the input [batch, sequence] that is 0 where a token is padding and 1 elsewhere: padding is not
             computed, and outputs are zeros there. None elides only what no output depends on.
         keep_layers: how many of the model's repeated layers stay, the first ones; None for all.
-        prune: the shares of `heads` of attention and of `channels` of feed-forward layers that go, the least important
-            first: by `calib`, or by their weights. Outputs change.
+        prune: the shares of `heads` of attention, and of `channels` of feed-forward layers and convolutions, that go,
+            the least important first: by `calib`, or by their weights. Outputs change.
         quantize: `none`, or `int8` to compute products and convolutions with constant weights in int8 where that is
             measured to be faster, or `int8-all` to do so everywhere; `int8-weights` or `int4` to store weights of
             products in 8 or 4 bits and compute in float32. Outputs then differ from the model's by more than rounding.

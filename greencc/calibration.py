@@ -44,9 +44,15 @@ class Calibration:
         """
         return self._reduced(module, [_maxima(value) for value in values], np.maximum)
 
-    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
-        """The mean square of the elements of each column of some values of main: float64. Raises as `largest`."""
-        sums = self._reduced(module, [_mean_squares(value) for value in values], np.add)
+    def mean_squares(
+        self, module: tvm.IRModule, values: Sequence[relax.Expr], axes: Sequence[int] | None = None
+    ) -> list[np.ndarray]:
+        """The mean square of the elements at each index of an axis, of some values of main: float64.
+
+        `axes` has one axis for each value; without, it is the last one. Raises as `largest`.
+        """
+        pairs = zip(values, axes or [-1] * len(values), strict=True)
+        sums = self._reduced(module, [_mean_squares(value, axis) for value, axis in pairs], np.add)
         return [total / self.runs for total in sums]
 
     def mean_sizes(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
@@ -88,15 +94,15 @@ class Calibration:
 
 
 def _maxima(value: relax.Expr) -> Callable[[Emit], relax.Var]:
-    return lambda emit: emit(relax.op.max(emit(relax.op.abs(value)), axis=_outer(value)))
+    return lambda emit: emit(relax.op.max(emit(relax.op.abs(value)), axis=_others(value, -1)))
 
 
-def _mean_squares(value: relax.Expr) -> Callable[[Emit], relax.Var]:
-    return lambda emit: emit(relax.op.mean(emit(relax.op.multiply(value, value)), axis=_outer(value)))
+def _mean_squares(value: relax.Expr, axis: int) -> Callable[[Emit], relax.Var]:
+    return lambda emit: emit(relax.op.mean(emit(relax.op.multiply(value, value)), axis=_others(value, axis)))
 
 
 def _mean_sizes(value: relax.Expr) -> Callable[[Emit], relax.Var]:
-    return lambda emit: emit(relax.op.mean(emit(relax.op.abs(value)), axis=_outer(value)))
+    return lambda emit: emit(relax.op.mean(emit(relax.op.abs(value)), axis=_others(value, -1)))
 
 
 def _gram(value: relax.Expr) -> Callable[[Emit], relax.Var]:
@@ -119,8 +125,10 @@ def _square_of_difference(before: relax.Expr, behind: relax.Expr) -> Callable[[E
     return compute
 
 
-def _outer(value: relax.Expr) -> list[int]:
-    return list(range(len(shape_of(value.ty) or []) - 1))
+def _others(value: relax.Expr, axis: int) -> list[int]:
+    """All axes of a value but one."""
+    rank = len(shape_of(value.ty) or [])
+    return [i for i in range(rank) if i != axis % rank]
 
 
 def npz_samples(path: Path, module: tvm.IRModule) -> list[dict[str, Array]]:

@@ -48,7 +48,7 @@ def cli() -> None:
 @click.option("--passes", metavar="LIST", help="Passes to run: a,b{opt=1}. [default: the whole pipeline]")
 @click.option("--elide-padding", metavar="INPUT", help="Compute no padding: INPUT is 0 there, so are outputs.")
 @click.option("--keep-layers", type=int, metavar="N", help="Keep the first N of the model's repeated layers.")
-@click.option("--prune", metavar="heads=F,channels=F", help="Shares to remove of heads and feed-forward channels.")
+@click.option("--prune", metavar="heads=F,channels=F", help="Shares to remove of heads and of channels of layers.")
 @click.option(
     "--quantize",
     default="none",

@@ -41,6 +41,7 @@ from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.pipeline import Observer, PipelineResult, run_pipeline
 from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
+from greencc.passes.prune_filters import PruneFilters
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_tables import QuantizeTables
@@ -66,7 +67,10 @@ QUANTIZE: dict[str, tuple[Pass, ...]] = {
     "int4": (QuantizeTables(), QuantizeWeights(bits=4, group=32)),
 }
 # What --prune can remove, in the order in which it is removed.
-PRUNE: dict[str, Callable[[float], Pass]] = {"heads": PruneHeads, "channels": PruneChannels}
+PRUNE: dict[str, tuple[Callable[[float], Pass], ...]] = {
+    "heads": (PruneHeads,),
+    "channels": (PruneChannels, PruneFilters),
+}
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def _pruning(keep_layers: int | None, prune: Mapping[str, float]) -> tuple[Pass,
             raise UserError(f"--prune {name}: unknown; known: {', '.join(PRUNE)}")
         if not 0 < fraction < 1:
             raise UserError(f"--prune {name}={fraction:g}: write a share between 0 and 1, of what is to go")
-    return (*passes, *(make(prune[name]) for name, make in PRUNE.items() if name in prune))
+    return (*passes, *(make(prune[name]) for name, makes in PRUNE.items() if name in prune for make in makes))
 
 
 def _within(epsilon: float | None) -> tuple[Pass, ...]:

@@ -39,8 +39,10 @@ class Activations(Protocol):
     def largest(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
         """The largest |element| of each column (index of the last axis) of some values of main."""
 
-    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
-        """The mean square of the elements of each column of some values of main."""
+    def mean_squares(
+        self, module: tvm.IRModule, values: Sequence[relax.Expr], axes: Sequence[int] | None = None
+    ) -> list[np.ndarray]:
+        """The mean square of the elements at each index of an axis, one axis for each value; None: the last ones."""
 
     def mean_sizes(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
         """The mean |element| of each column of some values of main."""

@@ -85,6 +85,12 @@ def width_of(expr: relax.Expr) -> int | None:
     return int(last) if isinstance(last, tirx.IntImm) else None
 
 
+def count_to_keep(width: int, fraction: float, multiple: int) -> int:
+    """How many of `width` stay when a fraction goes: at least one, and a multiple where that is larger."""
+    count = max(1, round(width * (1 - fraction)))
+    return count if count <= multiple else min(width, -(-count // multiple) * multiple)
+
+
 def largest(scores: np.ndarray, count: int) -> list[int]:
     """The places of the `count` largest scores, in their order; of equal ones the first."""
     order = np.argsort(-scores, kind="stable")[:count]

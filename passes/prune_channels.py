@@ -15,7 +15,7 @@ from greencc.passes.base import Activations, Condition
 from greencc.passes.calibrated import CalibratedPass, all_finite, column_squares
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32
-from greencc.passes.narrowing import Columns, columns_of, largest, narrowed
+from greencc.passes.narrowing import Columns, columns_of, count_to_keep, largest, narrowed
 
 # Widths are kept to multiples of this where they are larger: kernels compute whole vectors.
 _MULTIPLE = 32
@@ -49,10 +49,9 @@ class Inside:
         if squares is None and self.columns is not None:
             squares = np.prod([column_squares(product.T) for product in self.columns.products], axis=0)
         width = len(self.weight)
-        count = max(1, round(width * (1 - self.fraction)))
-        if count > _MULTIPLE:
-            count = min(width, -(-count // _MULTIPLE) * _MULTIPLE)
-        return largest(squares * column_squares(self.weight), count) if squares is not None else list(range(width))
+        if squares is None:
+            return list(range(width))
+        return largest(squares * column_squares(self.weight), count_to_keep(width, self.fraction, _MULTIPLE))
 
     @property
     def is_closed(self) -> bool:

@@ -25,6 +25,7 @@ from greencc.passes.fuse_silu import FuseSilu
 from greencc.passes.fuse_transpose_matmul import FuseTransposeMatmul
 from greencc.passes.prune_channels import PruneChannels
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
+from greencc.passes.prune_filters import PruneFilters
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_tables import QuantizeTables
@@ -51,6 +52,7 @@ PASSES: dict[str, type[Pass]] = {
     PruneHeads.name: PruneHeads,
     PruneChannels.name: PruneChannels,
     EqualizeChannels.name: EqualizeChannels,
+    PruneFilters.name: PruneFilters,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
     QuantizeTables.name: QuantizeTables,

@@ -46,6 +46,8 @@ def test_maxima_are_over_all_samples_and_columns_apart() -> None:
     assert seen.runs == 3
 
 
+
+
 def test_mean_squares_are_over_all_elements_of_a_column() -> None:
     module, value = doubled(2)
     samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]
@@ -72,6 +74,18 @@ def test_grams_are_sums_over_all_rows_of_samples_of_any_size() -> None:
         assert gram.dtype == np.float64
         np.testing.assert_allclose(gram, factor * rows.T @ rows, rtol=1e-5, atol=1e-5)
     assert seen.runs == 3
+
+
+def test_mean_squares_are_along_the_axis_of_each_value() -> None:
+    module, value = doubled(2)
+    x = module["main"].params[0]
+    samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]
+    seen = Calibration(host_target(1), [{"x": sample} for sample in samples])
+    squares = np.stack(samples).astype(np.float64) ** 2
+    wanted = [4 * squares.mean(axis=(0, 1, 3)), squares.mean(axis=(0, 2, 3)), squares.mean(axis=(0, 1, 2))]
+    found = seen.mean_squares(module, [value, x, x], [1, 0, -1])
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_changes_are_quotients_of_norms_over_all_samples() -> None:

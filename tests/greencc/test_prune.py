@@ -73,6 +73,54 @@ def test_heads_and_channels_that_do_nothing_are_removed_and_nothing_else_changes
     assert whole["bytes_after"] - report["bytes_after"] == pytest.approx(saved, rel=0.02)
 
 
+def residual_network(unread: int) -> onnx.ModelProto:
+    """Two convolutions on a stream of 32 channels, and a product behind it, which read `unread` channels less."""
+    rng = np.random.default_rng(0)
+    shapes = {"stem": (32, 3, 3, 3), "inner": (64, 32, 3, 3), "outer": (32, 64, 1, 1), "out": (10, 32)}
+    arrays = {
+        name: rng.normal(0, np.prod(shape[1:]) ** -0.5, shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    for name, share in (("inner", 1), ("outer", 2), ("out", 1)):
+        arrays[name][:, : unread * share] = 0
+    arrays |= {f"{name}.bias": rng.standard_normal(shapes[name][0]).astype(np.float32) for name in shapes}
+    pads: dict[str, Any] = {"pads": [1, 1, 1, 1]}
+    node = onnx.helper.make_node
+    nodes = [
+        node("Conv", ["x", "stem", "stem.bias"], ["a"], "stem", **pads),
+        node("Relu", ["a"], ["stream"], "stem.relu"),
+        node("Conv", ["stream", "inner", "inner.bias"], ["b"], "inner", **pads),
+        node("Relu", ["b"], ["c"], "inner.relu"),
+        node("Conv", ["c", "outer", "outer.bias"], ["d"], "outer"),
+        node("Add", ["stream", "d"], ["sum"], "sum"),
+        node("GlobalAveragePool", ["sum"], ["pooled"], "pool"),
+        node("Flatten", ["pooled"], ["flat"], "flat"),
+        node("Gemm", ["flat", "out", "out.bias"], ["y"], "out", transB=1),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    values = [info("x", 1, [2, 3, 8, 8])], [info("y", 1, [2, 10])]
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "network", *values, constants)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_channels_of_images_that_nobody_reads_are_removed_and_nothing_else_changes(
+    tmp_path: Path, calibrated: bool
+) -> None:
+    model = residual_network(unread=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    calib: Any = [{"x": x}] if calibrated else None
+    report: Any = api.compile(tmp_path / "m.onnx", tmp_path / "a", prune={"channels": 0.25}, calib=calib)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (wanted,) = session.run(None, {"x": x})
+    np.testing.assert_allclose(load(tmp_path / "a")({"x": x})["y"], np.asarray(wanted), atol=2e-5)
+    assert {entry["name"]: entry["rewrites"] for entry in report["passes"]}["prune-filters"] == 2
+    assert report["calibration_runs"] == calibrated
+    filters = 24 * 3 * 9 + 48 * 24 * 9 + 24 * 48 + 10 * 24
+    assert report["bytes_after"] == pytest.approx(4 * (filters + 24 + 48 + 24 + 10), rel=0.02)
+
+
 @pytest.mark.slow
 def test_a_budget_refuses_layers_that_are_missed(tmp_path: Path) -> None:
     options: Any = {"shapes": SHAPES, "calib": [some_inputs(20)], "max_drop": 0.01}

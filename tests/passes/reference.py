@@ -26,7 +26,9 @@ def evaluate(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
             if isinstance(dim, tirx.Var):
                 assert symbols.setdefault(dim, size) == size
 
-    def number(expr: object) -> int:
+    def number(expr: object) -> int | float:
+        if isinstance(expr, tirx.FloatImm):
+            return float(expr.value)
         analyzer = tvm.sym.Analyzer()
         for symbol, size in symbols.items():
             analyzer.bind(symbol, tirx.IntImm("int64", size))
@@ -119,12 +121,42 @@ def _unpack_tokens(call: relax.Call, x, mask, starts, _dims):
     return result
 
 
+def _windows(x, kernel, strides, padding, fill):
+    """Windows of [N, C, H, W] as [N, C, rows, columns, *kernel]."""
+    top, left, bottom, right = (int(pad) for pad in padding)
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))
+    return windows[:, :, :: int(strides[0]), :: int(strides[1])]
+
+
+def _conv2d(call: relax.Call, x, w):
+    groups = int(call.attrs.groups)
+    assert [int(d) for d in call.attrs.dilation] == [1, 1]
+    windows = _windows(x, w.shape[2:], call.attrs.strides, call.attrs.padding, 0)
+    pairs = zip(np.split(windows, groups, axis=1), np.split(w, groups), strict=True)
+    return np.concatenate([np.einsum("ncyxij,ocij->noyx", part, own) for part, own in pairs], axis=1)
+
+
+def _pool(call: relax.Call, x, dims):
+    options = json.loads(str(call.attrs["options"]))
+    assert options["kind"] == "max"
+    windows = _windows(x, tuple(options["kernel"]), options["strides"], dims[2:], -np.inf)
+    return windows.max(axis=(4, 5))
+
+
+def _avg_pool2d(call: relax.Call, x):
+    assert not any(int(pad) for pad in call.attrs.padding)
+    kernel = tuple(int(size) for size in call.attrs.pool_size)
+    return _windows(x, kernel, call.attrs.strides, call.attrs.padding, 0).mean(axis=(4, 5))
+
+
 def _kernel(call: relax.Call, *args):
     return _KERNELS[str(call.attrs["kernel"])](call, *args)
 
 
 _KERNELS = {
     "pack_tokens": _pack_tokens,
+    "pool": _pool,
     "to_bool": lambda c, x, _: x != 0,
     "token_places": _token_places,
     "token_starts": _token_starts,
@@ -183,6 +215,7 @@ _OPS = {
     "add": lambda c, a, b: a + b,
     "astype": lambda c, x: x.astype(str(c.attrs.dtype)) if "int" in str(c.attrs.dtype) else x,
     "broadcast_to": lambda c, x, shape: np.broadcast_to(x, shape),
+    "clip": lambda c, x, low, high: np.clip(x, low, high),
     "concat": lambda c, parts: np.concatenate(parts, axis=int(c.attrs.axis)),
     "divide": lambda c, a, b: a / b,
     "erf": lambda c, x: _erf(x),
@@ -199,9 +232,12 @@ _OPS = {
     "logical_not": lambda c, x: np.logical_not(x),
     "matmul": lambda c, a, b: a @ b,
     "mean": _mean,
+    "minimum": lambda c, a, b: np.minimum(a, b),
     "multiply": lambda c, a, b: a * b,
     "negative": lambda c, x: -x,
+    "nn.avg_pool2d": _avg_pool2d,
     "nn.batch_norm": _batch_norm,
+    "nn.conv2d": _conv2d,
     "nn.gelu": lambda c, x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "nn.gelu_tanh": lambda c, x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "nn.layer_norm": _norm,
