@@ -157,6 +157,20 @@ def test_a_symbolic_batch_that_two_convolutions_read_is_quantized_once() -> None
             np.testing.assert_array_equal(got, case.expected(x))
 
 
+def test_images_that_operators_made_are_quantized_by_a_kernel_of_its_own() -> None:
+    case = Static((1, 16, 512, 1), 8, (5, 1))  # a kernel of one store: TVM would fuse it
+
+    def body(emit, x):
+        image = emit(relax.op.nn.relu(emit(relax.op.permute_dims(x, [0, 3, 1, 2]))))
+        return emit(quantized_conv2d(image, *map(constant, case.weight), case.attrs, SCHEME))
+
+    n, c, h, w = case.shape
+    runner = Runner(function({"x": ((n, h, w, c), "float32")}, body))
+    assert "cpu-quantize-images" in runner.rules
+    x = normal(n, h, w, c)
+    np.testing.assert_array_equal(runner(x)[0], case.expected(np.maximum(x.transpose(0, 3, 1, 2), 0)))
+
+
 def test_signed_bytes_are_stored_128_lower() -> None:
     w, scale = map(constant, quantize_channels(normal(64, 64), 1))
     module = function(
