@@ -27,13 +27,14 @@ from benchmarks import bert_onnx, models, samples
 from greencc import api
 from greencc.compress.candidates import Assessed
 from greencc.compress.cost import make_cost
-from greencc.compress.data import read_dataset, split
+from greencc.compress.data import split
 from greencc.compress.metrics import make_metric
 from greencc.compress.search import Budget, References, Search
 from greencc.importers import import_model
 from greencc.passes.base import PassContext
 from greencc.passes.pipeline import run_pipeline
 from greencc.passes.registry import default_pipeline
+from greencc.samples import read_dataset
 from greencc.targets.cpu.target import host_target
 from greencc.verification import open_reference
 

@@ -67,6 +67,7 @@ def compile(
     prune: Mapping[str, float] | None = None,
     quantize: str = "none",
     epsilon: float | None = None,
+    observer: str | None = None,
     calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
     max_drop: float | None = None,
     metric: str = "relative_l2",
@@ -95,8 +96,12 @@ def compile(
             products in 8 or 4 bits and compute in float32. Outputs then differ from the model's by more than rounding.
         epsilon: store every large weight in the fewest bits that keep it closer than this to its value, and compute
             with bytes; the report lists both of each. Weights that 8 bits don't keep stay in float32.
+        observer: how `quantize` finds the range of activations: `min-max`, `percentile`, `entropy` or `mse` take one
+            for each operator from `calib`; None finds one for every row, and every image, when the model runs.
         calib: inputs like those that the model is made for, for `quantize`, `prune` and `max_drop`: an .npz whose
-            arrays have a first axis of samples, or inputs by name, a mapping for each run.
+            arrays have a first axis of samples, or an iterable of inputs by name, a mapping for each run. An iterable
+            is iterated over for each question, one mapping in memory at a time; what can be iterated over only once is
+            kept in a temporary file. `max_drop` keeps all of it in memory.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it, measured on `calib`,
             is searched for.
         metric: what the loss is of: `relative_l2`, `cosine`, `top1`, or FILE.py:FUNCTION.
@@ -132,6 +137,7 @@ def compile(
         prune=prune,
         quantize=quantize,
         epsilon=epsilon,
+        observer=observer,
         calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
         max_drop=max_drop,
         metric=metric,

@@ -56,6 +56,11 @@ def cli() -> None:
     help="Compute products and convolutions in int8: where that is faster, or all; or store weights in 8 or 4 bits.",
 )
 @click.option("--epsilon", type=float, metavar="F", help="Fewest bits that keep every weight closer than F.")
+@click.option(
+    "--observer",
+    type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
+    help="Fix ranges of activations by --calib. [default: found at run time]",
+)
 @click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from and measure on (.npz).")
 @click.option("--max-drop", type=float, metavar="F", help="Find the cheapest model that loses at most F of the metric.")
 @click.option(
@@ -86,6 +91,7 @@ def compile_command(
     prune: str | None,
     quantize: str,
     epsilon: float | None,
+    observer: str | None,
     calib: Path | None,
     max_drop: float | None,
     metric: str,
@@ -114,6 +120,7 @@ def compile_command(
             prune=parse_shares(prune, "--prune"),
             quantize=quantize,
             epsilon=epsilon,
+            observer=observer,
             calib=calib,
             max_drop=max_drop,
             metric=metric,

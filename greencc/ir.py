@@ -96,6 +96,16 @@ def dim_text(dim: tirx.Expr) -> str:
     return "?"
 
 
+def symbol_bounds(main: relax.Function) -> dict[str, tuple[int, int | None]]:
+    """Inclusive bounds of every symbolic dimension of main's parameters; at least 1, unbounded above unless set."""
+    lower, upper = (
+        {str(name): int(value) for name, value in ((main.attrs or {}).get(attribute) or {}).items()}
+        for attribute in (SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR)
+    )
+    symbols = (dim for param in main.params for dim in shape_of(param.ty) or [] if isinstance(dim, tirx.Var))
+    return {symbol.name: (lower.get(symbol.name, 1), upper.get(symbol.name)) for symbol in symbols}
+
+
 def same_type(a: relax.Type, b: relax.Type) -> bool:
     """Whether two types are equal, symbolic dimensions compared as expressions."""
     if isinstance(a, relax.TensorType) and isinstance(b, relax.TensorType):

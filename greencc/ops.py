@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import tvm_ffi
 from tvm import ir, relax, tirx
 
+from greencc.affine import Scheme
 from greencc.errors import GreenccError
 from greencc.ir import dtype_of, shape_of
 
@@ -129,11 +130,16 @@ def rotary(x: relax.Expr, cos: relax.Expr, sin: relax.Expr, *, interleaved: bool
 
 
 def quantized_matmul(
-    x: relax.Expr, weight: relax.Expr, scale: relax.Expr, factors: relax.Expr | None = None
+    x: relax.Expr,
+    weight: relax.Expr,
+    scale: relax.Expr,
+    factors: relax.Expr | None = None,
+    scheme: Scheme | None = None,
 ) -> relax.Call:
     """Product of x and weight * scale, computed in int8: each row of x is quantised when it is known.
 
-    A row gets a scale and a zero point so that 0..255 spans its values and 0 (asymmetric, per token). Sums are int32.
+    A row gets a scale and a zero point so that 0..255 spans its values and 0 (asymmetric, per token), or all of them
+    get the same. Sums are int32.
 
     Args:
         x: [..., K] float32.
@@ -141,12 +147,25 @@ def quantized_matmul(
         scale: [N] float32, a constant: what a unit of each column of `weight` is worth.
         factors: [K] float32, a constant that x is multiplied by before it is quantised, or None. (SmoothQuant,
             arXiv:2211.10438, moves range from activations to weights with it.)
+        scheme: of all rows of x (times factors); None finds one for each row at run time.
 
     Returns a call of type [..., N] float32.
     """
     register_ops()
     args = [x, weight, scale] if factors is None else [x, weight, scale, factors]
-    return relax.Call(ir.Op.get(QUANTIZED_MATMUL), args, None, [])
+    attrs = ir.make_node("ir.DictAttrs", **_scheme_attrs(scheme)) if scheme is not None else None
+    return relax.Call(ir.Op.get(QUANTIZED_MATMUL), args, attrs, [])
+
+
+def scheme_of(call: relax.Call) -> Scheme | None:
+    """How a quantised product or convolution quantises its activations; None where that is found at run time."""
+    if call.attrs is None or "activation_scale" not in call.attrs.keys():  # noqa: SIM118 (not a mapping)
+        return None
+    return Scheme(float(call.attrs["activation_scale"]), int(call.attrs["activation_zero"]))
+
+
+def _scheme_attrs(scheme: Scheme | None) -> dict[str, object]:
+    return {} if scheme is None else {"activation_scale": scheme.scale, "activation_zero": scheme.zero}
 
 
 @dataclass(frozen=True)
@@ -233,21 +252,26 @@ class Conv2dAttrs:
         return (padded - (kernel - 1) * self.dilation[axis] - 1) // self.strides[axis] + 1
 
 
-def quantized_conv2d(x: relax.Expr, weight: relax.Expr, scale: relax.Expr, attrs: Conv2dAttrs) -> relax.Call:
+def quantized_conv2d(
+    x: relax.Expr, weight: relax.Expr, scale: relax.Expr, attrs: Conv2dAttrs, scheme: Scheme | None = None
+) -> relax.Call:
     """Convolution of x by weight * scale, computed in int8: each image of x is quantised when it is known.
 
-    An image gets a scale and a zero point so that 0..255 spans its values and 0 (asymmetric). Sums are int32.
+    An image gets a scale and a zero point so that 0..255 spans its values and 0 (asymmetric), or all of them get the
+    same. Sums are int32.
 
     Args:
         x: [N, C, H, W] float32, of known sizes but for N.
         weight: [K, C / groups, KH, KW] int8, a constant.
         scale: [K] float32, a constant: what a unit of each filter of `weight` is worth.
         attrs: see Conv2dAttrs.
+        scheme: of all images; None finds one for each image at run time.
 
     Returns a call of type [N, K, OH, OW] float32.
     """
     register_ops()
-    node = ir.make_node("ir.DictAttrs", **{name: _plain(value) for name, value in asdict(attrs).items()})
+    values = {name: _plain(value) for name, value in asdict(attrs).items()} | _scheme_attrs(scheme)
+    node = ir.make_node("ir.DictAttrs", **values)
     return relax.Call(ir.Op.get(QUANTIZED_CONV2D), [x, weight, scale], node, [])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.artifact.bundle import Compiled, TensorSpec
-from greencc.calibration import Calibration, Samples, npz_samples
+from greencc.calibration import Calibration
 from greencc.compress.metrics import DEFAULT_METRIC
 from greencc.errors import UserError
 from greencc.extents import require_elements
@@ -22,8 +22,6 @@ from greencc.ir import (
     INPUTS_ATTR,
     OUTPUTS_ATTR,
     PADDING_ATTR,
-    SYMBOL_LOWER_ATTR,
-    SYMBOL_UPPER_ATTR,
     bindings_of,
     constant_array,
     count_graph,
@@ -32,7 +30,9 @@ from greencc.ir import (
     operands,
     relax_functions,
     shape_of,
+    symbol_bounds,
 )
+from greencc.observers import make_observer
 from greencc.padding import ElidedPadding
 from greencc.passes.base import Pass, PassContext
 from greencc.passes.drop_layers import DropLayers
@@ -48,6 +48,7 @@ from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline, storing_passes
 from greencc.passes.smooth_activations import SmoothActivations
+from greencc.samples import Samples, open_samples
 from greencc.targets.lower import lower
 from greencc.trials import Trials
 
@@ -105,6 +106,7 @@ def compile_model(
     prune: Mapping[str, float] | None = None,
     quantize: str = "none",
     epsilon: float | None = None,
+    observer: str | None = None,
     calibration: Path | Samples | None = None,
     max_drop: float | None = None,
     metric: str = DEFAULT_METRIC,
@@ -127,6 +129,8 @@ def compile_model(
         prune: shares of `heads` and `channels` to remove.
         quantize: a key of QUANTIZE: passes that follow the pipeline.
         epsilon: every weight is stored in the fewest bits that keep it closer than this; None stores none so.
+        observer: a key of `greencc.observers.OBSERVERS`: activations in int8 get one range each, which it takes from
+            `calibration`; None gives every row and image its own range when the model runs.
         calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it is searched for.
@@ -152,31 +156,32 @@ def compile_model(
         raise UserError(f"--epsilon {epsilon:g}: it quantises by itself: leave out --quantize and --max-drop")
     chosen = default_pipeline() if passes is None else parse_pipeline(passes)
     pruning = _pruning(keep_layers, prune or {})
+    quantizing = _observed_by(observer, quantize, calibration is not None)
     last = storing_passes() if passes is None else ()
-    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *QUANTIZE[quantize], *_within(epsilon), *last)
-    if calibration is not None and max_drop is None and not (pruning or QUANTIZE[quantize]):
+    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *quantizing, *_within(epsilon), *last)
+    if calibration is not None and max_drop is None and not any(item.learns for item in pipeline):
         raise UserError("--calib: nothing is calibrated without --quantize, --prune or --max-drop")
     progress("importing")
     imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {}, outputs=outputs)
     module = require_elements(imported.module, dynamic or {})
     _warn_unbounded(module)
     inputs = golden_inputs(module, elide_padding)
-    verifier = Verifier(model, module, target, inputs, outputs) if verify else None
-    progress("optimizing")
     compression, observed = None, None
     if calibration is not None and max_drop is not None:
         compression = Compression(Request(max_drop, metric, calibration, cost), model, module, target, progress)
         observed = compression.observed
     elif calibration is not None:
         observed = _calibration(calibration, module, target)
+    verifier = Verifier(model, module, target, inputs, outputs) if verify else None
+    progress("optimizing")
     context = PassContext(outputs=outputs, activations=observed, timer=_timer(module, target))
-    observer = verifier.after_pass if verifier else None
+    after_pass = verifier.after_pass if verifier else None
     if compression is None:
-        result = run_pipeline(module, pipeline, context, observer=observer)
+        result = run_pipeline(module, pipeline, context, observer=after_pass)
     else:
         # What the user asked to be zeros is that in the reference, too.
         blank = _elided(run_pipeline(module, pipeline, context).module) if elide_padding else None
-        result = _compressed(compression, module, pipeline, context, blank, observer)
+        result = _compressed(compression, module, pipeline, context, blank, after_pass)
     elided = _elided(result.module)
     progress("scheduling")
     lowered = lower(result.module, target)
@@ -232,6 +237,19 @@ def _pruning(keep_layers: int | None, prune: Mapping[str, float]) -> tuple[Pass,
     return (*passes, *(make(prune[name]) for name, makes in PRUNE.items() if name in prune for make in makes))
 
 
+def _observed_by(observer: str | None, quantize: str, has_data: bool) -> tuple[Pass, ...]:
+    """The passes that `--quantize` asks for, with ranges of activations as `--observer` takes them."""
+    passes = QUANTIZE[quantize]
+    if observer is None:
+        return passes
+    if not passes:
+        raise UserError(f"--observer {observer}: it finds the ranges of --quantize int8: add that or int8-all")
+    if not has_data:
+        raise UserError(f"--observer {observer}: give inputs to find ranges on with --calib")
+    make_observer(observer, "--observer")
+    return tuple(replace(item, ranges=observer) if isinstance(item, QuantizeInt8) else item for item in passes)
+
+
 def _within(epsilon: float | None) -> tuple[Pass, ...]:
     """The passes that `--epsilon` asks for."""
     if epsilon is None:
@@ -245,7 +263,7 @@ def _calibration(data: Path | Samples, module: tvm.IRModule, target: Target) -> 
     """What answers questions about the data. It runs here, whatever is compiled for."""
     from greencc.targets.cpu.target import host_target
 
-    return Calibration(host_target(target.threads), npz_samples(data, module) if isinstance(data, Path) else list(data))
+    return Calibration(host_target(target.threads), open_samples(data, module["main"]))
 
 
 def _timer(module: tvm.IRModule, target: Target) -> Trials | None:
@@ -294,17 +312,6 @@ def _with_elision(passes: tuple[Pass, ...], mask: str | None) -> tuple[Pass, ...
     return tuple(chosen if isinstance(item, ElidePadding) else item for item in passes)
 
 
-def symbol_bounds(main: relax.Function) -> dict[str, tuple[int, int | None]]:
-    """Inclusive bounds of every symbolic dimension of main's parameters; at least 1, unbounded above unless set."""
-    lower, upper = _bounds(main, SYMBOL_LOWER_ATTR), _bounds(main, SYMBOL_UPPER_ATTR)
-    found: dict[str, tuple[int, int | None]] = {}
-    for param in main.params:
-        for dim in shape_of(param.ty) or []:
-            if isinstance(dim, tirx.Var):
-                found[dim.name] = (lower.get(dim.name, 1), upper.get(dim.name))
-    return found
-
-
 def constant_bytes(module: tvm.IRModule) -> int:
     """Bytes of the distinct constants of a module."""
     sizes: dict[int, int] = {}
@@ -315,12 +322,6 @@ def constant_bytes(module: tvm.IRModule) -> int:
                 if array is not None:
                     sizes[array.__array_interface__["data"][0]] = array.nbytes
     return sum(sizes.values())
-
-
-def _bounds(main: relax.Function, attribute: str) -> dict[str, int]:
-    if main.attrs is None or attribute not in main.attrs:
-        return {}
-    return {str(name): int(value) for name, value in main.attrs[attribute].items()}
 
 
 def _names(main: relax.Function, attribute: str) -> list[str]:

@@ -14,6 +14,7 @@ from tvm import ir, relax
 
 from greencc.errors import GreenccError
 from greencc.ir import relax_functions, span_of
+from greencc.observers import RangeObserver
 from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
 from greencc.passes.stored import Stored
 
@@ -50,6 +51,14 @@ class Activations(Protocol):
     def grams(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
         """Products x^T x [K, K] of some values of main, x being all their rows: sums over all samples."""
 
+    def means(self, module: tvm.IRModule, values: Sequence[relax.Expr], axes: Sequence[int]) -> list[np.ndarray]:
+        """The mean of the elements at each index of an axis, one for each value, of some values of main."""
+
+    def ranges(
+        self, module: tvm.IRModule, values: Sequence[relax.Expr], observer: RangeObserver
+    ) -> list[tuple[float, float]]:
+        """The range (low, high), with 0 in it, that `observer` gives levels to, of some values of main."""
+
     def changes(self, module: tvm.IRModule, pairs: Sequence[tuple[relax.Expr, relax.Expr]]) -> list[float]:
         """For pairs (before, behind) of values of one shape: |behind - before| over |before| (Euclidean norms)."""
 
@@ -84,12 +93,22 @@ class PassContext:
 
 
 @dataclass(frozen=True)
+class ActivationRange:
+    """What an operator's activations are clipped to, and what chose it, a key of `greencc.observers.OBSERVERS`."""
+
+    low: float
+    high: float
+    observer: str
+
+
+@dataclass(frozen=True)
 class PassResult:
     """The module after a pass, how many rewrites it made, and what it declined to do.
 
     `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}. `stored` has, for passes that
-    store weights in fewer bits, what each changed operator's weight is stored as, by the operator's name.
-    `nodes` names the operators that a pass which approximates has changed.
+    store weights in fewer bits, what each changed operator's weight is stored as, by the operator's name; `ranges`
+    likewise the ranges that activations are clipped to. `nodes` names the operators that a pass which approximates has
+    changed.
     """
 
     module: tvm.IRModule
@@ -98,6 +117,7 @@ class PassResult:
     counts: dict[str, int] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
+    ranges: dict[str, ActivationRange] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,10 +140,21 @@ class Pass(ABC):
     name: ClassVar[str]
     # Whether outputs may change by more than rounding, as they do in lower precision.
     approximates: ClassVar[bool] = False
+    # Whether the pass asks calibration data, where there are some.
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Return the rewritten module; `module` itself is left as it is."""
+
+
+@dataclass
+class _Record:
+    """What the rounds of a pass did: rewrites by kind, and what is said of them by the operator's name."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
+    ranges: dict[str, ActivationRange] = field(default_factory=dict)
 
 
 class RewritePass(Pass, Generic[MatchT]):
@@ -135,6 +166,8 @@ class RewritePass(Pass, Generic[MatchT]):
     conditions: ClassVar[tuple[Condition[Any], ...]] = ()
     # Kinds of value that a match can be rooted at; only the kinds named here reach `match`.
     roots: ClassVar[tuple[type, ...]] = (relax.Call,)
+    # Whether no rewrite makes another match, or one legal, so that one round finds them all.
+    one_round: ClassVar[bool] = False
 
     @abstractmethod
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> MatchT | None:
@@ -144,12 +177,20 @@ class RewritePass(Pass, Generic[MatchT]):
     def rewrite(self, builder: Builder, match: MatchT) -> relax.Expr:
         """The value that replaces the root. It must have the root's type. Calls are emitted by `builder`."""
 
+    def informed(self, activations: Activations, module: tvm.IRModule, matches: Sequence[MatchT]) -> list[MatchT]:
+        """The matches of main with what calibration data show, asked for all at once before conditions are checked."""
+        return list(matches)
+
     def kind_of(self, match: MatchT) -> str:
         """Name under which `match` is counted in reports."""
         return self.name
 
     def stored(self, match: MatchT) -> Stored | None:
         """What the rewrite stores a weight as, in fewer bits; None where it does not."""
+        return None
+
+    def range_of(self, match: MatchT) -> ActivationRange | None:
+        """What the rewrite clips activations to; None where it does not."""
         return None
 
     def inner(self, match: MatchT) -> Iterable[relax.Var]:
@@ -162,15 +203,16 @@ class RewritePass(Pass, Generic[MatchT]):
 
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite to a fixpoint; the refusals are those of the last round."""
-        counts: dict[str, int] = {}
-        stored: dict[str, Stored] = {}
+        record = _Record()
         for _ in range(MAX_ROUNDS):
-            module, found, refusals = self._round(module, context, stored)
-            for kind in found:
-                counts[kind] = counts.get(kind, 0) + 1
-            if not found:
-                nodes = tuple(reversed(stored)) if self.approximates else ()
-                return PassResult(module, sum(counts.values()), tuple(refusals), counts, stored, nodes)
+            before = sum(record.counts.values())
+            module, refusals = self._round(module, context, record)
+            rewrites = sum(record.counts.values())
+            if rewrites == before or self.one_round:
+                nodes = tuple(reversed(record.stored)) if self.approximates else ()
+                return PassResult(
+                    module, rewrites, tuple(refusals), record.counts, record.stored, nodes, record.ranges
+                )
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
         )
@@ -179,38 +221,27 @@ class RewritePass(Pass, Generic[MatchT]):
         return self.rewrite(builder, match)
 
     def _round(
-        self, module: tvm.IRModule, context: PassContext, stored: dict[str, Stored]
-    ) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
-        found: list[str] = []
+        self, module: tvm.IRModule, context: PassContext, record: _Record
+    ) -> tuple[tvm.IRModule, list[Refusal]]:
         refusals: list[Refusal] = []
         for gv, function in relax_functions(module):
-            graph = Graph(module, function, context)
+            found = self._matches(Graph(module, function, context), context)
+            if context.activations is not None and found and gv.name_hint == "main":
+                informed = self.informed(context.activations, module, [match for _, _, match in found])
+                found = [(var, node, match) for (var, node, _), match in zip(found, informed, strict=True)]
             matches: dict[relax.Var, MatchT] = {}
             covered: set[relax.Var] = set()
             refused: list[Refusal] = []
-            # Roots last to first, so that of two nested matches the larger one is seen first.
-            for var, value in reversed(list(graph.definitions())):
-                if not isinstance(value, self.roots) or var in covered:
-                    continue
-                if isinstance(value, relax.Call) and not isinstance(value.op, ir.Op):
-                    continue  # a call of a nested graph is no operator
-                made = graph.value(value.tuple_value) if isinstance(value, relax.TupleGetItem) else value
-                node = node_name(var, made)
-                if self.approximates and not context.chooses(self.name, node):
-                    continue
-                match = self.match(graph, var, value)
-                if match is None:
+            for var, node, match in found:
+                if var in covered:
                     continue
                 failed = self.refusal(match)
-                if failed is None:
-                    weight = self.stored(match)
-                    if weight is not None:
-                        stored[node] = weight
-                    matches[var] = match
-                    covered.update(self.inner(match))
-                    found.append(self.kind_of(match))
-                else:
+                if failed is not None:
                     refused.append(Refusal(self.name, node, failed.number, failed.reason))
+                    continue
+                matches[var] = match
+                covered.update(self.inner(match))
+                self._note(record, node, match)
             refusals.extend(reversed(refused))
             if matches:
                 rewritten = rebuild(
@@ -220,4 +251,32 @@ class RewritePass(Pass, Generic[MatchT]):
                 )
                 module = module.clone()
                 module.update_func(gv, eliminate_dead(rewritten))
-        return module, found, refusals
+        return module, refusals
+
+    def _matches(self, graph: Graph, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
+        """(variable, node, match) of every candidate, last to first: of two nested ones the larger is seen first."""
+        found: list[tuple[relax.Var, str, MatchT]] = []
+        for var, value in reversed(list(graph.definitions())):
+            if not isinstance(value, self.roots):
+                continue
+            if isinstance(value, relax.Call) and not isinstance(value.op, ir.Op):
+                continue  # a call of a nested graph is no operator
+            made = graph.value(value.tuple_value) if isinstance(value, relax.TupleGetItem) else value
+            node = node_name(var, made)
+            if not self._may_change(node, context):
+                continue
+            match = self.match(graph, var, value)
+            if match is not None:
+                found.append((var, node, match))
+        return found
+
+    def _may_change(self, node: str, context: PassContext) -> bool:
+        return not self.approximates or context.chooses(self.name, node)
+
+    def _note(self, record: _Record, node: str, match: MatchT) -> None:
+        kind, weight, held = self.kind_of(match), self.stored(match), self.range_of(match)
+        record.counts[kind] = record.counts.get(kind, 0) + 1
+        if weight is not None:
+            record.stored[node] = weight
+        if held is not None:
+            record.ranges[node] = held

@@ -4,60 +4,40 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import tvm
 from tvm import relax
 
 from greencc.ir import relax_functions
-from greencc.passes.base import Activations, Condition, Pass, PassContext, PassResult, Refusal, node_name
-from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
-from greencc.passes.stored import Stored
+from greencc.passes.base import Activations, PassContext, PassResult, Refusal, RewritePass
+from greencc.passes.graph import Graph, eliminate_dead, rebuild
 
 MatchT = TypeVar("MatchT")
 
 
-class CalibratedPass(Pass, Generic[MatchT]):
+class CalibratedPass(RewritePass[MatchT]):
     """A pass that looks at every call of main once, and asks the data about all its matches at once.
 
-    Unlike a RewritePass it makes one round: its own results are no matches.
+    Unlike other rewrites it makes one round, and no match is rooted in another one, be that legal or not.
     """
 
-    conditions: ClassVar[tuple[Condition[Any], ...]] = ()
+    learns: ClassVar[bool] = True
+    one_round: ClassVar[bool] = True
     # Whether the pass does nothing without data.
     needs_data: ClassVar[bool] = False
-
-    @abstractmethod
-    def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> MatchT | None:
-        """The candidate rooted at `call` (bound to `var`), or None when the form is another one."""
 
     @abstractmethod
     def informed(self, activations: Activations, module: tvm.IRModule, matches: Sequence[MatchT]) -> list[MatchT]:
         """The matches with what the data show."""
 
-    @abstractmethod
-    def rewrite(self, builder: Builder, match: MatchT) -> relax.Expr:
-        """The value that replaces the root. It must have the root's type."""
-
-    def inner(self, match: MatchT) -> Iterable[relax.Var]:
-        """Values that `match` covers besides its root: no other match is rooted at one of them."""
-        return ()
-
-    def stored(self, match: MatchT) -> Stored | None:
-        """What the rewrite stores a weight as, in fewer bits; None where it does not."""
-        return None
-
-    def refusal(self, match: MatchT) -> Condition[MatchT] | None:
-        """The first condition that `match` does not satisfy, or None when it is legal."""
-        return next((c for c in self.conditions if not c.holds(match)), None)
-
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite main, in one round."""
         if context.activations is None and self.needs_data:
             return PassResult(module, 0)
-        found = self._matches(module, context)
+        found = self._outermost(module, context)
         matches = [match for _, _, match in found]
         if context.activations is not None and matches:
             matches = self.informed(context.activations, module, matches)
@@ -81,26 +61,18 @@ class CalibratedPass(Pass, Generic[MatchT]):
         counts = {self.name: len(nodes)}
         return PassResult(result, len(nodes), tuple(refusals), counts, stored, tuple(nodes))
 
-    def _matches(self, module: tvm.IRModule, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
+    def _outermost(self, module: tvm.IRModule, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
         """(variable, node, match) of every candidate, in order; of two nested ones the larger."""
-        graph = Graph(module, module["main"], context)
         found: list[tuple[relax.Var, str, MatchT]] = []
         covered: set[relax.Var] = set()
-        for var, value in reversed(list(graph.definitions())):
-            call = graph.call(value)
-            if call is None or var in covered:
-                continue
-            node = node_name(var, call)
-            if not context.chooses(self.name, node):
-                continue
-            match = self.match(graph, var, call)
-            if match is not None:
+        for var, node, match in self._matches(Graph(module, module["main"], context), context):
+            if var not in covered:
                 covered.update(self.inner(match))
                 found.append((var, node, match))
         return found[::-1]
 
-    def _replacement(self, match: MatchT, builder: Builder) -> relax.Expr:
-        return self.rewrite(builder, match)
+    def _may_change(self, node: str, context: PassContext) -> bool:
+        return context.chooses(self.name, node)
 
 
 def all_finite(*arrays: np.ndarray | None) -> bool:

@@ -37,6 +37,7 @@ class DropLayers(Pass):
 
     name: ClassVar[str] = "drop-layers"
     approximates: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
     conditions: ClassVar[tuple[Condition[Block], ...]] = ()
 
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:

@@ -14,7 +14,7 @@ from tvm import relax
 
 from greencc.errors import GreenccError, UserError
 from greencc.ir import count_graph
-from greencc.passes.base import Pass, PassContext, PassResult, Refusal
+from greencc.passes.base import ActivationRange, Pass, PassContext, PassResult, Refusal
 
 DUMP_VARIABLE = "GREENCC_DUMP_IR"
 Observer = Callable[[str, tvm.IRModule], None]
@@ -31,6 +31,7 @@ class PassReport:
         nodes_before, nodes_after, edges_before, edges_after: the graph's size by greencc.ir.count_graph.
         seconds: wall time of the pass alone, without verification.
         stored: by operator, (bits, largest |stored - original|) of weights that the pass stored in fewer bits.
+        ranges: by operator, what the pass clips activations to.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PassReport:
     edges_after: int
     seconds: float
     stored: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
 
     @property
     def refused_by_reason(self) -> dict[str, int]:
@@ -70,6 +72,11 @@ class PassReport:
             report["stored"] = [
                 {"node": node, "bits": bits, "largest_deviation": deviation}
                 for node, (bits, deviation) in sorted(self.stored.items())
+            ]
+        if self.ranges:
+            report["ranges"] = [
+                {"node": node, "observer": held.observer, "low": held.low, "high": held.high}
+                for node, held in sorted(self.ranges.items())
             ]
         return {**report, "seconds": round(self.seconds, 6)} if timing else report
 
@@ -129,6 +136,7 @@ def run_pipeline(
                 edges_after=size[1],
                 seconds=seconds,
                 stored={node: (weight.bits, weight.deviation) for node, weight in result.stored.items()},
+                ranges=result.ranges,
             )
         )
         module = result.module

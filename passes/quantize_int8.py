@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
+import tvm
 from tvm import relax, tirx
 
+from greencc.affine import Scheme
 from greencc.ir import constant, shape_of
+from greencc.observers import make_observer
 from greencc.ops import Conv2dAttrs, quantized_conv2d, quantized_matmul
-from greencc.passes.base import Condition, RewritePass
+from greencc.passes.base import ActivationRange, Activations, Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32, same_extents
 from greencc.passes.stored import StoredWeight, store
 
 # Largest k for which a sum of 255 * 127 * k fits in int32.
 _DEEPEST = (2**31 - 1) // (255 * 127)
+# Conditions from this one on are about what is measured.
+_MEASURED = 7
 # A gain below a twentieth of the time is within what measurements differ by, and not worth precision.
 _MOST_TIME = 0.95
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A product or a convolution `call` with its constant weight, and the options of the pass."""
+    """A product or a convolution `call` with its constant weight, and the options of the pass.
+
+    Attributes:
+        held: what calibration data show of the range of its activations, (low, high); None without such data.
+        means: of the activations at each column or channel, float64; None where weights' errors are left as they are.
+    """
 
     graph: Graph
     root: relax.Var
     call: relax.Call
     weight: np.ndarray
-    least: int
-    measure: bool
-    epsilon: float
+    options: QuantizeInt8
+    held: tuple[float, float] | None = None
+    means: np.ndarray | None = None
 
     @property
     def is_convolution(self) -> bool:
@@ -58,7 +69,7 @@ class Weighted:
     @cached_property
     def stored(self) -> StoredWeight | None:
         """The weight in bytes; None where bytes don't keep it within epsilon."""
-        return store(self.weight, 0 if self.is_convolution else 1, self.epsilon)
+        return store(self.weight, 0 if self.is_convolution else 1, self.options.epsilon)
 
     @cached_property
     def replacement(self) -> relax.Call:
@@ -66,31 +77,58 @@ class Weighted:
         if self.stored is None:
             raise ValueError("a match that condition 8 refuses")
         levels, scale = constant(self.stored.levels), constant(self.stored.scale)
+        scheme = None if self.held is None else Scheme.of_range(*self.held)
         if self.is_convolution:
-            return quantized_conv2d(self.call.args[0], levels, scale, Conv2dAttrs.of(self.call))
+            return quantized_conv2d(self.call.args[0], levels, scale, Conv2dAttrs.of(self.call), scheme)
         x, factors = _factors(self)
-        return quantized_matmul(x, levels, scale, factors)
+        return quantized_matmul(x, levels, scale, factors, scheme)
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """What storing the weight in bytes takes off the mean of the result: float32, to be added to it."""
+        if self.means is None or self.stored is None:
+            return None
+        if not self.is_convolution:
+            error = self.weight.astype(np.float64) - self.stored.levels * self.stored.scale.astype(np.float64)
+            return np.asarray(self.means @ error, np.float32)
+        scale = self.stored.scale.astype(np.float64)[:, None, None, None]
+        taps = (self.weight.astype(np.float64) - self.stored.levels * scale).sum(axis=(2, 3))
+        groups = int(self.call.attrs.groups)
+        grouped = np.einsum("gkc,gc->gk", taps.reshape(groups, -1, taps.shape[1]), self.means.reshape(groups, -1))
+        return np.asarray(grouped.reshape(-1, 1, 1), np.float32)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all activations that were seen are."""
+        return all(np.isfinite(seen).all() for seen in (self.held, self.means) if seen is not None)
 
     @property
     def is_faster(self) -> bool:
         """Whether int8 takes less time than float32; taken for granted where it can't be measured."""
         timer = None if self.graph.context is None else self.graph.context.timer
-        if not self.measure or timer is None or self.stored is None:
+        if not self.options.measure or timer is None or self.stored is None or not self.is_finite:
             return True
         return timer.time_ratio(self.replacement, self.call) <= _MOST_TIME
 
 
 @dataclass(frozen=True)
 class QuantizeInt8(RewritePass[Weighted]):
-    """Compute products and convolutions with constant weights in bytes; activations get scales at run time.
+    """Compute products and convolutions with constant weights in bytes; activations get scales at run time, or fixed.
 
         y = matmul(x, w)          becomes  y = quantized_matmul(x, q, scale)
         y = matmul(x * f, w)      becomes  y = quantized_matmul(x, q, scale, f)   with constant factors f [K]
         y = conv2d(x, w)          becomes  y = quantized_conv2d(x, q, scale)
 
     Every column or filter gets the scale max |w| / 127 (symmetric, per channel); every row of a product's x, and every
-    image of a convolution's, gets its own scale and zero point each time (asymmetric). Sums are exact in int32. The
-    result is close to the original, not equal: this pass is not in the default pipeline. Legal when
+    image of a convolution's, gets its own scale and zero point each time (asymmetric). With `ranges`, each x gets one
+    of each for all rows and images, by what an observer makes of calibration data; values beyond are clipped. Sums are
+    exact in int32.
+
+    With `correct-bias` and calibration data, what the weights' errors add to the mean of the result is taken off again,
+    as a constant: y + E[x] (w - q * scale) (Nagel et al., arXiv:1906.04721, section 4.2); of a convolution, with the
+    means of channels, as if there were no border.
+
+    The result is close to the original, not equal: this pass is not in the default pipeline. Legal when
     1. operands and result are float32;
     2. the weight is a matrix; a convolution is NCHW and OIHW, with images of known size;
     3. all weights are finite;
@@ -99,20 +137,28 @@ class QuantizeInt8(RewritePass[Weighted]):
     6. a filter reads more than one channel: bytes of neighbouring channels are summed together;
     7. with `measure`, the operator takes at most 0.95 of its time in float32: it is measured on this machine, where
        the target's code runs here;
-    8. with `epsilon`, some number of bits up to 8 keeps every weight closer than this; the fewest are taken.
+    8. with `epsilon`, some number of bits up to 8 keeps every weight closer than this; the fewest are taken;
+    9. with `ranges`, calibration data show x;
+    10. all activations that were seen are finite.
 
     Options:
         min_weights: see 5.
         measure: see 7.
         epsilon: see 8; 0 takes 8 bits.
+        ranges: a key of `greencc.observers.OBSERVERS`; empty finds ranges at run time.
+        correct_bias: see above.
     """
 
     min_weights: int = 4096
     measure: bool = True
     epsilon: float = 0.0
+    ranges: str = ""
+    correct_bias: bool = True
 
     name: ClassVar[str] = "quantize-int8"
     approximates: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
+    one_round: ClassVar[bool] = True
     conditions: ClassVar[tuple[Condition[Weighted], ...]] = (
         Condition(1, "an operand or the result is not float32", lambda m: is_float32(*m.call.args, m.root)),
         Condition(
@@ -120,11 +166,35 @@ class QuantizeInt8(RewritePass[Weighted]):
         ),
         Condition(3, "a weight is not finite", lambda m: bool(np.isfinite(m.weight).all())),
         Condition(4, f"a sum has more than {_DEEPEST} products", lambda m: m.depth <= _DEEPEST),
-        Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.least),
+        Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.options.min_weights),
         Condition(6, "a filter reads a single channel", lambda m: not m.is_convolution or m.weight.shape[1] > 1),
         Condition(7, "int8 is not faster here", lambda m: m.is_faster),
         Condition(8, "8 bits don't keep every weight within epsilon", lambda m: m.stored is not None),
+        Condition(9, "no calibration data", lambda m: not m.options.ranges or m.held is not None),
+        Condition(10, "an activation is not finite", lambda m: m.is_finite),
     )
+
+    def __post_init__(self) -> None:
+        if self.ranges:
+            make_observer(self.ranges, f"{self.name}: ranges")
+
+    def informed(self, activations: Activations, module: tvm.IRModule, matches: Sequence[Weighted]) -> list[Weighted]:
+        """See RewritePass. What is refused for other reasons is not asked about."""
+        legal = [c for c in self.conditions if c.number < _MEASURED]
+        asked = [match for match in matches if all(c.holds(match) for c in legal)]
+        values = [match.call.args[0] for match in asked]
+        known = {match.root: match for match in asked}
+        if self.ranges and asked:
+            found = activations.ranges(module, values, make_observer(self.ranges, self.name))
+            known |= {m.root: replace(known[m.root], held=held) for m, held in zip(asked, found, strict=True)}
+        if self.correct_bias and asked:
+            means = activations.means(module, values, [1 if match.is_convolution else -1 for match in asked])
+            known |= {m.root: replace(known[m.root], means=mean) for m, mean in zip(asked, means, strict=True)}
+        return [known.get(match.root, match) for match in matches]
+
+    def range_of(self, match: Weighted) -> ActivationRange | None:
+        """See RewritePass."""
+        return None if match.held is None else ActivationRange(*match.held, self.ranges)
 
     def stored(self, match: Weighted) -> StoredWeight | None:
         """See RewritePass."""
@@ -137,11 +207,14 @@ class QuantizeInt8(RewritePass[Weighted]):
         x, weight = (graph.constant(arg) for arg in call.args)
         if x is not None or weight is None:
             return None
-        return Weighted(graph, var, call, weight, self.min_weights, self.measure, self.epsilon)
+        return Weighted(graph, var, call, weight, self)
 
     def rewrite(self, builder: Builder, match: Weighted) -> relax.Expr:
         """See RewritePass."""
-        return match.replacement
+        bias = match.bias
+        if bias is None or not bias.any():
+            return match.replacement
+        return relax.op.add(builder.emit(match.replacement), constant(bias))
 
 
 def _factors(match: Weighted) -> tuple[relax.Expr, relax.Expr | None]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from greencc.artifact.manifest import Manifest
-from greencc.compress.data import read_dataset
 from greencc.compress.metrics import Drop, make_metric
 from greencc.compress.search import References, measure_drop
 from greencc.importers import import_model
 from greencc.padding import ElidedPadding
 from greencc.runtime.model import Model
+from greencc.samples import read_dataset
 from greencc.targets.cpu.target import host_target
 from greencc.verification import open_reference
 

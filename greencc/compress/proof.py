@@ -13,7 +13,7 @@ from greencc.artifact.bundle import Array, Compiled
 from greencc.calibration import Calibration
 from greencc.compress.candidates import PASSES
 from greencc.compress.cost import make_cost
-from greencc.compress.data import read_dataset, split
+from greencc.compress.data import split
 from greencc.compress.metrics import Drop, make_metric
 from greencc.compress.search import Budget, Found, Progress, References, Search, measure_drop
 from greencc.compress.stages import with_unique_names
@@ -22,6 +22,7 @@ from greencc.ir import OUTPUTS_ATTR
 from greencc.padding import ElidedPadding
 from greencc.passes.base import PassContext
 from greencc.passes.pipeline import Observer, PipelineResult, run_pipeline
+from greencc.samples import read_dataset
 from greencc.trials import seconds_by_turns
 from greencc.verification import BuiltProgram, Program, open_reference
 
@@ -36,7 +37,7 @@ class Request:
     Attributes:
         max_drop: the largest loss of accuracy that is allowed.
         metric: as `greencc.compress.metrics.make_metric` reads it.
-        data: samples, as `greencc.compress.data.read_dataset` reads them.
+        data: samples, as `greencc.samples.read_dataset` reads them.
         cost: a key of `greencc.compress.cost.COSTS`.
     """
 

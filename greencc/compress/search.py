@@ -11,11 +11,12 @@ import tvm
 from greencc.artifact.bundle import Array
 from greencc.compress.candidates import PASSES, Assessed, Candidate, choices_of, find_candidates
 from greencc.compress.cost import Cost
-from greencc.compress.data import Dataset, Splits
+from greencc.compress.data import Splits
 from greencc.compress.metrics import Drop, Metric, RelativeL2
 from greencc.compress.stages import Choices, Stages, with_unique_names
 from greencc.errors import BudgetError
 from greencc.padding import ElidedPadding
+from greencc.samples import Dataset
 from greencc.targets.base import Target
 from greencc.verification import Reference, Runnable
 

@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from tvm import ir, relax, tirx
 
+from greencc.targets.fusion import OPAQUE, PATTERN_ATTR
+
 
 class EmittedKernels:
-    """Each form is emitted once: in TVM's eyes two kernels in symbolic sizes are never equal."""
+    """Each form is emitted once: in TVM's eyes two kernels in symbolic sizes are never equal.
+
+    TVM would take one that stores a single value for an elementwise operator, and fuse what it can't read.
+    """
 
     def __init__(self) -> None:
         self._made: dict[tuple[object, ...], tirx.PrimFunc] = {}
@@ -19,5 +24,5 @@ class EmittedKernels:
         """The variable of `emit(*args)` in the module that `builder` builds; `args` are told apart by their text."""
         form = (emit, *(str(arg) for arg in args))
         if form not in self._made:
-            self._made[form] = emit(*args).without_attr("global_symbol")
+            self._made[form] = emit(*args).without_attr("global_symbol").with_attr(PATTERN_ATTR, OPAQUE)
         return builder.add_func(self._made[form], name)

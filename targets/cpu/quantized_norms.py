@@ -11,7 +11,7 @@ import tvm
 from tvm import ir, relax, tirx
 
 from greencc.ir import bindings_of, constant_array, dtype_of, is_call, relax_functions, shape_of
-from greencc.ops import QUANTIZED_MATMUL
+from greencc.ops import QUANTIZED_MATMUL, scheme_of
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.quantize_rows import normalize_rows_kernel, quantized_rows_types
 from greencc.targets.cpu.target import CpuTarget
@@ -25,7 +25,7 @@ def quantize_in_norms(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
     for gv, function in relax_functions(module):
         readers: dict[relax.Var, relax.Call] = {}
         for binding in bindings_of(function):
-            if is_call(binding.value, QUANTIZED_MATMUL):
+            if is_call(binding.value, QUANTIZED_MATMUL) and scheme_of(binding.value) is None:
                 readers.setdefault(binding.value.args[0], binding.value)
         found = {
             binding.var: readers[binding.var]

@@ -1,7 +1,8 @@
-"""Calibration data: what is seen of a model's values, reading them from .npz, and what int8 gains by them."""
+"""Calibration data: what is seen of a model's values, and what int8 gains by it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm import relax, tirx
 
 from greencc import UserError, api, load
-from greencc.calibration import Calibration, npz_samples
+from greencc.calibration import Calibration
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR
+from greencc.observers import MeanSquaredError, MinMax
 from greencc.targets.cpu.target import host_target
 
 K = 12
@@ -96,31 +98,55 @@ def test_changes_are_quotients_of_norms_over_all_samples() -> None:
     np.testing.assert_allclose(seen.changes(module, [(x, value), (value, x), (x, x)]), [1.0, 0.5, 0.0], rtol=1e-6)
 
 
-def test_samples_of_a_file_are_runs_of_the_models_size(tmp_path: Path) -> None:
-    x = np.arange(5 * 3 * K, dtype=np.float32).reshape(5, 3, K)
-    np.savez(tmp_path / "data.npz", x=x)
-    fixed = npz_samples(tmp_path / "data.npz", doubled(2)[0])
-    assert [sample["x"].shape for sample in fixed] == [(2, 3, K)] * 2
-    one_by_one = npz_samples(tmp_path / "data.npz", doubled(tirx.Var("b", "int64"))[0])
-    np.testing.assert_array_equal(np.concatenate([sample["x"] for sample in one_by_one]), x)
-
-
-def test_data_that_do_not_fit_are_the_users_mistake(tmp_path: Path) -> None:
+def test_means_are_along_an_axis_of_each_value() -> None:
     module, value = doubled(2)
-    x = np.zeros((1, 3, K), np.float32)
-    for arrays, words in (({"y": x}, "'x' is missing"), ({"x": x}, "takes 2 at once")):
-        np.savez(tmp_path / "data.npz", **arrays)
-        with pytest.raises(UserError, match=words):
-            npz_samples(tmp_path / "data.npz", module)
-    samples: list[tuple[list[dict[str, np.ndarray]], str]] = [
-        ([], "no sample"),
-        ([{"z": x}], "lacks the input 'x'"),
-        ([{"x": x}], r"the model takes float32\[2, 3, 12\]"),
-        ([{"x": np.zeros((2, 3, K))}], r"'x' is float64\[2, 3, 12\]"),
-    ]
-    for given, words in samples:
-        with pytest.raises(UserError, match=words):
-            Calibration(host_target(1), given).largest(module, [value])
+    x = module["main"].params[0]
+    samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) + 1 for i in range(3)]
+    seen = Calibration(host_target(1), [{"x": sample} for sample in samples])
+    columns, channels = seen.means(module, [value, x], [-1, 1])
+    exact = np.array(samples, np.float64)
+    np.testing.assert_allclose(columns, 2 * exact.mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(channels, exact.mean(axis=(0, 1, 3)), rtol=1e-5)
+
+
+def test_ranges_are_over_all_samples_of_inputs_and_inner_values() -> None:
+    module, value = doubled(tirx.Var("b", "int64"))
+    x = module["main"].params[0]
+    samples = [np.random.default_rng(i).standard_normal((1 + i, 3, K)).astype(np.float32) for i in range(3)]
+    seen = Calibration(host_target(1), [{"x": sample} for sample in samples])
+    low, high = min(s.min() for s in samples), max(s.max() for s in samples)
+    assert seen.ranges(module, [x, value, x], MinMax()) == [(low, high), (2 * low, 2 * high), (low, high)]
+
+
+def test_the_same_question_is_answered_without_another_run() -> None:
+    class Counted:
+        rounds = 0
+
+        def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+            self.rounds += 1
+            yield {"x": np.random.default_rng(0).standard_normal((2, 3, K)).astype(np.float32)}
+
+    module, value = doubled(2)
+    (x,) = module["main"].params
+    samples = Counted()
+    seen = Calibration(host_target(1), samples)
+    first = seen.ranges(module, [x], MinMax())
+    assert seen.ranges(module, [x], MinMax()) == first
+    seen.ranges(module, [x], MeanSquaredError())  # by the same histogram
+    assert samples.rounds == 1
+    seen.ranges(module, [value, x], MinMax())  # one value is new
+    seen.means(module, [x], [-1])
+    seen.means(module, [x, x], [-1, -1])
+    assert samples.rounds == 3
+    other, _ = doubled(2)
+    seen.ranges(other, [other["main"].params[0]], MinMax())
+    assert samples.rounds == 4
+
+
+def test_data_without_samples_are_the_users_mistake() -> None:
+    module, value = doubled(2)
+    with pytest.raises(UserError, match="no sample"):
+        Calibration(host_target(1), []).largest(module, [value])
 
 
 @pytest.fixture(scope="module")

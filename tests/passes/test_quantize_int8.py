@@ -3,11 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import assert_refused, assert_unmatched, const, graph, ops, random, rewritten, run, the_call
+from tvm import relax
 from tvm.relax import op
 
+from greencc import UserError
+from greencc.affine import Scheme
 from greencc.ir import constant_array
-from greencc.ops import Conv2dAttrs
-from greencc.passes.base import PassContext
+from greencc.ops import Conv2dAttrs, scheme_of
+from greencc.passes.base import ActivationRange, PassContext
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.stored import quantize_channels
 
@@ -145,3 +148,125 @@ def test_condition_8_epsilon():
         result = run(QuantizeInt8(epsilon=1e-4), module)
         reason = "8 bits don't keep every weight within epsilon"
         assert [(r.condition, r.reason) for r in result.refusals] == [(8, reason)]
+
+
+class Seen:
+    """Activations that are what a test says, and what was asked."""
+
+    def __init__(self, ranges=(-1.0, 3.0), means=0.0):
+        self.given, self.mean, self.asked = ranges, means, []
+
+    def ranges(self, module, values, observer):
+        self.asked.append(("ranges", len(values), observer.name))
+        return [self.given for _ in values]
+
+    def means(self, module, values, axes):
+        self.asked.append(("means", len(values), tuple(axes)))
+        sizes = [int(value.ty.shape[axis]) for value, axis in zip(values, axes, strict=True)]
+        return [np.full(size, self.mean) if np.isscalar(self.mean) else self.mean for size in sizes]
+
+
+def informed(pass_, module, seen):
+    result = pass_.run(module, PassContext(activations=seen))
+    assert relax.analysis.check_well_formed(result.module)
+    return result
+
+
+STATIC = QuantizeInt8(min_weights=1, ranges="mse", correct_bias=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "op"),
+    [
+        (product(random(8, 6)), "greencc.quantized_matmul"),
+        (convolution(random(6, 4, 3, 3)), "greencc.quantized_conv2d"),
+    ],
+)
+def test_ranges_that_data_show_become_the_scheme(module, op):
+    seen = Seen()
+    result = informed(STATIC, module, seen)
+    assert ops(result.module) == [op]
+    assert scheme_of(the_call(result.module, op)) == Scheme.of_range(-1.0, 3.0)
+    assert seen.asked == [("ranges", 1, "mse")]
+    assert list(result.ranges.values()) == [ActivationRange(-1.0, 3.0, "mse")]
+    assert list(result.ranges) == list(result.nodes)
+    assert scheme_of(the_call(run(PASS, module).module, op)) is None
+    assert run(PASS, module).ranges == {}
+
+
+def test_data_are_asked_about_all_at_once_and_not_about_what_is_refused_anyway():
+    def body(e, x, y):
+        a = e(op.matmul(x, const(random(8, 6))))
+        b = e(op.nn.conv2d(y, const(random(6, 4, 1, 1))))
+        return e(op.nn.relu(a)), b, e(op.matmul(a, const(random(6, 2)))), e(op.matmul(x, const(random(8, 5))))
+
+    seen = Seen(means=1.0)
+    pass_ = QuantizeInt8(min_weights=24, ranges="min-max", correct_bias=True, measure=False)
+    result = informed(pass_, graph(body, x=("n", 8), y=("n", 4, 3, 3)), seen)
+    assert seen.asked == [("ranges", 3, "min-max"), ("means", 3, (-1, 1, -1))]
+    assert (result.rewrites, [r.condition for r in result.refusals]) == (3, [5])
+
+
+def test_condition_9_data():
+    for module in (product(random(64, 64), ("batch", 64)), convolution(random(64, 64, 1, 1), (1, 64, 5, 5))):
+        assert_refused(QuantizeInt8(ranges="entropy"), module, 9, "no calibration data")
+
+
+@pytest.mark.parametrize(
+    ("seen", "pass_"),
+    [
+        (Seen((np.nan, np.nan)), STATIC),
+        (Seen((-np.inf, 1.0)), STATIC),
+        (Seen(means=np.nan), QuantizeInt8(min_weights=1, correct_bias=True)),
+    ],
+)
+def test_condition_10_finite_activations(seen, pass_):
+    timer = Stopwatch(0.5)
+    result = pass_.run(product(random(8, 6)), PassContext(activations=seen, timer=timer))
+    assert [(r.condition, r.reason) for r in result.refusals] == [(10, "an activation is not finite")]
+    assert timer.asked == []
+
+
+def test_unknown_ranges_are_the_users_mistake():
+    with pytest.raises(UserError, match="quantize-int8: ranges median: unknown; known: min-max"):
+        QuantizeInt8(ranges="median")
+
+
+CORRECTED = QuantizeInt8(min_weights=1, correct_bias=True)
+
+
+def test_a_products_bias_makes_up_for_its_weights():
+    w, mean = random(40, 6) * np.exp(random(6)), random(40, seed=3).astype(np.float64)
+    after = informed(CORRECTED, product(w, ("batch", 40)), Seen(means=mean)).module
+    assert ops(after) == ["greencc.quantized_matmul", "add"]
+    levels, scale = (constant_array(arg) for arg in the_call(after, "greencc.quantized_matmul").args[1:])
+    (bias,) = (array for arg in the_call(after, "relax.add").args if (array := constant_array(arg)) is not None)
+    # The mean row goes through as if weights were exact.
+    np.testing.assert_allclose(mean @ (levels * scale.astype(np.float64)) + bias, mean @ w, rtol=0, atol=1e-6)
+    assert np.abs(bias).max() > 1e-3
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolutions_bias_is_that_of_the_interior(groups):
+    w, mean = random(6, 4 // groups, 3, 3), random(4, seed=3).astype(np.float64)
+    module = convolution(w, padding=(1, 1, 1, 1), groups=groups)
+    after = informed(CORRECTED, module, Seen(means=mean)).module
+    call = the_call(after, "greencc.quantized_conv2d")
+    levels, scale = (constant_array(arg) for arg in call.args[1:])
+    (bias,) = (array for arg in the_call(after, "relax.add").args if (array := constant_array(arg)) is not None)
+    assert bias.shape == (6, 1, 1)
+    for k in range(6):
+        first = k // (6 // groups) * (4 // groups)
+        window = np.broadcast_to(mean[first : first + 4 // groups, None, None], w[k].shape)
+        stored = (window * levels[k] * np.float64(scale[k])).sum()
+        np.testing.assert_allclose(stored + bias[k, 0, 0], (window * w[k]).sum(), rtol=0, atol=1e-6)
+
+
+def test_nothing_is_added_where_nothing_is_lost_or_known():
+    exact = np.outer(np.arange(-127, 128), np.ones(2)).astype(np.float32)
+    assert ops(informed(CORRECTED, product(exact, (1, 255)), Seen(means=1.0)).module) == ["greencc.quantized_matmul"]
+    assert ops(run(CORRECTED, product(random(8, 6))).module) == ["greencc.quantized_matmul"]
+    seen = Seen(means=1.0)
+    off = QuantizeInt8(min_weights=1, correct_bias=False)
+    assert ops(informed(off, product(random(8, 6)), seen).module) == ["greencc.quantized_matmul"]
+    assert seen.asked == []

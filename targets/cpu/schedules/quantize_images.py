@@ -1,22 +1,29 @@
-"""Dynamic quantisation of images: each of its own, to unsigned or signed bytes, in words of neighbouring channels.
+"""Quantisation of images, to unsigned or signed bytes, in words of neighbouring channels.
 
 The scheme is that of quantize_rows, with a range per image. The range is found first, in parts by several threads; then
-the levels are written as a convolution reads them, so that nothing is rearranged later.
+the levels are written as a convolution reads them, so that nothing is rearranged later. With a scheme that is known
+nothing is searched for.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.affine import Scheme
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.quantize_rows import levels_of, store_scheme
+from greencc.targets.cpu.schedules.quantize_rows import levels_of, static_numbers, store_scheme
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, cover, i64, ramp, splat, vector_type, with_own_symbols
+
+Numbers = Callable[[tirx.Expr], tuple[tirx.Expr, tirx.Expr]]
+"""What the levels of an image, of which the number is given, are computed with, see levels_of."""
 
 # Parts of an image for each thread.
 PARTS_PER_THREAD = 4
@@ -29,12 +36,14 @@ def word_count(channels: int, groups: int, dot: DotProduct) -> int:
     return groups * -(-(channels // groups) // dot.depth)
 
 
-def quantize_images_kernel(x: relax.TensorType, groups: int, target: CpuTarget, dot: DotProduct) -> tirx.PrimFunc:
+def quantize_images_kernel(
+    x: relax.TensorType, groups: int, target: CpuTarget, dot: DotProduct, scheme: Scheme | None = None
+) -> tirx.PrimFunc:
     """The kernel for x [N, C, H, W] float32, of known sizes but for N, whose channels fall into groups.
 
     It writes q [N, words, H, W, depth] in `dot.activation`, scale [N, 1, 1, 1] float32 and zero [N, 1, 1, 1] int32,
     such that x is about (q - zero) * scale. Where bytes are signed, q and zero are 128 less. Channels that fill up the
-    last word of a group are 0.
+    last word of a group are 0. With a scheme it writes q only.
     """
     ((batch,),) = with_own_symbols([list(x.shape.values)[:1]])
     channels, height, width = (int(size) for size in list(x.shape.values)[1:])
@@ -43,15 +52,21 @@ def quantize_images_kernel(x: relax.TensorType, groups: int, target: CpuTarget, 
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         source = T.arg("x", T.buffer((batch, channels, height, width), "float32"))
         quantized = T.arg("q", T.buffer((batch, words, height, width, dot.depth), dot.activation))
-        scale = T.arg("scale", T.buffer((batch, *ones), "float32"))
-        zero = T.arg("zero", T.buffer((batch, *ones), "int32"))
+        if scheme is None:
+            scale = T.arg("scale", T.buffer((batch, *ones), "float32"))
+            zero = T.arg("zero", T.buffer((batch, *ones), "int32"))
         T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-quantize-images"})
-        emitter = _Images(source, quantized, scale, zero, groups, target, dot)
+        emitter = _Images(source, quantized, groups, target, dot)
         # TVM looks for reshapes among kernels of one operand, and expects a block.
         with T.sblock("root"):
-            emitter.emit()
-    # Two comparisons, a product, a sum and a rounding for every element.
-    return ib.get().with_attr(OPERATIONS_ATTR, batch * i64(5 * channels * height * width))
+            if scheme is None:
+                emitter.write(emitter.search(scale, zero))
+            else:
+                known = static_numbers(scheme, dot)
+                emitter.write(lambda _: known)
+    # A product, a sum and a rounding for every element; two comparisons to find the range.
+    operations = 5 if scheme is None else 3
+    return ib.get().with_attr(OPERATIONS_ATTR, batch * i64(operations * channels * height * width))
 
 
 class _Images:
@@ -61,21 +76,24 @@ class _Images:
         self,
         source: tirx.Var,
         quantized: tirx.Var,
-        scale: tirx.Var,
-        zero: tirx.Var,
         groups: int,
         target: CpuTarget,
         dot: DotProduct,
     ) -> None:
-        self.source, self.quantized, self.scale, self.zero = source, quantized, scale, zero
+        self.source, self.quantized = source, quantized
         self.groups, self.target, self.dot = groups, target, dot
         self.batch, *rest = source.ty.shape
         self.channels, height, width = (int(size) for size in rest)
         self.plane = height * width
 
-    def emit(self) -> None:
-        size = self.channels * self.plane
-        parallel = (as_int(self.batch) or 2) * size >= MIN_PARALLEL_ELEMENTS
+    @property
+    def _is_large(self) -> bool:
+        """Whether threads pay."""
+        return (as_int(self.batch) or 2) * self.channels * self.plane >= MIN_PARALLEL_ELEMENTS
+
+    def search(self, scale: tirx.Var, zero: tirx.Var) -> Numbers:
+        """Emit the search for every image's scheme, which goes to `scale` and `zero`."""
+        size, parallel = self.channels * self.plane, self._is_large
         loop = T.parallel if parallel else T.serial
         # Parts overlap where they don't divide the image: then all are of one size.
         unit = next(n for n in (CHAINS * self.target.lanes(), self.target.lanes(), 1) if n <= size)
@@ -87,7 +105,13 @@ class _Images:
             n, own = tirx.floordiv(task, i64(count)), tirx.floormod(task, i64(count))
             self._range(ranges, n, own, tirx.min(own * i64(part), i64(size - part)), part, unit)
         with T.serial(i64(0), self.batch) as n:
-            self._scheme(ranges, numbers, n, count)
+            self._scheme(ranges, n, count, numbers, (scale, zero))
+        return lambda n: (numbers[n, i64(0)], numbers[n, i64(1)])
+
+    def write(self, numbers: Numbers) -> None:
+        """Emit the levels."""
+        parallel = self._is_large
+        loop = T.parallel if parallel else T.serial
         words = self.groups * self._group_words
         block = self.plane
         if parallel and words < PARTS_PER_THREAD * self.target.threads:
@@ -123,7 +147,9 @@ class _Images:
             found[0].reduce(combine)
             T.buffer_store(ranges, found[0].lane(0), [n, i64(i), own])
 
-    def _scheme(self, ranges: tirx.Var, numbers: tirx.Var, n: tirx.Expr, count: int) -> None:
+    def _scheme(
+        self, ranges: tirx.Var, n: tirx.Expr, count: int, numbers: tirx.Var, scheme: tuple[tirx.Var, tirx.Var]
+    ) -> None:
         """Scale and zero point of image n, and the numbers that its levels are computed with."""
         extremes = stack_buffer(2)
         for i, combine in enumerate((tirx.min, tirx.max)):
@@ -132,9 +158,9 @@ class _Images:
                 T.buffer_store(extremes, combine(extremes[i64(i)], ranges[n, i64(i), part]), [i64(i)])
         low, span = extremes[i64(0)], extremes[i64(1)] - extremes[i64(0)]
         place = [n, i64(0), i64(0), i64(0)]
-        store_scheme(low, span, self.dot, (numbers, [n]), (self.scale, self.zero, place))
+        store_scheme(low, span, self.dot, (numbers, [n]), (*scheme, place))
 
-    def _word(self, numbers: tirx.Var, n: tirx.Expr, word: tirx.Expr, first: tirx.Expr, count: int) -> None:
+    def _word(self, numbers: Numbers, n: tirx.Expr, word: tirx.Expr, first: tirx.Expr, count: int) -> None:
         """The levels of one word of channels at `count` positions."""
         depth, each = self.dot.depth, self.channels // self.groups
         group, own = tirx.floordiv(word, i64(self._group_words)), tirx.floormod(word, i64(self._group_words))
@@ -160,7 +186,7 @@ class _Images:
 
     def _store(
         self,
-        numbers: tirx.Var,
+        numbers: Numbers,
         n: tirx.Expr,
         word: tirx.Expr,
         channel: tirx.Expr,
@@ -173,7 +199,7 @@ class _Images:
         values = [
             tirx.BufferLoad(self.source, [n, channel + i64(i), i64(0), ramp(at, lanes)]) for i in range(valid)
         ]
-        levels = [levels_of(value, (numbers, [n]), self.dot, lanes) for value in values]
+        levels = [levels_of(value, numbers(n), self.dot, lanes) for value in values]
         place = [n, word, i64(0), i64(0), ramp(at * i64(depth), lanes * depth)]
         if depth == 1:
             narrow = tirx.Cast(vector_type(self.dot.activation, lanes), levels[0])

@@ -14,6 +14,7 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.affine import LEVELS, Scheme
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
@@ -23,7 +24,6 @@ from greencc.targets.tir import as_int, i64, ramp, splat, unravel, vector_type, 
 
 # Rows of a task: some microseconds of work.
 TASK_ROWS = 8
-LEVELS = 255
 
 
 def padded_depth(depth: int, dot: DotProduct) -> int:
@@ -124,14 +124,21 @@ def store_scheme(
 
 
 def levels_of(
-    value: tirx.Expr, numbers: tuple[tirx.Var, list[tirx.Expr]], dot: DotProduct, lanes: int
+    value: tirx.Expr, numbers: tuple[tirx.Expr, tirx.Expr], dot: DotProduct, lanes: int
 ) -> tirx.Expr:
-    """The levels of float32 values, int32: value / scale + zero, rounded and held within what bytes can be."""
-    buffer, lead = numbers
-    inverse, zero = (splat(tirx.BufferLoad(buffer, [*lead, i64(i)]), lanes) for i in (0, 1))
+    """The levels of float32 values, int32: value / scale + zero, rounded and held within what bytes can be.
+
+    `numbers` are the scale's inverse and the zero point, float32; the latter is 128 less where bytes are signed.
+    """
+    inverse, zero = (splat(number, lanes) for number in numbers)
     lowest, highest = (splat(limit - _shift(dot), lanes) for limit in map(_level, (0, LEVELS)))
     level = tirx.min(tirx.max(tirx.nearbyint(value * inverse + zero), lowest), highest)
     return tirx.Cast(vector_type("int32", lanes), level)
+
+
+def static_numbers(scheme: Scheme, dot: DotProduct) -> tuple[tirx.Expr, tirx.Expr]:
+    """What `levels_of` computes with, of a scheme that is known when the kernel is made."""
+    return tirx.const(scheme.inverse, "float32"), _level(scheme.zero) - _shift(dot)
 
 
 def _shift(dot: DotProduct) -> tirx.Expr:
@@ -235,7 +242,8 @@ class _Row:
             T.buffer_store(self.quantized, tirx.const(0, self.dot.activation), [*lead, i64(self.depth) + rest])
 
     def _quantize(self, lead: list[tirx.Expr], numbers: tirx.Var, column: tirx.Expr, lanes: int) -> None:
-        levels = levels_of(self._value(lead, column, lanes), (numbers, []), self.dot, lanes)
+        inverse, zero = (tirx.BufferLoad(numbers, [i64(i)]) for i in (0, 1))
+        levels = levels_of(self._value(lead, column, lanes), (inverse, zero), self.dot, lanes)
         narrow = tirx.Cast(vector_type(self.dot.activation, lanes), levels)
         T.buffer_store(self.quantized, narrow, [*lead, ramp(column, lanes)])
 

@@ -169,10 +169,14 @@ class Convolution:
         shape = (self.filters, self.shape[1] // self.attrs.groups, *self.kernel)
         return quantize_channels(normal(*shape, seed=self.filters), 0)
 
+    def quantized(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Levels, scale and zero point of every image, flat."""
+        return quantized(x.reshape(len(x), -1))
+
     def expected(self, x: np.ndarray) -> np.ndarray:
         """The sums in int64, of an image that is padded with zeros after its zero point has been taken off."""
         (w, scale), attrs = self.weight, self.attrs
-        flat, image_scale, zero = quantized(x.reshape(len(x), -1))
+        flat, image_scale, zero = self.quantized(x)
         top, left, bottom, right = attrs.padding
         image = np.pad((flat - zero).reshape(x.shape), ((0, 0), (0, 0), (top, bottom), (left, right)))
         out = [attrs.out_size(axis, self.shape[2 + axis], self.kernel[axis]) for axis in (0, 1)]

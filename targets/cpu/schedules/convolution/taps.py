@@ -13,7 +13,7 @@ from tvm import tirx
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ChannelBlocks, WordBlocks
-from greencc.targets.tir import i64, ramp, splat, vector_type
+from greencc.targets.tir import as_int, i64, ramp, splat, vector_type
 
 
 class Taps(Protocol):
@@ -127,14 +127,15 @@ class DotTaps:
         """See Taps."""
         if zero is None:  # then what lies outside is met by no tap
             return tirx.const(0, self.word)
-        level = tirx.BufferLoad(zero, [n, i64(0), i64(0), i64(0)])
+        own = i64(0) if as_int(zero.ty.shape[0]) == 1 else n  # one for each image, or for all
+        level = tirx.BufferLoad(zero, [own, i64(0), i64(0), i64(0)])
         if self.depth == 1:
             return tirx.Cast(self.word, level)
         bits = 32 // self.depth
-        own = level & tirx.const((1 << bits) - 1, "int32")
-        word = own
+        byte = level & tirx.const((1 << bits) - 1, "int32")
+        word = byte
         for place in range(1, self.depth):
-            word = word | (own << tirx.const(place * bits, "int32"))
+            word = word | (byte << tirx.const(place * bits, "int32"))
         return word
 
     def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
