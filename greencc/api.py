@@ -64,9 +64,10 @@ def compile(
     passes: str | None = None,
     elide_padding: str | None = None,
     keep_layers: int | None = None,
-    prune: Mapping[str, float] | None = None,
+    prune: Mapping[str, float | str] | None = None,
     quantize: str = "none",
     epsilon: float | None = None,
+    cluster_weights: int | None = None,
     calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
     max_drop: float | None = None,
     metric: str = "relative_l2",
@@ -89,12 +90,15 @@ def compile(
             computed, and outputs are zeros there. None elides only what no output depends on.
         keep_layers: how many of the model's repeated layers stay, the first ones; None for all.
         prune: the shares of `heads` of attention and of `channels` of feed-forward layers that go, the least important
-            first: by `calib`, or by their weights. Outputs change.
+            first: by `calib`, or by their weights; and of each output's weights that become 0 (`sparsity`; "2:4" for
+            two of every four). Outputs change.
         quantize: `none`, or `int8` to compute products and convolutions with constant weights in int8 where that is
             measured to be faster, or `int8-all` to do so everywhere. Outputs then differ from the model's by more
             than rounding.
         epsilon: store every large weight in the fewest bits that keep it closer than this to its value, and compute
             with bytes; the report lists both of each. Weights that 8 bits don't keep stay in float32.
+        cluster_weights: give every large weight at most 2 to the power of this distinct values (2 to 8), by k-means: a
+            packed artifact stores their numbers. Runs compute in float32 as before.
         calib: inputs like those that the model is made for, for `quantize`, `prune` and `max_drop`: an .npz whose
             arrays have a first axis of samples, or inputs by name, a mapping for each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it, measured on `calib`,
@@ -132,6 +136,7 @@ def compile(
         prune=prune,
         quantize=quantize,
         epsilon=epsilon,
+        cluster_weights=cluster_weights,
         calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
         max_drop=max_drop,
         metric=metric,

@@ -44,9 +44,12 @@ class Calibration:
         """
         return self._reduced(module, [_maxima(value) for value in values], np.maximum)
 
-    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
-        """The mean square of the elements of each column of some values of main: float64. Raises as `largest`."""
-        sums = self._reduced(module, [_mean_squares(value) for value in values], np.add)
+    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr], axis: int = -1) -> list[np.ndarray]:
+        """The mean square of the elements at each index of an axis of some values of main: float64.
+
+        Raises as `largest`.
+        """
+        sums = self._reduced(module, [_mean_squares(value, axis) for value in values], np.add)
         return [total / self.runs for total in sums]
 
     def changes(self, module: tvm.IRModule, pairs: Sequence[tuple[relax.Expr, relax.Expr]]) -> list[float]:
@@ -79,8 +82,8 @@ def _maxima(value: relax.Expr) -> Callable[[Emit], relax.Var]:
     return lambda emit: emit(relax.op.max(emit(relax.op.abs(value)), axis=_outer(value)))
 
 
-def _mean_squares(value: relax.Expr) -> Callable[[Emit], relax.Var]:
-    return lambda emit: emit(relax.op.mean(emit(relax.op.multiply(value, value)), axis=_outer(value)))
+def _mean_squares(value: relax.Expr, axis: int) -> Callable[[Emit], relax.Var]:
+    return lambda emit: emit(relax.op.mean(emit(relax.op.multiply(value, value)), axis=_outer(value, axis)))
 
 
 def _square(value: relax.Expr) -> Callable[[Emit], relax.Var]:
@@ -94,8 +97,10 @@ def _square_of_difference(before: relax.Expr, behind: relax.Expr) -> Callable[[E
     return compute
 
 
-def _outer(value: relax.Expr) -> list[int]:
-    return list(range(len(shape_of(value.ty) or []) - 1))
+def _outer(value: relax.Expr, axis: int = -1) -> list[int]:
+    """The other axes than `axis`."""
+    rank = len(shape_of(value.ty) or [])
+    return [i for i in range(rank) if i != axis % rank]
 
 
 def npz_samples(path: Path, module: tvm.IRModule) -> list[dict[str, Array]]:

@@ -48,7 +48,11 @@ def cli() -> None:
 @click.option("--passes", metavar="LIST", help="Passes to run: a,b{opt=1}. [default: the whole pipeline]")
 @click.option("--elide-padding", metavar="INPUT", help="Compute no padding: INPUT is 0 there, so are outputs.")
 @click.option("--keep-layers", type=int, metavar="N", help="Keep the first N of the model's repeated layers.")
-@click.option("--prune", metavar="heads=F,channels=F", help="Shares to remove of heads and feed-forward channels.")
+@click.option(
+    "--prune",
+    metavar="heads=F,channels=F,sparsity=F|2:4",
+    help="Shares to remove of heads and feed-forward channels, and of weights to set to 0.",
+)
 @click.option(
     "--quantize",
     default="none",
@@ -56,6 +60,7 @@ def cli() -> None:
     help="Compute products and convolutions in int8: where that is faster, or all.",
 )
 @click.option("--epsilon", type=float, metavar="F", help="Fewest bits that keep every weight closer than F.")
+@click.option("--cluster-weights", type=int, metavar="BITS", help="Few distinct values (2 to 8 bits) for each weight.")
 @click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from and measure on (.npz).")
 @click.option("--max-drop", type=float, metavar="F", help="Find the cheapest model that loses at most F of the metric.")
 @click.option(
@@ -86,6 +91,7 @@ def compile_command(
     prune: str | None,
     quantize: str,
     epsilon: float | None,
+    cluster_weights: int | None,
     calib: Path | None,
     max_drop: float | None,
     metric: str,
@@ -114,6 +120,7 @@ def compile_command(
             prune=parse_shares(prune, "--prune"),
             quantize=quantize,
             epsilon=epsilon,
+            cluster_weights=cluster_weights,
             calib=calib,
             max_drop=max_drop,
             metric=metric,

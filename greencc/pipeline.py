@@ -35,6 +35,7 @@ from greencc.ir import (
 )
 from greencc.padding import ElidedPadding
 from greencc.passes.base import Pass, PassContext
+from greencc.passes.cluster_weights import ClusterWeights
 from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.fold_constants import FoldConstants
@@ -46,6 +47,7 @@ from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline
 from greencc.passes.smooth_activations import SmoothActivations
+from greencc.passes.sparsify import PATTERNS, Sparsify
 from greencc.targets.lower import lower
 from greencc.trials import Trials
 
@@ -62,8 +64,8 @@ QUANTIZE: dict[str, tuple[Pass, ...]] = {
     "int8": (SmoothActivations(), QuantizeInt8()),
     "int8-all": (SmoothActivations(), QuantizeInt8(measure=False)),
 }
-# What --prune can remove, in the order in which it is removed.
-PRUNE: dict[str, Callable[[float], Pass]] = {"heads": PruneHeads, "channels": PruneChannels}
+# What --prune can remove, in the order in which it is removed: weights of what is left are compared with each other.
+PRUNE: dict[str, Callable[[float], Pass]] = {"heads": PruneHeads, "channels": PruneChannels, "sparsity": Sparsify}
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,10 @@ def compile_model(
     passes: str | None = None,
     elide_padding: str | None = None,
     keep_layers: int | None = None,
-    prune: Mapping[str, float] | None = None,
+    prune: Mapping[str, float | str] | None = None,
     quantize: str = "none",
     epsilon: float | None = None,
+    cluster_weights: int | None = None,
     calibration: Path | Samples | None = None,
     max_drop: float | None = None,
     metric: str = DEFAULT_METRIC,
@@ -117,9 +120,10 @@ def compile_model(
         elide_padding: the mask input whose padding is not computed, though outputs become zeros there; None leaves
             it to the pipeline, which elides what no output depends on.
         keep_layers: how many of the repeated layers stay, the first ones; None for all.
-        prune: shares of `heads` and `channels` to remove.
+        prune: shares of `heads`, `channels` and weights (`sparsity`) to remove; of weights also a pattern.
         quantize: a key of QUANTIZE: passes that follow the pipeline.
         epsilon: every weight is stored in the fewest bits that keep it closer than this; None stores none so.
+        cluster_weights: every large weight gets at most 2 to the power of this distinct values; None leaves them.
         calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it is searched for.
@@ -143,9 +147,14 @@ def compile_model(
         raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
     if epsilon is not None and (max_drop is not None or quantize != "none"):
         raise UserError(f"--epsilon {epsilon:g}: it quantises by itself: leave out --quantize and --max-drop")
+    if cluster_weights is not None and (max_drop is not None or epsilon is not None or quantize != "none"):
+        others = "--quantize, --epsilon and --max-drop"
+        raise UserError(f"--cluster-weights {cluster_weights}: weights are stored in one way: leave out {others}")
     chosen = default_pipeline() if passes is None else parse_pipeline(passes)
     pruning = _pruning(keep_layers, prune or {})
-    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *QUANTIZE[quantize], *_within(epsilon))
+    clustering = () if cluster_weights is None else (ClusterWeights(cluster_weights),)
+    storing = (*clustering, *QUANTIZE[quantize], *_within(epsilon))
+    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *storing)
     if calibration is not None and max_drop is None and not (pruning or QUANTIZE[quantize]):
         raise UserError("--calib: nothing is calibrated without --quantize, --prune or --max-drop")
     progress("importing")
@@ -209,19 +218,29 @@ def compile_model(
     return Compilation(compiled, inputs, (imported.source_name, imported.source_sha256), report, error)
 
 
-def _pruning(keep_layers: int | None, prune: Mapping[str, float]) -> tuple[Pass, ...]:
+def _pruning(keep_layers: int | None, prune: Mapping[str, float | str]) -> tuple[Pass, ...]:
     """The passes that `--keep-layers` and `--prune` ask for."""
     passes: list[Pass] = []
     if keep_layers is not None:
         if keep_layers < 1:
             raise UserError(f"--keep-layers {keep_layers}: at least one must stay")
         passes.append(DropLayers(keep_layers))
-    for name, fraction in prune.items():
+    for name in prune:
         if name not in PRUNE:
             raise UserError(f"--prune {name}: unknown; known: {', '.join(PRUNE)}")
-        if not 0 < fraction < 1:
-            raise UserError(f"--prune {name}={fraction:g}: write a share between 0 and 1, of what is to go")
-    return (*passes, *(make(prune[name]) for name, make in PRUNE.items() if name in prune))
+    return (*passes, *(_removing(name, prune[name]) for name in PRUNE if name in prune))
+
+
+def _removing(name: str, share: float | str) -> Pass:
+    """The pass that removes a share of something, or what a pattern says of weights."""
+    if isinstance(share, str):
+        if name == "sparsity" and share in PATTERNS:
+            return Sparsify(pattern=share)
+    elif 0 < share < 1:
+        return PRUNE[name](share)
+    or_pattern = f", or {', '.join(PATTERNS)}" if name == "sparsity" else ""
+    text = share if isinstance(share, str) else f"{share:g}"
+    raise UserError(f"--prune {name}={text}: write a share between 0 and 1, of what is to go{or_pattern}")
 
 
 def _within(epsilon: float | None) -> tuple[Pass, ...]:

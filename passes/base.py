@@ -15,7 +15,7 @@ from tvm import ir, relax
 from greencc.errors import GreenccError
 from greencc.ir import relax_functions, span_of
 from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
-from greencc.passes.stored import StoredWeight
+from greencc.passes.stored import FewBits
 
 MatchT = TypeVar("MatchT")
 
@@ -39,8 +39,8 @@ class Activations(Protocol):
     def largest(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
         """The largest |element| of each column (index of the last axis) of some values of main."""
 
-    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
-        """The mean square of the elements of each column of some values of main."""
+    def mean_squares(self, module: tvm.IRModule, values: Sequence[relax.Expr], axis: int = -1) -> list[np.ndarray]:
+        """The mean square of the elements at each index of an axis of some values of main."""
 
     def changes(self, module: tvm.IRModule, pairs: Sequence[tuple[relax.Expr, relax.Expr]]) -> list[float]:
         """For pairs (before, behind) of values of one shape: |behind - before| over |before| (Euclidean norms)."""
@@ -80,7 +80,8 @@ class PassResult:
     """The module after a pass, how many rewrites it made, and what it declined to do.
 
     `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}. `stored` has, for passes that
-    store weights in fewer bits, what each changed operator's weight is stored as, by the operator's name.
+    store weights in fewer bits, what each changed operator's weight is stored as, by the operator's name. `zeros` has,
+    for passes that set weights to zero, the share of zeros in each changed operator's weight.
     `nodes` names the operators that a pass which approximates has changed.
     """
 
@@ -88,8 +89,9 @@ class PassResult:
     rewrites: int
     refusals: tuple[Refusal, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
-    stored: dict[str, StoredWeight] = field(default_factory=dict)
+    stored: Mapping[str, FewBits] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
+    zeros: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class RewritePass(Pass, Generic[MatchT]):
         """Name under which `match` is counted in reports."""
         return self.name
 
-    def stored(self, match: MatchT) -> StoredWeight | None:
+    def stored(self, match: MatchT) -> FewBits | None:
         """What the rewrite stores a weight as, in fewer bits; None where it does not."""
         return None
 
@@ -155,7 +157,7 @@ class RewritePass(Pass, Generic[MatchT]):
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite to a fixpoint; the refusals are those of the last round."""
         counts: dict[str, int] = {}
-        stored: dict[str, StoredWeight] = {}
+        stored: dict[str, FewBits] = {}
         for _ in range(MAX_ROUNDS):
             module, found, refusals = self._round(module, context, stored)
             for kind in found:
@@ -171,7 +173,7 @@ class RewritePass(Pass, Generic[MatchT]):
         return self.rewrite(builder, match)
 
     def _round(
-        self, module: tvm.IRModule, context: PassContext, stored: dict[str, StoredWeight]
+        self, module: tvm.IRModule, context: PassContext, stored: dict[str, FewBits]
     ) -> tuple[tvm.IRModule, list[str], list[Refusal]]:
         found: list[str] = []
         refusals: list[Refusal] = []

@@ -44,6 +44,10 @@ class CalibratedPass(Pass, Generic[MatchT]):
         """Values that `match` covers besides its root: no other match is rooted at one of them."""
         return ()
 
+    def zeros(self, match: MatchT) -> float | None:
+        """The share of zeros in the weight that the rewrite makes; None where it is not about zeros."""
+        return None
+
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite main, in one round."""
         if context.activations is None and self.needs_data:
@@ -54,11 +58,15 @@ class CalibratedPass(Pass, Generic[MatchT]):
             matches = self.informed(context.activations, module, matches)
         refusals: list[Refusal] = []
         replacements, nodes = {}, []
+        zeros: dict[str, float] = {}
         for (var, node, _), match in zip(found, matches, strict=True):
             failed = next((c for c in self.conditions if not c.holds(match)), None)
             if failed is None:
                 replacements[var] = functools.partial(self._replacement, match)
                 nodes.append(node)
+                share = self.zeros(match)
+                if share is not None:
+                    zeros[node] = share
             else:
                 refusals.append(Refusal(self.name, node, failed.number, failed.reason))
         if not replacements:
@@ -67,7 +75,7 @@ class CalibratedPass(Pass, Generic[MatchT]):
         result = module.clone()
         result.update_func(gv, eliminate_dead(rebuild(main, replacements, owner=self.name)))
         counts = {self.name: len(nodes)}
-        return PassResult(result, len(nodes), tuple(refusals), counts, nodes=tuple(nodes))
+        return PassResult(result, len(nodes), tuple(refusals), counts, nodes=tuple(nodes), zeros=zeros)
 
     def _matches(self, module: tvm.IRModule, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
         """(variable, node, match) of every candidate, in order; of two nested ones the larger."""

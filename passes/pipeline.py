@@ -31,6 +31,7 @@ class PassReport:
         nodes_before, nodes_after, edges_before, edges_after: the graph's size by greencc.ir.count_graph.
         seconds: wall time of the pass alone, without verification.
         stored: by operator, (bits, largest |stored - original|) of weights that the pass stored in fewer bits.
+        zeros: by operator, the share of zeros in weights that the pass set to zero in part.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PassReport:
     edges_after: int
     seconds: float
     stored: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    zeros: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def refused_by_reason(self) -> dict[str, int]:
@@ -71,6 +73,8 @@ class PassReport:
                 {"node": node, "bits": bits, "largest_deviation": deviation}
                 for node, (bits, deviation) in sorted(self.stored.items())
             ]
+        if self.zeros:
+            report["zeros"] = [{"node": node, "share": share} for node, share in sorted(self.zeros.items())]
         return {**report, "seconds": round(self.seconds, 6)} if timing else report
 
 
@@ -129,6 +133,7 @@ def run_pipeline(
                 edges_after=size[1],
                 seconds=seconds,
                 stored={node: (weight.bits, weight.deviation) for node, weight in result.stored.items()},
+                zeros=dict(result.zeros),
             )
         )
         module = result.module

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from greencc.errors import UserError
 from greencc.passes.base import Pass
+from greencc.passes.cluster_weights import ClusterWeights
 from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_activations import ElideActivations
 from greencc.passes.elide_padding import ElidePadding
@@ -28,6 +29,7 @@ from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.smooth_activations import SmoothActivations
+from greencc.passes.sparsify import Sparsify
 
 # name -> class, explicit: nothing registers itself by being imported.
 PASSES: dict[str, type[Pass]] = {
@@ -47,6 +49,8 @@ PASSES: dict[str, type[Pass]] = {
     DropLayers.name: DropLayers,
     PruneHeads.name: PruneHeads,
     PruneChannels.name: PruneChannels,
+    Sparsify.name: Sparsify,
+    ClusterWeights.name: ClusterWeights,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
     QuantizeWeights.name: QuantizeWeights,

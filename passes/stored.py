@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 # Fewest and most bits of a level; levels of all widths are stored in bytes.
 _FEWEST, MOST_BITS = 2, 8
+
+
+class FewBits(Protocol):
+    """A weight in fewer bits, in whatever form."""
+
+    @property
+    def bits(self) -> int:
+        """How many tell its elements apart."""
+
+    @property
+    def deviation(self) -> float:
+        """The largest |stored - original| of an element."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ _MOST_HEADER = 1 << 24
 _MOST_MEMBER = 1 << 40
 # Smaller tensors are compressed together with their neighbours.
 _LARGE = 4096
-_LEVEL = 12
+# The first level tells whether repetitions pay; the second one looks for them thoroughly.
+_QUICK_LEVEL, _LEVEL = 3, 12
 # Looks for hardly any repetition: in numbers without structure, one that is found by chance costs more than it saves.
 _LITERALS = zstandard.ZstdCompressionParameters.from_level(1, min_match=7, hash_log=6, window_log=17)
 # A block of Zstandard holds at most 128 kB, and takes at least 4 bytes.
@@ -268,19 +269,18 @@ def _parts(data: Array, name: str) -> Iterator[tuple[int, int, int]]:
 def _packed(data: Array, width: int) -> tuple[Piece, bytes]:
     """A piece and its stream, in the way that makes it smallest. A width of 0 stands for bytes that are no tensor."""
     ways = dict(encodings(data, width)) if width else {PLANES: data}
-    small = min(ways, key=lambda kind: len(_literals(ways[kind])))
-    made = [(kind, ways[kind]) for kind in dict.fromkeys((PLANES, small))]
-    streams = [(kind, written, pack(written)) for kind, written in made for pack in (_literals, _repetitions)]
-    kind, written, stream = min(streams, key=lambda way: len(way[2]))
-    return Piece(kind, width or 1, data.size, written.size, len(stream)), stream
+    streams = {kind: _compressed(written) for kind, written in ways.items()}
+    kind = min(streams, key=lambda kind: len(streams[kind]))
+    return Piece(kind, width or 1, data.size, ways[kind].size, len(streams[kind])), streams[kind]
 
 
-def _literals(data: Array) -> bytes:
-    return bytes(zstandard.ZstdCompressor(compression_params=_LITERALS).compress(data.data))
-
-
-def _repetitions(data: Array) -> bytes:
-    return bytes(zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(data.data))
+def _compressed(data: Array) -> bytes:
+    """The smallest stream of some bytes; repetitions are looked for where there are any that pay."""
+    literals = zstandard.ZstdCompressor(compression_params=_LITERALS).compress(data.data)
+    quick, thorough = (zstandard.ZstdCompressor(level=level) for level in (_QUICK_LEVEL, _LEVEL))
+    if len(quick.compress(data.data)) >= len(literals):
+        return bytes(literals)
+    return bytes(min(literals, thorough.compress(data.data), key=len))
 
 
 def _unpacked(content: bytes, piece: Piece, where: str) -> Bytes:
