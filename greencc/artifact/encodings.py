@@ -40,8 +40,11 @@ _MOST_BYTE_VALUES = 16
 _SAMPLED = 4 * _MOST_VALUES
 
 
-def encodings(data: Array, width: int) -> Iterator[tuple[str, Bytes]]:
-    """(kind, bytes) of the ways to write a tensor that may be small; the first one, planes, is always there.
+def encodings(data: Array, width: int) -> Iterator[tuple[str, list[Bytes]]]:
+    """(kind, parts) of the ways to write a tensor that may be small; the first one, planes, is always there.
+
+    The bytes are those of the parts, one behind the other. Bytes of one part are alike: they are best compressed
+    together, and apart from those of the others.
 
     Args:
         data: uint8, a multiple of `width` long.
@@ -57,13 +60,13 @@ def encodings(data: Array, width: int) -> Iterator[tuple[str, Bytes]]:
         yield CODEBOOK, _with_codebook(numbers, np.concatenate([zero, values]))
     bits = np.packbits(is_set, bitorder="little")
     if bits.size < (numbers.size - kept.size) * width:
-        yield SPARSE_PLANES, np.concatenate([bits, _planes(kept)])
+        yield SPARSE_PLANES, [bits, *_planes(kept)]
         if values is not None:
-            yield SPARSE_CODEBOOK, np.concatenate([bits, _with_codebook(kept, values)])
+            yield SPARSE_CODEBOOK, [bits, *_with_codebook(kept, values)]
 
 
 def decode(encoded: Bytes, kind: str, width: int, size: int, where: str) -> Bytes:
-    """The bytes of a tensor, uint8 [size], from what `encodings` gave.
+    """The bytes of a tensor, uint8 [size], from the bytes of what `encodings` gave.
 
     Nothing is allocated that is more than MOST_GROWTH times as large as `encoded`.
 
@@ -115,9 +118,8 @@ class _Reader:
         return ArtifactError(f"{self._where} is damaged: {how}")
 
 
-def _planes(numbers: Numbers) -> Bytes:
-    width = numbers.itemsize
-    return np.ascontiguousarray(numbers).view(np.uint8).reshape(-1, width).T.reshape(-1)
+def _planes(numbers: Numbers) -> list[Bytes]:
+    return list(np.ascontiguousarray(numbers.view(np.uint8).reshape(-1, numbers.itemsize).T))
 
 
 def _read_planes(reader: _Reader, count: int, width: int) -> Numbers:
@@ -133,7 +135,7 @@ def _distinct(numbers: Numbers, most: int) -> Numbers | None:
     return values if values.size <= most else None
 
 
-def _with_codebook(numbers: Numbers, values: Numbers) -> Bytes:
+def _with_codebook(numbers: Numbers, values: Numbers) -> list[Bytes]:
     bits = _place_bits(values.size)
     places = np.searchsorted(values, numbers)
     if bits > 8:
@@ -142,9 +144,9 @@ def _with_codebook(numbers: Numbers, values: Numbers) -> Bytes:
         each = 8 // bits
         rows = np.zeros((-(-places.size // each), each), np.uint8)
         rows.reshape(-1)[: places.size] = places
-        written = np.bitwise_or.reduce(rows << _shifts(bits), axis=1)
-    count = np.array([values.size], "<u2").view(np.uint8)
-    return np.concatenate([count, _planes(values), written])
+        written = [np.bitwise_or.reduce(rows << _shifts(bits), axis=1)]
+    book = [np.array([values.size], "<u2").view(np.uint8), *_planes(values)]
+    return [np.concatenate(book), *written]
 
 
 def _read_codebook(reader: _Reader, count: int, width: int) -> Numbers:

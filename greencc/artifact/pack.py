@@ -268,19 +268,28 @@ def _parts(data: Array, name: str) -> Iterator[tuple[int, int, int]]:
 
 def _packed(data: Array, width: int) -> tuple[Piece, bytes]:
     """A piece and its stream, in the way that makes it smallest. A width of 0 stands for bytes that are no tensor."""
-    ways = dict(encodings(data, width)) if width else {PLANES: data}
-    streams = {kind: _compressed(written) for kind, written in ways.items()}
+    ways = dict(encodings(data, width)) if width else {PLANES: [data.view(np.uint8)]}
+    streams = {kind: _compressed(parts) for kind, parts in ways.items()}
     kind = min(streams, key=lambda kind: len(streams[kind]))
-    return Piece(kind, width or 1, data.size, ways[kind].size, len(streams[kind])), streams[kind]
+    encoded = sum(part.size for part in ways[kind])
+    return Piece(kind, width or 1, data.size, encoded, len(streams[kind])), streams[kind]
 
 
-def _compressed(data: Array) -> bytes:
+def _compressed(parts: list[Bytes]) -> bytes:
     """The smallest stream of some bytes; repetitions are looked for where there are any that pay."""
-    literals = zstandard.ZstdCompressor(compression_params=_LITERALS).compress(data.data)
+    literals = _literals(parts)
+    whole = np.concatenate(parts).data
     quick, thorough = (zstandard.ZstdCompressor(level=level) for level in (_QUICK_LEVEL, _LEVEL))
-    if len(quick.compress(data.data)) >= len(literals):
-        return bytes(literals)
-    return bytes(min(literals, thorough.compress(data.data), key=len))
+    if len(quick.compress(whole)) >= len(literals):
+        return literals
+    return min(literals, bytes(thorough.compress(whole)), key=len)
+
+
+def _literals(parts: list[Bytes]) -> bytes:
+    """A stream in which no block, and so no table of codes, is shared by two parts."""
+    compressor = zstandard.ZstdCompressor(compression_params=_LITERALS).compressobj()
+    flushes = (compressor.compress(part.data) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) for part in parts)
+    return b"".join((*flushes, compressor.flush()))
 
 
 def _unpacked(content: bytes, piece: Piece, where: str) -> Bytes:

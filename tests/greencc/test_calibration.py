@@ -54,6 +54,14 @@ def test_mean_squares_are_over_all_elements_of_a_column() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+def test_mean_squares_are_taken_along_any_axis() -> None:
+    module, value = doubled(2)
+    samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]
+    (found,) = Calibration(host_target(1), [{"x": sample} for sample in samples]).mean_squares(module, [value], axis=1)
+    wanted = np.mean([(2 * sample.astype(np.float64)) ** 2 for sample in samples], axis=(0, 1, 3))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_changes_are_quotients_of_norms_over_all_samples() -> None:
     module, value = doubled(2)
     x = module["main"].params[0]
