@@ -64,10 +64,11 @@ def compile(
     passes: str | None = None,
     elide_padding: str | None = None,
     keep_layers: int | None = None,
-    prune: Mapping[str, float] | None = None,
+    prune: Mapping[str, float | str] | None = None,
     quantize: str = "none",
     epsilon: float | None = None,
     observer: str | None = None,
+    cluster_weights: int | None = None,
     calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
     max_drop: float | None = None,
     metric: str = "relative_l2",
@@ -90,7 +91,8 @@ def compile(
             computed, and outputs are zeros there. None elides only what no output depends on.
         keep_layers: how many of the model's repeated layers stay, the first ones; None for all.
         prune: the shares of `heads` of attention, and of `channels` of feed-forward layers and convolutions, that go,
-            the least important first: by `calib`, or by their weights. Outputs change.
+            the least important first: by `calib`, or by their weights; and of each output's weights that become 0
+            (`sparsity`; "2:4" for two of every four). Outputs change.
         quantize: `none`, or `int8` to compute products and convolutions with constant weights in int8 where that is
             measured to be faster, or `int8-all` to do so everywhere; `int8-weights` or `int4` to store weights of
             products in 8 or 4 bits and compute in float32. Outputs then differ from the model's by more than rounding.
@@ -98,6 +100,8 @@ def compile(
             with bytes; the report lists both of each. Weights that 8 bits don't keep stay in float32.
         observer: how `quantize` finds the range of activations: `min-max`, `percentile`, `entropy` or `mse` take one
             for each operator from `calib`; None finds one for every row, and every image, when the model runs.
+        cluster_weights: give every large weight at most 2 to the power of this distinct values (2 to 8), by k-means: a
+            packed artifact stores their numbers. Runs compute in float32 as before.
         calib: inputs like those that the model is made for, for `quantize`, `prune` and `max_drop`: an .npz whose
             arrays have a first axis of samples, or an iterable of inputs by name, a mapping for each run. An iterable
             is iterated over for each question, one mapping in memory at a time; what can be iterated over only once is
@@ -138,6 +142,7 @@ def compile(
         quantize=quantize,
         epsilon=epsilon,
         observer=observer,
+        cluster_weights=cluster_weights,
         calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
         max_drop=max_drop,
         metric=metric,

@@ -48,7 +48,11 @@ def cli() -> None:
 @click.option("--passes", metavar="LIST", help="Passes to run: a,b{opt=1}. [default: the whole pipeline]")
 @click.option("--elide-padding", metavar="INPUT", help="Compute no padding: INPUT is 0 there, so are outputs.")
 @click.option("--keep-layers", type=int, metavar="N", help="Keep the first N of the model's repeated layers.")
-@click.option("--prune", metavar="heads=F,channels=F", help="Shares to remove of heads and of channels of layers.")
+@click.option(
+    "--prune",
+    metavar="heads=F,channels=F,sparsity=F|2:4",
+    help="Shares to remove of heads and of channels of layers, and of weights to set to 0.",
+)
 @click.option(
     "--quantize",
     default="none",
@@ -61,6 +65,7 @@ def cli() -> None:
     type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
     help="Fix ranges of activations by --calib. [default: found at run time]",
 )
+@click.option("--cluster-weights", type=int, metavar="BITS", help="Few distinct values (2 to 8 bits) for each weight.")
 @click.option("--calib", type=click.Path(path_type=Path), help="Inputs to learn from and measure on (.npz).")
 @click.option("--max-drop", type=float, metavar="F", help="Find the cheapest model that loses at most F of the metric.")
 @click.option(
@@ -92,6 +97,7 @@ def compile_command(
     quantize: str,
     epsilon: float | None,
     observer: str | None,
+    cluster_weights: int | None,
     calib: Path | None,
     max_drop: float | None,
     metric: str,
@@ -121,6 +127,7 @@ def compile_command(
             quantize=quantize,
             epsilon=epsilon,
             observer=observer,
+            cluster_weights=cluster_weights,
             calib=calib,
             max_drop=max_drop,
             metric=metric,

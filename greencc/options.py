@@ -10,6 +10,7 @@ from greencc.errors import UserError
 
 _BOUNDS = re.compile(r"(?P<name>.+)=(?P<low>\d+)\.\.(?P<high>\d+)")
 _SHAPE = re.compile(r"(?P<name>.+)=(?P<dims>(\d+(,\d+)*)?)")
+_PATTERN = re.compile(r"\d+:\d+")
 _LARGEST = 1 << 31
 
 
@@ -54,23 +55,28 @@ def parse_bounds(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
     return bounds
 
 
-def parse_shares(text: str | None, option: str) -> dict[str, float]:
-    """`A=F,B=F` as numbers by name; None is nothing.
+def parse_shares(text: str | None, option: str) -> dict[str, float | str]:
+    """`A=F,B=N:M` as numbers by name, patterns N:M as they are; None is nothing.
 
     Raises:
         UserError: the text has another form, or a name occurs twice.
     """
-    shares: dict[str, float] = {}
+    shares: dict[str, float | str] = {}
     for part in text.split(",") if text is not None else ():
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not name or not equals or math.isnan(number) or name in shares:
+        share = value if _PATTERN.fullmatch(value) else _number(value)
+        if not name or not equals or share is None or name in shares:
             raise UserError(f"{option} {text}: write NAME=F,NAME=F, each name once, as in heads=0.25,channels=0.5")
-        shares[name] = number
+        shares[name] = share
     return shares
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
 
 
 def parse_names(text: str | None, option: str) -> tuple[str, ...] | None:

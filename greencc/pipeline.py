@@ -35,6 +35,7 @@ from greencc.ir import (
 from greencc.observers import make_observer
 from greencc.padding import ElidedPadding
 from greencc.passes.base import Pass, PassContext
+from greencc.passes.cluster_weights import ClusterWeights
 from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.fold_constants import FoldConstants
@@ -48,6 +49,7 @@ from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline, storing_passes
 from greencc.passes.smooth_activations import SmoothActivations
+from greencc.passes.sparsify import PATTERNS, Sparsify
 from greencc.samples import Samples, open_samples
 from greencc.targets.lower import lower
 from greencc.trials import Trials
@@ -67,10 +69,11 @@ QUANTIZE: dict[str, tuple[Pass, ...]] = {
     "int8-weights": (QuantizeTables(), QuantizeWeights()),
     "int4": (QuantizeTables(), QuantizeWeights(bits=4, group=32)),
 }
-# What --prune can remove, in the order in which it is removed.
+# What --prune can remove, in the order in which it is removed: weights of what is left are compared with each other.
 PRUNE: dict[str, tuple[Callable[[float], Pass], ...]] = {
     "heads": (PruneHeads,),
     "channels": (PruneChannels, PruneFilters),
+    "sparsity": (Sparsify,),
 }
 
 
@@ -103,10 +106,11 @@ def compile_model(
     passes: str | None = None,
     elide_padding: str | None = None,
     keep_layers: int | None = None,
-    prune: Mapping[str, float] | None = None,
+    prune: Mapping[str, float | str] | None = None,
     quantize: str = "none",
     epsilon: float | None = None,
     observer: str | None = None,
+    cluster_weights: int | None = None,
     calibration: Path | Samples | None = None,
     max_drop: float | None = None,
     metric: str = DEFAULT_METRIC,
@@ -126,11 +130,12 @@ def compile_model(
         elide_padding: the mask input whose padding is not computed, though outputs become zeros there; None leaves
             it to the pipeline, which elides what no output depends on.
         keep_layers: how many of the repeated layers stay, the first ones; None for all.
-        prune: shares of `heads` and `channels` to remove.
+        prune: shares of `heads`, `channels` and weights (`sparsity`) to remove; of weights also a pattern.
         quantize: a key of QUANTIZE: passes that follow the pipeline.
         epsilon: every weight is stored in the fewest bits that keep it closer than this; None stores none so.
         observer: a key of `greencc.observers.OBSERVERS`: activations in int8 get one range each, which it takes from
             `calibration`; None gives every row and image its own range when the model runs.
+        cluster_weights: every large weight gets at most 2 to the power of this distinct values; None leaves them.
         calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it is searched for.
@@ -154,11 +159,16 @@ def compile_model(
         raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
     if epsilon is not None and (max_drop is not None or quantize != "none"):
         raise UserError(f"--epsilon {epsilon:g}: it quantises by itself: leave out --quantize and --max-drop")
+    if cluster_weights is not None and (max_drop is not None or epsilon is not None or quantize != "none"):
+        others = "--quantize, --epsilon and --max-drop"
+        raise UserError(f"--cluster-weights {cluster_weights}: weights are stored in one way: leave out {others}")
     chosen = default_pipeline() if passes is None else parse_pipeline(passes)
     pruning = _pruning(keep_layers, prune or {})
+    clustering = () if cluster_weights is None else (ClusterWeights(cluster_weights),)
     quantizing = _observed_by(observer, quantize, calibration is not None)
     last = storing_passes() if passes is None else ()
-    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *quantizing, *_within(epsilon), *last)
+    storing = (*clustering, *quantizing, *_within(epsilon), *last)
+    pipeline = (*_with_elision(chosen, elide_padding), *pruning, *storing)
     if calibration is not None and max_drop is None and not any(item.learns for item in pipeline):
         raise UserError("--calib: nothing is calibrated without --quantize, --prune or --max-drop")
     progress("importing")
@@ -222,19 +232,29 @@ def compile_model(
     return Compilation(compiled, inputs, (imported.source_name, imported.source_sha256), report, error)
 
 
-def _pruning(keep_layers: int | None, prune: Mapping[str, float]) -> tuple[Pass, ...]:
+def _pruning(keep_layers: int | None, prune: Mapping[str, float | str]) -> tuple[Pass, ...]:
     """The passes that `--keep-layers` and `--prune` ask for."""
     passes: list[Pass] = []
     if keep_layers is not None:
         if keep_layers < 1:
             raise UserError(f"--keep-layers {keep_layers}: at least one must stay")
         passes.append(DropLayers(keep_layers))
-    for name, fraction in prune.items():
+    for name in prune:
         if name not in PRUNE:
             raise UserError(f"--prune {name}: unknown; known: {', '.join(PRUNE)}")
-        if not 0 < fraction < 1:
-            raise UserError(f"--prune {name}={fraction:g}: write a share between 0 and 1, of what is to go")
-    return (*passes, *(make(prune[name]) for name, makes in PRUNE.items() if name in prune for make in makes))
+    return (*passes, *(item for name in PRUNE if name in prune for item in _removing(name, prune[name])))
+
+
+def _removing(name: str, share: float | str) -> tuple[Pass, ...]:
+    """The passes that remove a share of something, or what a pattern says of weights."""
+    if isinstance(share, str):
+        if name == "sparsity" and share in PATTERNS:
+            return (Sparsify(pattern=share),)
+    elif 0 < share < 1:
+        return tuple(make(share) for make in PRUNE[name])
+    or_pattern = f", or {', '.join(PATTERNS)}" if name == "sparsity" else ""
+    text = share if isinstance(share, str) else f"{share:g}"
+    raise UserError(f"--prune {name}={text}: write a share between 0 and 1, of what is to go{or_pattern}")
 
 
 def _observed_by(observer: str | None, quantize: str, has_data: bool) -> tuple[Pass, ...]:
@@ -242,7 +262,7 @@ def _observed_by(observer: str | None, quantize: str, has_data: bool) -> tuple[P
     passes = QUANTIZE[quantize]
     if observer is None:
         return passes
-    if not passes:
+    if not any(isinstance(item, QuantizeInt8) for item in passes):
         raise UserError(f"--observer {observer}: it finds the ranges of --quantize int8: add that or int8-all")
     if not has_data:
         raise UserError(f"--observer {observer}: give inputs to find ranges on with --calib")

@@ -44,11 +44,18 @@ def compile_report(report: Result) -> RenderableType:
         ("size", _change(report, "bytes_before", "bytes_after", size)),
         ("memory", f"{size(report['arena_bytes'])} for intermediate tensors" if report["arena_bytes"] else "by run"),
         *_elision(report["elided_padding"]),
+        *_zeros(report.get("passes") or ()),
         *_budget(report["compression"]),
         ("largest error", _error(report)),
         ("time", f"{report['seconds']:.1f} s"),
     ]
     return Group(_facts(rows), *_passes_table(report.get("passes")), *_choices_table(report["compression"]))
+
+
+def _zeros(passes: Sequence[Result]) -> list[tuple[str, str]]:
+    """What of weights has been set to zero, in words; nothing where none has."""
+    shares = [made["share"] for item in passes for made in item.get("zeros", ())]
+    return [("zeros", f"{min(shares):.1%} to {max(shares):.1%} of {len(shares)} weights")] if shares else []
 
 
 def _budget(record: Result | None) -> list[tuple[str, str]]:

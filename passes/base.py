@@ -16,7 +16,7 @@ from greencc.errors import GreenccError
 from greencc.ir import relax_functions, span_of
 from greencc.observers import RangeObserver
 from greencc.passes.graph import Builder, Graph, eliminate_dead, rebuild
-from greencc.passes.stored import Stored
+from greencc.passes.stored import FewBits
 
 MatchT = TypeVar("MatchT")
 
@@ -107,17 +107,18 @@ class PassResult:
 
     `counts` splits `rewrites` by kind for reports, e.g. {"common-subexpression": 3}. `stored` has, for passes that
     store weights in fewer bits, what each changed operator's weight is stored as, by the operator's name; `ranges`
-    likewise the ranges that activations are clipped to. `nodes` names the operators that a pass which approximates has
-    changed.
+    likewise the ranges that activations are clipped to, and `zeros` the share of zeros in weights that were set to zero
+    in part. `nodes` names the operators that a pass which approximates has changed.
     """
 
     module: tvm.IRModule
     rewrites: int
     refusals: tuple[Refusal, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
-    stored: dict[str, Stored] = field(default_factory=dict)
+    stored: Mapping[str, FewBits] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
-    ranges: dict[str, ActivationRange] = field(default_factory=dict)
+    ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
+    zeros: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,26 @@ class Pass(ABC):
 
 
 @dataclass
-class _Record:
+class Record:
     """What the rounds of a pass did: rewrites by kind, and what is said of them by the operator's name."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    stored: dict[str, Stored] = field(default_factory=dict)
+    stored: dict[str, FewBits] = field(default_factory=dict)
     ranges: dict[str, ActivationRange] = field(default_factory=dict)
+    zeros: dict[str, float] = field(default_factory=dict)
+
+    def result(self, module: tvm.IRModule, refusals: Sequence[Refusal], nodes: Sequence[str]) -> PassResult:
+        """The result of a pass that did this."""
+        return PassResult(
+            module,
+            sum(self.counts.values()),
+            tuple(refusals),
+            self.counts,
+            self.stored,
+            tuple(nodes),
+            self.ranges,
+            self.zeros,
+        )
 
 
 class RewritePass(Pass, Generic[MatchT]):
@@ -185,12 +200,16 @@ class RewritePass(Pass, Generic[MatchT]):
         """Name under which `match` is counted in reports."""
         return self.name
 
-    def stored(self, match: MatchT) -> Stored | None:
+    def stored(self, match: MatchT) -> FewBits | None:
         """What the rewrite stores a weight as, in fewer bits; None where it does not."""
         return None
 
     def range_of(self, match: MatchT) -> ActivationRange | None:
         """What the rewrite clips activations to; None where it does not."""
+        return None
+
+    def zeros(self, match: MatchT) -> float | None:
+        """The share of zeros in the weight that the rewrite makes; None where it is not about zeros."""
         return None
 
     def inner(self, match: MatchT) -> Iterable[relax.Var]:
@@ -203,16 +222,14 @@ class RewritePass(Pass, Generic[MatchT]):
 
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite to a fixpoint; the refusals are those of the last round."""
-        record = _Record()
+        record = Record()
         for _ in range(MAX_ROUNDS):
             before = sum(record.counts.values())
             module, refusals = self._round(module, context, record)
             rewrites = sum(record.counts.values())
             if rewrites == before or self.one_round:
                 nodes = tuple(reversed(record.stored)) if self.approximates else ()
-                return PassResult(
-                    module, rewrites, tuple(refusals), record.counts, record.stored, nodes, record.ranges
-                )
+                return record.result(module, refusals, nodes)
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
         )
@@ -221,7 +238,7 @@ class RewritePass(Pass, Generic[MatchT]):
         return self.rewrite(builder, match)
 
     def _round(
-        self, module: tvm.IRModule, context: PassContext, record: _Record
+        self, module: tvm.IRModule, context: PassContext, record: Record
     ) -> tuple[tvm.IRModule, list[Refusal]]:
         refusals: list[Refusal] = []
         for gv, function in relax_functions(module):
@@ -273,10 +290,12 @@ class RewritePass(Pass, Generic[MatchT]):
     def _may_change(self, node: str, context: PassContext) -> bool:
         return not self.approximates or context.chooses(self.name, node)
 
-    def _note(self, record: _Record, node: str, match: MatchT) -> None:
-        kind, weight, held = self.kind_of(match), self.stored(match), self.range_of(match)
+    def _note(self, record: Record, node: str, match: MatchT) -> None:
+        kind, weight, held, share = self.kind_of(match), self.stored(match), self.range_of(match), self.zeros(match)
         record.counts[kind] = record.counts.get(kind, 0) + 1
         if weight is not None:
             record.stored[node] = weight
         if held is not None:
             record.ranges[node] = held
+        if share is not None:
+            record.zeros[node] = share

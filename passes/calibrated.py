@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 
 from greencc.ir import relax_functions
-from greencc.passes.base import Activations, PassContext, PassResult, Refusal, RewritePass
+from greencc.passes.base import Activations, PassContext, PassResult, Record, Refusal, RewritePass
 from greencc.passes.graph import Graph, eliminate_dead, rebuild
 
 MatchT = TypeVar("MatchT")
@@ -42,15 +42,13 @@ class CalibratedPass(RewritePass[MatchT]):
         if context.activations is not None and matches:
             matches = self.informed(context.activations, module, matches)
         refusals: list[Refusal] = []
-        replacements, nodes, stored = {}, [], {}
+        replacements, nodes, record = {}, [], Record()
         for (var, node, _), match in zip(found, matches, strict=True):
             failed = self.refusal(match)
             if failed is None:
                 replacements[var] = functools.partial(self._replacement, match)
                 nodes.append(node)
-                weight = self.stored(match)
-                if weight is not None:
-                    stored[node] = weight
+                self._note(record, node, match)
             else:
                 refusals.append(Refusal(self.name, node, failed.number, failed.reason))
         if not replacements:
@@ -58,8 +56,7 @@ class CalibratedPass(RewritePass[MatchT]):
         gv, main = next(iter(relax_functions(module)))
         result = module.clone()
         result.update_func(gv, eliminate_dead(rebuild(main, replacements, owner=self.name)))
-        counts = {self.name: len(nodes)}
-        return PassResult(result, len(nodes), tuple(refusals), counts, stored, tuple(nodes))
+        return record.result(result, refusals, nodes)
 
     def _outermost(self, module: tvm.IRModule, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
         """(variable, node, match) of every candidate, in order; of two nested ones the larger."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from tvm import relax, tirx
 
-from greencc.ir import dtype_of, same_shape, shape_of, static_shape
+from greencc.ir import bindings_of, constant_array, dtype_of, operands, same_shape, shape_of, static_shape
 from greencc.passes.base import Condition
 from greencc.passes.graph import Graph
 from greencc.passes.patterns import Captures, Pattern
@@ -63,6 +64,11 @@ def is_float32(*exprs: relax.Expr) -> bool:
     return all(dtype_of(expr.ty) == "float32" for expr in exprs)
 
 
+def is_only_reader(graph: Graph, weight: np.ndarray) -> bool:
+    """Whether a constant is used once: changed for one of several uses, it would be stored twice."""
+    return graph.analysis(_readers)[_address(weight)] == 1
+
+
 def float32_input(number: int) -> Condition[Region]:
     """Condition: the input is float32."""
     return Condition(
@@ -114,3 +120,18 @@ def channel_vector(
     if array.size != 1 and (array.size, array.shape[-1]) != width * 2:
         return None
     return relax.const(np.array(np.broadcast_to(array.reshape(-1), width)))
+
+
+def _readers(graph: Graph) -> Counter[int]:
+    """How many uses each constant's memory has."""
+    found: Counter[int] = Counter()
+    for binding in bindings_of(graph.function):
+        for use in operands(binding.value):
+            array = constant_array(use)
+            if array is not None:
+                found[_address(array)] += 1
+    return found
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])

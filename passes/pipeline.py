@@ -32,6 +32,7 @@ class PassReport:
         seconds: wall time of the pass alone, without verification.
         stored: by operator, (bits, largest |stored - original|) of weights that the pass stored in fewer bits.
         ranges: by operator, what the pass clips activations to.
+        zeros: by operator, the share of zeros in weights that the pass set to zero in part.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PassReport:
     seconds: float
     stored: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
+    zeros: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def refused_by_reason(self) -> dict[str, int]:
@@ -78,6 +80,8 @@ class PassReport:
                 {"node": node, "observer": held.observer, "low": held.low, "high": held.high}
                 for node, held in sorted(self.ranges.items())
             ]
+        if self.zeros:
+            report["zeros"] = [{"node": node, "share": share} for node, share in sorted(self.zeros.items())]
         return {**report, "seconds": round(self.seconds, 6)} if timing else report
 
 
@@ -137,6 +141,7 @@ def run_pipeline(
                 seconds=seconds,
                 stored={node: (weight.bits, weight.deviation) for node, weight in result.stored.items()},
                 ranges=result.ranges,
+                zeros=dict(result.zeros),
             )
         )
         module = result.module

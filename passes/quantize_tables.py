@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -10,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 from tvm import relax
 
-from greencc.ir import bindings_of, constant, constant_array, operands
+from greencc.ir import constant
 from greencc.ops import quantized_take
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
-from greencc.passes.matching import is_float32
+from greencc.passes.matching import is_float32, is_only_reader
 from greencc.passes.stored import StoredWeight, store
 
 
@@ -44,11 +43,6 @@ class Lookup:
     def finds_a_row(self) -> bool:
         """Whether every index means a row (mode "fast" leaves open what those outside of the table mean)."""
         return str(self.call.attrs.mode) in ("clip", "fast", "wrap")
-
-    @property
-    def is_only_reader(self) -> bool:
-        """Whether nothing else reads the table: it would be stored twice."""
-        return self.graph.analysis(_readers)[_address(self.table)] == 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class QuantizeTables(RewritePass[Lookup]):
         Condition(2, "the table is not a matrix whose rows are looked up", lambda m: m.takes_rows),
         Condition(3, "an element is not finite", lambda m: bool(np.isfinite(m.table).all())),
         Condition(4, "the table is too small for quantising to pay", lambda m: m.table.size >= m.least),
-        Condition(5, "something else reads the table too", lambda m: m.is_only_reader),
+        Condition(5, "something else reads the table too", lambda m: is_only_reader(m.graph, m.table)),
         Condition(6, "an index outside of the table means no row", lambda m: m.finds_a_row),
         Condition(7, "8 bits don't keep every element within epsilon", lambda m: m.stored is not None),
     )
@@ -107,18 +101,3 @@ class QuantizeTables(RewritePass[Lookup]):
         wrap = str(match.call.attrs.mode) == "wrap"
         table, scale = constant(match.stored.levels), constant(match.stored.scale)
         return quantized_take(table, scale, match.call.args[1], wrap=wrap)
-
-
-def _readers(graph: Graph) -> Counter[int]:
-    """How many uses each constant's memory has."""
-    found: Counter[int] = Counter()
-    for binding in bindings_of(graph.function):
-        for use in operands(binding.value):
-            array = constant_array(use)
-            if array is not None:
-                found[_address(array)] += 1
-    return found
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])

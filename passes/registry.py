@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from greencc.errors import UserError
 from greencc.passes.base import Pass
+from greencc.passes.cluster_weights import ClusterWeights
 from greencc.passes.drop_layers import DropLayers
 from greencc.passes.elide_activations import ElideActivations
 from greencc.passes.elide_padding import ElidePadding
@@ -31,6 +32,7 @@ from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.smooth_activations import SmoothActivations
+from greencc.passes.sparsify import Sparsify
 from greencc.passes.store_levels import StoreLevels
 
 # name -> class, explicit: nothing registers itself by being imported.
@@ -53,6 +55,8 @@ PASSES: dict[str, type[Pass]] = {
     PruneChannels.name: PruneChannels,
     EqualizeChannels.name: EqualizeChannels,
     PruneFilters.name: PruneFilters,
+    Sparsify.name: Sparsify,
+    ClusterWeights.name: ClusterWeights,
     SmoothActivations.name: SmoothActivations,
     QuantizeInt8.name: QuantizeInt8,
     QuantizeTables.name: QuantizeTables,

@@ -13,7 +13,7 @@ from greencc.ir import constant
 from greencc.ops import GroupAttrs, grouped_matmul, quantized_take
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
-from greencc.passes.matching import is_float32
+from greencc.passes.matching import is_float32, is_only_reader
 from greencc.passes.quantize_tables import Lookup
 from greencc.passes.stored import StoredWeight, exact_levels
 
@@ -37,6 +37,11 @@ class Reader:
         """Whether the weight is a matrix, and of a look-up whole rows are taken, which every index means."""
         rows = self.lookup is None or (self.lookup.takes_rows and self.lookup.finds_a_row)
         return self.weight.ndim == 2 and rows
+
+    @property
+    def reads_alone(self) -> bool:
+        """Whether nothing but the look-up reads a table."""
+        return self.lookup is None or is_only_reader(self.lookup.graph, self.weight)
 
     @cached_property
     def levels(self) -> StoredWeight | None:
@@ -73,7 +78,7 @@ class StoreLevels(RewritePass[Reader]):
         Condition(1, "an operand or the result is not float32", lambda m: is_float32(*_floats(m), m.root)),
         Condition(2, "the weight is not a matrix, or not whole rows are looked up", lambda m: m.has_plain_form),
         Condition(3, "the weight is too small for bytes to pay", lambda m: m.weight.size >= m.least),
-        Condition(4, "something else reads the table too", lambda m: m.lookup is None or m.lookup.is_only_reader),
+        Condition(4, "something else reads the table too", lambda m: m.reads_alone),
         Condition(5, "an element is no level times a scale", lambda m: m.levels is not None),
     )
 

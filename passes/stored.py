@@ -12,16 +12,16 @@ _FEWEST, MOST_BITS = 2, 8
 MOST_LEVEL = 2 ** (MOST_BITS - 1) - 1
 
 
-class Stored(Protocol):
-    """What reports say of a weight in fewer bits."""
+class FewBits(Protocol):
+    """A weight in fewer bits, in whatever form."""
 
     @property
     def bits(self) -> int:
-        """Bits of a level."""
+        """How many tell its elements apart."""
 
     @property
     def deviation(self) -> float:
-        """The largest |stored - original|."""
+        """The largest |stored - original| of an element."""
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,7 @@ def map_tensors(data: Array, member: str) -> dict[str, Array]:
 
 
 def tensor_spans(data: Array, member: str) -> list[tuple[int, int, int]]:
-    """(begin, end, bytes of a number) of every tensor in a file whose numbers are wider than a byte.
-
-    Only the header is read: the tensors' own bytes may stand in any order.
+    """(begin, end, bytes of a number) of every tensor in a file, in order.
 
     Raises:
         ArtifactError: see `map_tensors`.
@@ -127,7 +125,6 @@ def tensor_spans(data: Array, member: str) -> list[tuple[int, int, int]]:
     return [
         (begin, begin + array.nbytes, array.itemsize)
         for array in map_tensors(data, member).values()
-        if array.itemsize > 1
         for begin in [array.__array_interface__["data"][0] - start]
     ]
 

@@ -118,6 +118,13 @@ def test_compile_without_verify_leaves_the_error_out(run_cli: Greencc, model: Pa
     assert "max_abs_error" not in json.loads(out)
 
 
+def test_what_is_pruned_and_clustered_is_handed_on(run_cli: Greencc, model: Path, tmp_path: Path) -> None:
+    options = ("--prune", "heads=0.25, sparsity=2:4", "--cluster-weights", 4)
+    assert run_cli("compile", model, "-o", tmp_path / "a", *options)[0] == 0
+    assert fake_pipeline.calls[-1]["prune"] == {"heads": 0.25, "sparsity": "2:4"}
+    assert fake_pipeline.calls[-1]["cluster_weights"] == 4
+
+
 def test_a_warning_is_one_line_on_stderr(run_cli: Greencc, model: Path, tmp_path: Path) -> None:
     model.write_bytes(b"warns")
     code, out, err = run_cli("compile", model, "-o", tmp_path / "a", "--json")
@@ -212,6 +219,11 @@ def test_debug_shows_the_traceback(run_cli: Greencc, tmp_path: Path, monkeypatch
             ("compile", "MODEL", "-o", "OUT", "--dynamic", "b=1..2", "--dynamic", "b=1..3"),
             "has bounds already",
         ),
+        (("compile", "MODEL", "-o", "OUT", "--prune", "heads"), "--prune heads: write NAME=F,NAME=F"),
+        (("compile", "MODEL", "-o", "OUT", "--prune", "heads=nan"), "--prune heads=nan: write NAME=F,NAME=F"),
+        (("compile", "MODEL", "-o", "OUT", "--prune", "sparsity=2:"), "--prune sparsity=2:: write NAME=F"),
+        (("compile", "MODEL", "-o", "OUT", "--prune", "heads=.1,heads=.2"), "each name once"),
+        (("compile", "MODEL", "-o", "OUT", "--cluster-weights", "x"), "'x' is not a valid integer"),
         (("compile", "MODEL", "-o", "OUT", "--outputs", "a,,b"), "--outputs a,,b: write names"),
         (("compile", "MODEL", "-o", "OUT", "--outputs", "a,a"), "--outputs a,a: write names"),
         (("compile", "MODEL", "-o", "MODEL"), "is not a greencc artifact"),

@@ -134,7 +134,7 @@ def test_a_budget_refuses_layers_that_are_missed(tmp_path: Path) -> None:
     [
         ({"keep_layers": 0}, "--keep-layers 0: at least one must stay"),
         ({"keep_layers": 7}, "can't keep 7 layers: the model has 2 repeated layers"),
-        ({"prune": {"neurons": 0.5}}, "--prune neurons: unknown; known: heads, channels"),
+        ({"prune": {"neurons": 0.5}}, "--prune neurons: unknown; known: heads, channels, sparsity"),
         ({"prune": {"heads": 1.0}}, "--prune heads=1: write a share between 0 and 1"),
         ({"prune": {"channels": -0.5}}, "--prune channels=-0.5: write a share between 0 and 1"),
         ({"calib": [some_inputs()]}, "nothing is calibrated without --quantize, --prune or --max-drop"),

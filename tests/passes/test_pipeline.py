@@ -15,6 +15,7 @@ from greencc.passes.base import Pass, PassContext, PassResult
 from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.pipeline import DUMP_VARIABLE, run_pipeline
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
+from greencc.passes.sparsify import Sparsify
 
 op = relax.op
 
@@ -73,6 +74,14 @@ def test_reports_are_json_and_the_same_in_every_run_without_times():
     assert report.as_json()["refusals"] == [
         {"node": "turn", "condition": 3, "reason": "the transpose moves elements"}
     ]
+
+
+def test_shares_of_zeros_are_reported_by_operator():
+    weight = const(np.arange(1, 65).reshape(8, 8))
+    before = graph([tensor("x", 2, 8)], lambda emit, x: [emit(relax.op.matmul(x, weight), "layer/MatMul")])
+    [sparse, pruned] = run_pipeline(before, [Sparsify(0.25, min_weights=1), PruneDeadNodes()]).reports
+    assert sparse.as_json()["zeros"] == [{"node": "layer/MatMul", "share": 0.25}]
+    assert "zeros" not in pruned.as_json()
 
 
 def test_no_passes_change_nothing():
