@@ -13,7 +13,7 @@ from tvm import tirx
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.packing import ChannelBlocks, WordBlocks
-from greencc.targets.tir import i64, ramp, splat, vector_type
+from greencc.targets.tir import as_int, i64, ramp, splat, vector_type
 
 
 class Taps(Protocol):
@@ -45,7 +45,7 @@ class Taps(Protocol):
         """The words of neighbouring positions, from `start` on, of a row [n, c, y] of the input."""
 
     def padding(self, zero: tirx.Var | None, n: tirx.Expr) -> tirx.Expr:
-        """The word that stands for what lies outside of image n."""
+        """The word that stands for what lies outside of image n; `zero` is [N, 1, 1, 1], or has one for all images."""
 
     def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
         """The word of filter `number` of a block of packed weights, for every lane."""
@@ -127,7 +127,8 @@ class DotTaps:
         """See Taps."""
         if zero is None:  # then what lies outside is met by no tap
             return tirx.const(0, self.word)
-        level = tirx.BufferLoad(zero, [n, i64(0), i64(0), i64(0)])
+        own_image = i64(0) if as_int(zero.ty.shape[0]) == 1 else n
+        level = tirx.BufferLoad(zero, [own_image, i64(0), i64(0), i64(0)])
         if self.depth == 1:
             return tirx.Cast(self.word, level)
         bits = 32 // self.depth
