@@ -16,6 +16,7 @@ from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.fuse_attention import FuseAttention
 from greencc.passes.fuse_batch_norm import FuseBatchNorm
 from greencc.passes.fuse_gelu import FuseGelu
+from greencc.passes.fuse_integer_products import FuseIntegerProducts
 from greencc.passes.fuse_layer_norm import FuseLayerNorm
 from greencc.passes.fuse_parallel_matmul import FuseParallelMatmul
 from greencc.passes.fuse_rms_norm import FuseRmsNorm
@@ -32,6 +33,7 @@ from greencc.passes.smooth_activations import SmoothActivations
 # name -> class, explicit: nothing registers itself by being imported.
 PASSES: dict[str, type[Pass]] = {
     PruneDeadNodes.name: PruneDeadNodes,
+    FuseIntegerProducts.name: FuseIntegerProducts,
     FoldConstants.name: FoldConstants,
     ElideActivations.name: ElideActivations,
     FuseBatchNorm.name: FuseBatchNorm,
@@ -60,6 +62,7 @@ def default_pipeline() -> tuple[Pass, ...]:
     return (
         # Phase 1, tidy: patterns see each value once, and no layout operator that does nothing.
         PruneDeadNodes(),
+        FuseIntegerProducts(),  # before folding, which makes float32 of weights in bytes
         FoldConstants(),
         # Phase 2, fuse operators into larger ones. Each line says what it must come after.
         FuseBatchNorm(),

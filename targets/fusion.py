@@ -15,7 +15,7 @@ from greencc.ir import bindings_of, relax_functions, static_shape
 
 PATTERN_ATTR = "op_pattern"
 # TVM's OpPatternKind.
-_BROADCAST, _INJECTIVE, _REDUCTION, _PRODUCT = 1, 2, 3, 4
+_BROADCAST, _INJECTIVE, _REDUCTION, _PRODUCT, OPAQUE = 1, 2, 3, 4, 8
 
 
 def keep_reductions_apart(module: tvm.IRModule) -> tvm.IRModule:

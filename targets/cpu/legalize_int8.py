@@ -1,4 +1,4 @@
-"""Products and convolutions in int8: activations in bytes from one kernel, in another the sums and what becomes of them.
+"""Products and convolutions in int8: a kernel makes activations in bytes, another the sums and what becomes of them.
 
 `greencc.quantized_*` quantise float activations, `greencc.integer_*` get levels and lay them out as the target's dot
 product takes them. A value that several operators read is prepared once for all that read it in the same form.
@@ -6,6 +6,7 @@ product takes them. A value that several operators read is prepared once for all
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -48,7 +49,7 @@ class Int8Lowering:
         made = quantized_by_norm(builder, x, factors)
         levels, row_scale, zero = made or self._quantized(builder, (x, "rows", *factors), quantize)
         total = self._product(builder, levels, weight)
-        return _dequantized(builder, total, row_scale, zero, scale, _sums(weight), axis=-1)
+        return _dequantized(builder, total, row_scale, zero, scale, constant(_sums(weight)), axis=-1)
 
     def quantized_conv2d(self, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         """Lower a convolution whose activations are quantised here."""
@@ -69,7 +70,7 @@ class Int8Lowering:
         key = (x, "images", self._grouping(x.ty, attrs.groups))
         levels, image_scale, zero = self._quantized(builder, key, quantize)
         total = self._convolution(builder, attrs, levels, zero, weight)
-        return _dequantized(builder, total, image_scale, zero, scale, _sums(weight), axis=1)
+        return _dequantized(builder, total, image_scale, zero, scale, constant(_sums(weight)), axis=1)
 
     def integer_matmul(self, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         """Lower a product of levels."""
@@ -146,7 +147,8 @@ class Int8Lowering:
     ) -> list[relax.Var]:
         """(levels, scale, zero point) of a value."""
         made = self._once(builder, key, quantize)
-        return [self._once(builder, (*key, i), lambda i=i: relax.TupleGetItem(made, i)) for i in range(3)]
+        fields = [functools.partial(relax.TupleGetItem, made, i) for i in range(3)]
+        return [self._once(builder, (*key, i), field) for i, field in enumerate(fields)]
 
     def _once(
         self, builder: relax.BlockBuilder, key: tuple[object, ...], make: Callable[[], relax.Expr]
@@ -157,13 +159,14 @@ class Int8Lowering:
         return self._prepared[key]
 
 
-def _sums(weight: relax.Expr) -> relax.Expr:
+def _sums(weight: relax.Expr) -> np.ndarray:
     """The sums of a weight for each column or filter: the zero point's share of a sum, but for the zero point."""
     levels = constant_array(weight)
     if levels is None:
         raise GreenccError("the weight of an operator in int8 is not a constant")
     axes = (0,) if levels.ndim == 2 else (1, 2, 3)
-    return constant(levels.sum(axis=axes, dtype=np.int32))
+    sums: np.ndarray = levels.sum(axis=axes, dtype=np.int32)
+    return sums
 
 
 def _rows(builder: relax.BlockBuilder, a: relax.Expr, dot: DotProduct) -> relax.Expr:
@@ -262,13 +265,12 @@ def _dequantized(
 
 
 def _centered(
-    builder: relax.BlockBuilder, total: relax.Var, zero: relax.Expr, shift: int, sums: relax.Expr, *, axis: int
+    builder: relax.BlockBuilder, total: relax.Var, zero: relax.Expr, shift: int, sums: np.ndarray, *, axis: int
 ) -> relax.Expr:
     """The integer sums with the zero point's share taken off, which is that of levels raised by `shift`."""
     known = constant_array(zero)
     if known is not None:
-        shares = (int(known.reshape(())) + shift) * constant_array(sums)
-        sums = constant(shares.astype(np.int32))
+        sums = (int(known.reshape(())) + shift) * sums
 
     def center(exact: te.Tensor, sums: te.Tensor, *zero: te.Tensor) -> te.Tensor:
         def at(*index: tirx.Var) -> tirx.Expr:
@@ -280,4 +282,4 @@ def _centered(
         return te.compute(exact.shape, at, name="center")
 
     given = () if known is not None else (zero,)
-    return builder.call_te(center, total, sums, *given, primfunc_name_hint="center")
+    return builder.call_te(center, total, constant(sums.astype(np.int32)), *given, primfunc_name_hint="center")

@@ -1,4 +1,4 @@
-"""Products and convolutions of levels against integer arithmetic, bit by bit, in all instruction sets of this machine."""
+"""Products and convolutions of levels against integer arithmetic, bit by bit, in this machine's instruction sets."""
 
 from __future__ import annotations
 
