@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from greencc.ir import dtype_of, is_call, relax_functions, span_of, static_shape
+from greencc.kernels.base import kernel_name
 from greencc.ops import KERNEL
 from greencc.passes.base import Condition, Pass, PassContext, PassResult, Refusal
 from greencc.passes.common_subexpressions import makes_new_value
@@ -95,7 +96,7 @@ class FoldConstants(Pass):
                 failed = next((c for c in self.conditions if not c.holds(match)), None)
                 if failed is None:
                     folded[var] = folded_constants(match)
-                    counts[value.op.name.removeprefix("relax.")] += 1
+                    counts[_name(value)] += 1
                 else:
                     node = span_of(value) or var.name
                     refusals.append(Refusal(self.name, node, failed.number, failed.reason))
@@ -104,6 +105,11 @@ class FoldConstants(Pass):
                 module = module.clone()
                 module.update_func(gv, eliminate_dead(new))
         return PassResult(module, counts.total(), tuple(refusals), dict(sorted(counts.items())))
+
+
+def _name(call: relax.Call) -> str:
+    return kernel_name(call) if is_call(call, KERNEL) else str(call.op.name.removeprefix("relax."))
+
 
 def _use(constant: relax.Expr) -> Replacement:
     return lambda _builder: constant

@@ -69,9 +69,9 @@ def test_symbolic_rows_and_a_tail_in_the_same_kernel() -> None:
     rows, w, scale = tirx.Var("s", "int64"), levels("int8", 32, 80), np.linspace(0.5, 2, 80, dtype=np.float32)
 
     def body(emit, a, zero, a_scale):
-        total = emit(integer_matmul(a, zero, constant(w)))
-        # The factor is no part of the product, yet fusion computes it in the product's kernel.
+        # The factor is no part of the product, yet fusion computes it in the product's kernel, before the product.
         factor = emit(relax.op.multiply(a_scale, constant(scale)))
+        total = emit(integer_matmul(a, zero, constant(w)))
         return emit(relax.op.nn.relu(emit(relax.op.multiply(emit(relax.op.astype(total, "float32")), factor))))
 
     params = {"a": ((1, rows, 32), "uint8"), "zero": ((), "uint8"), "scale": ((), "float32")}
