@@ -23,29 +23,36 @@ def product(a: np.ndarray, zero: int, w: np.ndarray) -> np.ndarray:
     return (a.astype(np.int64) - int(zero)) @ w.astype(np.int64)
 
 
+# (element type, zero point, whether it is known when the model is compiled)
+SCHEMES = (("uint8", 200, False), ("int8", -100, True), ("int8", -100, False), ("uint8", 3, True))
+
+
+def zero_point(parameters: dict[str, relax.Expr], scheme: tuple[str, int, bool]) -> relax.Expr:
+    """The zero point of a scheme: a constant, or the parameter of its type."""
+    kind, zero, is_known = scheme
+    return constant(np.array(zero, kind)) if is_known else parameters[kind]
+
+
 @pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
 @pytest.mark.parametrize("name", RUNNABLE)
-@pytest.mark.parametrize("kind", ["uint8", "int8"])
-def test_products_are_exact(name: str, kind: str) -> None:
+def test_products_are_exact(name: str) -> None:
     # Depths leave remainders of a step and of a vector, columns of a tile; one module, because compiling is slow.
-    shapes = [(7, 13), (30, 70), (64, 48), (96, 130)]
+    shapes = [(7, 13), (30, 70), (64, 48), (96, 130), (64, 48), (96, 130), (7, 13), (30, 70)]
     weights = [levels("int8", *shape) for shape in shapes]
-    params = {f"a{k}": ((2, 5, k), kind) for k, _ in shapes}
+    schemes = [SCHEMES[i % 4] for i in range(len(shapes))]
+    params = {f"a{i}": ((2, 5, k), schemes[i][0]) for i, (k, _) in enumerate(shapes)}
 
-    def body(emit, zero, *levels):
-        known = constant(np.array(3, kind))
-        zeros = [zero, known, zero, known]
-        return [emit(integer_matmul(a, z, constant(w))) for a, z, w in zip(levels, zeros, weights, strict=True)]
+    def body(emit, unsigned, signed, *rows):
+        zeros = [zero_point({"uint8": unsigned, "int8": signed}, scheme) for scheme in schemes]
+        return [emit(integer_matmul(a, z, constant(w))) for a, z, w in zip(rows, zeros, weights, strict=True)]
 
-    runner = Runner(function({"zero": ((), kind), **params}, body), X86[name])
-    assert "cpu-matmul" in runner.rules
-    assert "cpu-fallback" not in runner.rules
-    given = [levels(kind, 2, 5, k, seed=1) for k, _ in shapes]
-    zero = np.array(-100 if kind == "int8" else 200, kind)
-    used = [zero, 3, zero, 3]
-    for a, z, w, got in zip(given, used, weights, runner(zero, *given), strict=True):
+    runner = Runner(function({"unsigned": ((), "uint8"), "signed": ((), "int8"), **params}, body), X86[name])
+    assert {"cpu-matmul"} <= runner.rules <= {"cpu-matmul", "cpu-elementwise"}
+    given = [levels(kind, 2, 5, k, seed=1) for (kind, _, _), (k, _) in zip(schemes, shapes, strict=True)]
+    made = runner(np.array(200, np.uint8), np.array(-100, np.int8), *given)
+    for a, (_, zero, _), w, got in zip(given, schemes, weights, made, strict=True):
         assert got.dtype == np.int32
-        np.testing.assert_array_equal(got, product(a, z, w))
+        np.testing.assert_array_equal(got, product(a, zero, w))
 
 
 @pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
@@ -102,24 +109,21 @@ def filters(case: Convolution) -> np.ndarray:
 
 @pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
 @pytest.mark.parametrize("name", RUNNABLE)
-@pytest.mark.parametrize("kind", ["uint8", "int8"])
-def test_convolutions_are_exact(name: str, kind: str) -> None:
-    params = {f"a{i}": (case.shape, kind) for i, case in enumerate(CONVOLUTIONS)}
+def test_convolutions_are_exact(name: str) -> None:
+    schemes = [SCHEMES[i % 4] for i in range(len(CONVOLUTIONS))]
+    params = {f"a{i}": (case.shape, schemes[i][0]) for i, case in enumerate(CONVOLUTIONS)}
 
-    def body(emit, zero, *images):
-        made = []
-        for i, (a, case) in enumerate(zip(images, CONVOLUTIONS, strict=True)):
-            z = constant(np.array(3, kind)) if i % 2 else zero
-            made.append(emit(integer_conv2d(a, z, constant(filters(case)), case.attrs)))
-        return made
+    def body(emit, unsigned, signed, *images):
+        zeros = [zero_point({"uint8": unsigned, "int8": signed}, scheme) for scheme in schemes]
+        cases = zip(images, zeros, CONVOLUTIONS, strict=True)
+        return [emit(integer_conv2d(a, z, constant(filters(case)), case.attrs)) for a, z, case in cases]
 
-    runner = Runner(function({"zero": ((), kind), **params}, body), X86[name])
-    assert {"cpu-convolution", "cpu-channel-words"} <= runner.rules
-    assert "cpu-fallback" not in runner.rules
-    given = [levels(kind, *case.shape) for case in CONVOLUTIONS]
-    zero = np.array(-100 if kind == "int8" else 200, kind)
-    for i, (a, case, got) in enumerate(zip(given, CONVOLUTIONS, runner(zero, *given), strict=True)):
-        np.testing.assert_array_equal(got, convolved(case, a, 3 if i % 2 else zero, filters(case)))
+    runner = Runner(function({"unsigned": ((), "uint8"), "signed": ((), "int8"), **params}, body), X86[name])
+    assert runner.rules == {"cpu-convolution", "cpu-channel-words", "cpu-elementwise"}
+    given = [levels(kind, *case.shape) for (kind, _, _), case in zip(schemes, CONVOLUTIONS, strict=True)]
+    made = runner(np.array(200, np.uint8), np.array(-100, np.int8), *given)
+    for a, (_, zero, _), case, got in zip(given, schemes, CONVOLUTIONS, made, strict=True):
+        np.testing.assert_array_equal(got, convolved(case, a, zero, filters(case)))
 
 
 @pytest.mark.parametrize("is_known", [True, False])
