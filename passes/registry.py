@@ -28,12 +28,14 @@ from greencc.passes.prune_dead_nodes import PruneDeadNodes
 from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_weights import QuantizeWeights
+from greencc.passes.sink_dequantize import SinkDequantize
 from greencc.passes.smooth_activations import SmoothActivations
 
 # name -> class, explicit: nothing registers itself by being imported.
 PASSES: dict[str, type[Pass]] = {
     PruneDeadNodes.name: PruneDeadNodes,
     FuseIntegerProducts.name: FuseIntegerProducts,
+    SinkDequantize.name: SinkDequantize,
     FoldConstants.name: FoldConstants,
     ElideActivations.name: ElideActivations,
     FuseBatchNorm.name: FuseBatchNorm,
@@ -63,6 +65,7 @@ def default_pipeline() -> tuple[Pass, ...]:
         # Phase 1, tidy: patterns see each value once, and no layout operator that does nothing.
         PruneDeadNodes(),
         FuseIntegerProducts(),  # before folding, which makes float32 of weights in bytes
+        SinkDequantize(),
         FoldConstants(),
         # Phase 2, fuse operators into larger ones. Each line says what it must come after.
         FuseBatchNorm(),

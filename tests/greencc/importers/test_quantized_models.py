@@ -114,6 +114,10 @@ def test_static_quantization(
     )  # fmt: skip
     model, _ = compiled(path)
     assert_runs_in_integers(model, len(WEIGHTS))
+    # Between the input and the output all is levels: pooling too.
+    names = [call.kernel.rstrip("0123456789") for call in model.artifact.manifest.calls]
+    assert names.count("quantize") == 1
+    assert names.count("max_pool") == 1
     (scale,) = (
         numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer if tensor.name == "y_scale"
     )
