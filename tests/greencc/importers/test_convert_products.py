@@ -65,6 +65,9 @@ INTEGER = [
          {"w": integers(U8, 3, 1, 3, 3), "sa": scalar(np.float32, 0.01), "za": scalar(U8, 128), "sb": scalar(np.float32, 0.02),
           "zb": scalar(U8, 110), "sy": scalar(np.float32, 0.11), "zy": scalar(U8, 100)}),
     Case("dynamic quantisation", "(float[N,S] x) => (uint8 q, float s, uint8 z) { q, s, z = DynamicQuantizeLinear(x) }"),
+    *(Case(f"dynamic quantisation of {name}", "(float[4] x) => (uint8 q, float s, uint8 z) { q, s, z = DynamicQuantizeLinear(x) }",
+           feeds={"x": floats(*values)})
+      for name, values in (("zeros", (0, 0, 0, 0)), ("positives", (1, 2, 3, 4)), ("negatives", (-1, -2, -3, -7)))),
 ]  # fmt: skip
 GEMM = [
     Case("rescaled", "(uint8[N,6] x) => (uint8 y) { y = com.microsoft.QGemm<alpha=0.5>(x, sa, za, w, sb, zb, c, sy, zy) }",
