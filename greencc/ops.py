@@ -20,6 +20,8 @@ from greencc.ir import dtype_of, shape_of
 
 ATTENTION = "greencc.attention"
 GROUPED_MATMUL = "greencc.grouped_matmul"
+INTEGER_CONV2D = "greencc.integer_conv2d"
+INTEGER_MATMUL = "greencc.integer_matmul"
 KERNEL = "greencc.kernel"  # see greencc/kernels
 PACKED_ATTENTION = "greencc.packed_attention"
 QUANTIZED_CONV2D = "greencc.quantized_conv2d"
@@ -223,7 +225,7 @@ def quantized_take(table: relax.Expr, scale: relax.Expr, indices: relax.Expr, *,
 
 @dataclass(frozen=True)
 class Conv2dAttrs:
-    """Attributes of `greencc.quantized_conv2d`.
+    """Attributes of `greencc.quantized_conv2d` and `greencc.integer_conv2d`.
 
     Attributes:
         strides: (rows, columns).
@@ -270,13 +272,41 @@ def quantized_conv2d(
     Returns a call of type [N, K, OH, OW] float32.
     """
     register_ops()
-    values = {name: _plain(value) for name, value in asdict(attrs).items()} | _scheme_attrs(scheme)
-    node = ir.make_node("ir.DictAttrs", **values)
-    return relax.Call(ir.Op.get(QUANTIZED_CONV2D), [x, weight, scale], node, [])
+    return relax.Call(ir.Op.get(QUANTIZED_CONV2D), [x, weight, scale], _node(attrs, scheme), [])
 
 
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+def integer_matmul(a: relax.Expr, zero: relax.Expr, weight: relax.Expr) -> relax.Call:
+    """The product (a - zero) @ weight of bytes, exact in int32 as long as its sums fit.
+
+    Args:
+        a: [..., K] uint8 or int8, of at least two axes.
+        zero: one element, of a's type or int32: the level of `a` that stands for 0.
+        weight: [K, N] int8, a constant.
+
+    Returns a call of type [..., N] int32.
+    """
+    register_ops()
+    return relax.Call(ir.Op.get(INTEGER_MATMUL), [a, zero, weight], None, [])
+
+
+def integer_conv2d(a: relax.Expr, zero: relax.Expr, weight: relax.Expr, attrs: Conv2dAttrs) -> relax.Call:
+    """The convolution of a - zero by weight, of bytes, exact in int32 as long as its sums fit.
+
+    Args:
+        a: [N, C, H, W] uint8 or int8, of known sizes but for N; what pads it counts as `zero`.
+        zero: one element, of a's type or int32: the level of `a` that stands for 0.
+        weight: [K, C / groups, KH, KW] int8, a constant.
+        attrs: see Conv2dAttrs.
+
+    Returns a call of type [N, K, OH, OW] int32.
+    """
+    register_ops()
+    return relax.Call(ir.Op.get(INTEGER_CONV2D), [a, zero, weight], _node(attrs), [])
+
+
+def _node(attrs: Conv2dAttrs, scheme: Scheme | None = None) -> ir.Node:
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(attrs).items()}
+    return ir.make_node("ir.DictAttrs", **plain, **_scheme_attrs(scheme))
 
 
 def _infer_grouped_matmul(call: relax.Call, _context: object) -> relax.TensorType:
@@ -301,11 +331,42 @@ def _infer_quantized_conv2d(call: relax.Call, _context: object) -> relax.TensorT
         raise GreenccError(f"{QUANTIZED_CONV2D}: takes x [N, C, H, W], weight [K, C / groups, KH, KW] and scale [K]")
     if kinds != ["float32", "int8", "float32"]:
         raise GreenccError(f"{QUANTIZED_CONV2D}: takes float32, int8 and float32, not {', '.join(map(str, kinds))}")
+    return _convolved(call, x, weight, "float32")
+
+
+def _infer_integer_conv2d(call: relax.Call, _context: object) -> relax.TensorType:
+    a, weight = _integer_operands(call)
+    if len(a) != 4 or len(weight) != 4:
+        raise GreenccError(f"{INTEGER_CONV2D}: takes a [N, C, H, W] and weight [K, C / groups, KH, KW]")
+    return _convolved(call, a, weight, "int32")
+
+
+def _infer_integer_matmul(call: relax.Call, _context: object) -> relax.TensorType:
+    a, weight = _integer_operands(call)
+    if len(a) < 2 or len(weight) != 2:
+        raise GreenccError(f"{INTEGER_MATMUL}: takes a [..., K] of at least two axes and weight [K, N]")
+    return relax.TensorType((*a[:-1], weight[1]), "int32")
+
+
+def _integer_operands(call: relax.Call) -> tuple[list[tirx.Expr], list[tirx.Expr]]:
+    """The shapes of the levels and the weight; all that both integer operators ask of their operands."""
+    a, zero, weight = (shape_of(arg.ty) for arg in call.args)
+    kinds = [str(dtype_of(arg.ty)) for arg in call.args]
+    if a is None or zero is None or weight is None or not all(isinstance(d, tirx.IntImm) and d == 1 for d in zero):
+        raise GreenccError(f"{call.op.name}: takes levels and a weight of known ranks, and a zero point of one element")
+    if kinds[0] not in ("uint8", "int8") or kinds[1] not in (kinds[0], "int32") or kinds[2] != "int8":
+        raise GreenccError(f"{call.op.name}: takes bytes, their zero point and int8, not {', '.join(kinds)}")
+    return a, weight
+
+
+def _convolved(
+    call: relax.Call, x: list[tirx.Expr], weight: list[tirx.Expr], dtype: str
+) -> relax.TensorType:
     if not all(isinstance(size, tirx.IntImm) for size in [*x[1:], *weight]):
-        raise GreenccError(f"{QUANTIZED_CONV2D}: the sizes of channels and images must be known")
+        raise GreenccError(f"{call.op.name}: the sizes of channels and images must be known")
     attrs = Conv2dAttrs.of(call)
     out = [attrs.out_size(axis, int(x[2 + axis]), int(weight[2 + axis])) for axis in (0, 1)]
-    return relax.TensorType((x[0], weight[0], *(tirx.IntImm("int64", size) for size in out)), "float32")
+    return relax.TensorType((x[0], weight[0], *(tirx.IntImm("int64", size) for size in out)), dtype)
 
 
 def _infer_quantized_matmul(call: relax.Call, _context: object) -> relax.TensorType:
@@ -371,6 +432,8 @@ def _infer_kernel(call: relax.Call, context: object) -> relax.Type:
 _INFER_TYPE = {
     ATTENTION: _infer_attention,
     GROUPED_MATMUL: _infer_grouped_matmul,
+    INTEGER_CONV2D: _infer_integer_conv2d,
+    INTEGER_MATMUL: _infer_integer_matmul,
     KERNEL: _infer_kernel,
     PACKED_ATTENTION: _infer_attention,
     QUANTIZED_CONV2D: _infer_quantized_conv2d,

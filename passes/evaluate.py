@@ -11,6 +11,8 @@ import tvm
 from tvm import relax
 
 from greencc.ir import dtype_of, static_shape
+from greencc.kernels.base import kernel_name, kernel_options
+from greencc.ops import KERNEL
 from greencc.passes.no_ops import integers, permutation_of, strides_of
 
 Arrays = Sequence[np.ndarray]
@@ -27,10 +29,20 @@ def evaluate(call: relax.Call, arrays: Arrays) -> tuple[np.ndarray, ...]:
         call: a typed operator call with static result shapes and an entry in TVM's table of lowerings.
         arrays: values of its tensor operands, those in tuples included, in order.
     """
-    exact = _EXACT.get(call.op.name)
+    exact = _EXACT.get(_name(call))
     with np.errstate(all="ignore"):
         result = None if exact is None else exact(call, arrays)
     return _run(call, arrays) if result is None else (result,)
+
+
+def has_exact_result(call: relax.Call) -> bool:
+    """Whether numpy computes the call's operator, for some element types at least."""
+    return _name(call) in _EXACT
+
+
+def _name(call: relax.Call) -> str:
+    """The operator's name; that of a kernel behind it."""
+    return f"{KERNEL}.{kernel_name(call)}" if call.op.name == KERNEL else str(call.op.name)
 
 
 def _slice(call: relax.Call, arrays: Arrays) -> np.ndarray | None:
@@ -60,6 +72,22 @@ def _cast(call: relax.Call, arrays: Arrays) -> np.ndarray | None:
     return None if arrays[0].dtype.kind == "f" and "int" in dtype else arrays[0].astype(dtype)
 
 
+def _dequantize(call: relax.Call, arrays: Arrays) -> np.ndarray | None:
+    data, scale, *zero = arrays
+    options = kernel_options(call)
+    axis, block = options["axis"], options["block"]
+
+    def spread(parameter: np.ndarray) -> np.ndarray:
+        if block:
+            return np.repeat(parameter, block, axis).take(range(data.shape[axis]), axis)
+        return parameter.reshape([-1 if parameter.size > 1 and i == axis else 1 for i in range(data.ndim)])
+
+    value = data.astype(np.int32)
+    for points in zero:
+        value = value - spread(points).astype(np.int32)
+    return (value.astype(np.float32) * spread(scale).astype(np.float32)).astype(options["dtype"])
+
+
 def _divide(call: relax.Call, arrays: Arrays) -> np.ndarray | None:
     return arrays[0] / arrays[1] if arrays[0].dtype.kind == "f" else None
 
@@ -68,6 +96,7 @@ def _divide(call: relax.Call, arrays: Arrays) -> np.ndarray | None:
 _EXACT: Mapping[str, Callable[[relax.Call, Arrays], np.ndarray | None]] = {
     **{f"relax.{name}": _view for name in ("reshape", "flatten", "squeeze", "expand_dims")},
     **{f"relax.{name}": _full for name in ("full", "zeros", "ones")},
+    f"{KERNEL}.dequantize": _dequantize,
     "relax.permute_dims": lambda call, arrays: arrays[0].transpose(permutation_of(call)),
     "relax.broadcast_to": lambda call, arrays: np.broadcast_to(arrays[0], static_shape(call.ty) or ()),
     "relax.concat": lambda call, arrays: np.concatenate(arrays, int(call.attrs.axis)),

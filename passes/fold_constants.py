@@ -10,11 +10,13 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from greencc.ir import dtype_of, relax_functions, span_of, static_shape
+from greencc.ir import dtype_of, is_call, relax_functions, span_of, static_shape
+from greencc.kernels.base import kernel_name
+from greencc.ops import KERNEL
 from greencc.passes.base import Condition, Pass, PassContext, PassResult, Refusal
 from greencc.passes.common_subexpressions import makes_new_value
 from greencc.passes.constant_calls import ConstantCall, constant_call, folded_constants, tensor_types
-from greencc.passes.evaluate import EVALUATED_DTYPES
+from greencc.passes.evaluate import EVALUATED_DTYPES, has_exact_result
 from greencc.passes.graph import Graph, Replacement, eliminate_dead, is_pure, rebuild
 
 
@@ -23,7 +25,7 @@ def _is_deterministic(match: ConstantCall) -> bool:
 
 
 def _has_lowering(match: ConstantCall) -> bool:
-    return match.call.op.get_attr("FLegalize") is not None
+    return has_exact_result(match.call) or match.call.op.get_attr("FLegalize") is not None
 
 
 def _has_static_shape(match: ConstantCall) -> bool:
@@ -36,6 +38,8 @@ def _has_known_dtype(match: ConstantCall) -> bool:
 
 
 def _stays_small(match: ConstantCall) -> bool:
+    if is_call(match.call, KERNEL):
+        return True
     size = sum(
         int(np.prod(static_shape(ty) or (), dtype=np.int64)) * ((tvm.DataType(dtype_of(ty)).bits + 7) // 8)
         for ty in tensor_types(match.call.ty)
@@ -57,11 +61,12 @@ class FoldConstants(Pass):
 
     Legality conditions:
     1. The operator has no effect, is not random and makes no storage.
-    2. TVM has a lowering of its own for the operator, which leaves out greencc.*.
+    2. TVM has a lowering of its own for the operator, or numpy computes it, which leaves out most of greencc.*.
     3. The results are tensors of static shape.
     4. The element types are ones that this host computes with.
     5. The results are not larger than the operands by more than `max_growth` bytes: a broadcast is cheaper to
-       repeat than to store.
+       repeat than to store. Dequantised weights may be: no pass has taken them in bytes, and every run would
+       dequantise them again.
 
     Attributes:
         max_growth: see condition 5.
@@ -91,7 +96,7 @@ class FoldConstants(Pass):
                 failed = next((c for c in self.conditions if not c.holds(match)), None)
                 if failed is None:
                     folded[var] = folded_constants(match)
-                    counts[value.op.name.removeprefix("relax.")] += 1
+                    counts[_name(value)] += 1
                 else:
                     node = span_of(value) or var.name
                     refusals.append(Refusal(self.name, node, failed.number, failed.reason))
@@ -100,6 +105,11 @@ class FoldConstants(Pass):
                 module = module.clone()
                 module.update_func(gv, eliminate_dead(new))
         return PassResult(module, counts.total(), tuple(refusals), dict(sorted(counts.items())))
+
+
+def _name(call: relax.Call) -> str:
+    return kernel_name(call) if is_call(call, KERNEL) else str(call.op.name.removeprefix("relax."))
+
 
 def _use(constant: relax.Expr) -> Replacement:
     return lambda _builder: constant

@@ -9,16 +9,17 @@ from typing import ClassVar
 
 import numpy as np
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
 from greencc.affine import Scheme
-from greencc.ir import constant, shape_of
+from greencc.ir import constant
 from greencc.observers import make_observer
 from greencc.ops import Conv2dAttrs, quantized_conv2d, quantized_matmul
 from greencc.passes.base import ActivationRange, Activations, Condition, RewritePass
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32, same_extents
 from greencc.passes.stored import StoredWeight, store
+from greencc.passes.weighted import WEIGHTED, channel_axis, depth_of, has_plain_form, is_convolution
 
 # Largest k for which a sum of 255 * 127 * k fits in int32.
 _DEEPEST = (2**31 - 1) // (255 * 127)
@@ -45,31 +46,10 @@ class Weighted:
     held: tuple[float, float] | None = None
     means: np.ndarray | None = None
 
-    @property
-    def is_convolution(self) -> bool:
-        """Whether it is a convolution, whose weight is [K, C / groups, KH, KW]; else a product's [K, N]."""
-        return bool(self.call.op.name == "relax.nn.conv2d")
-
-    @property
-    def depth(self) -> int:
-        """Length of the sums."""
-        channels = 0 if self.is_convolution else -1
-        return int(self.weight.size // max(self.weight.shape[channels], 1)) if self.weight.ndim else 1
-
-    @property
-    def has_plain_form(self) -> bool:
-        """Whether the weight is a matrix, or the layout NCHW with images of known size."""
-        if not self.is_convolution:
-            return self.weight.ndim == 2
-        attrs, x = self.call.attrs, shape_of(self.call.args[0].ty)
-        layouts = str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout) or "NCHW"
-        known = x is not None and all(isinstance(size, tirx.IntImm) for size in x[1:])
-        return layouts == ("NCHW", "OIHW", "NCHW") and known
-
     @cached_property
     def stored(self) -> StoredWeight | None:
         """The weight in bytes; None where bytes don't keep it within epsilon."""
-        return store(self.weight, 0 if self.is_convolution else 1, self.options.epsilon)
+        return store(self.weight, channel_axis(self.call), self.options.epsilon)
 
     @cached_property
     def replacement(self) -> relax.Call:
@@ -78,7 +58,7 @@ class Weighted:
             raise ValueError("a match that condition 8 refuses")
         levels, scale = constant(self.stored.levels), constant(self.stored.scale)
         scheme = None if self.held is None else Scheme.of_range(*self.held)
-        if self.is_convolution:
+        if is_convolution(self.call):
             return quantized_conv2d(self.call.args[0], levels, scale, Conv2dAttrs.of(self.call), scheme)
         x, factors = _factors(self)
         return quantized_matmul(x, levels, scale, factors, scheme)
@@ -88,7 +68,7 @@ class Weighted:
         """What storing the weight in bytes takes off the mean of the result: float32, to be added to it."""
         if self.means is None or self.stored is None:
             return None
-        if not self.is_convolution:
+        if not is_convolution(self.call):
             error = self.weight.astype(np.float64) - self.stored.levels * self.stored.scale.astype(np.float64)
             return np.asarray(self.means @ error, np.float32)
         scale = self.stored.scale.astype(np.float64)[:, None, None, None]
@@ -162,12 +142,18 @@ class QuantizeInt8(RewritePass[Weighted]):
     conditions: ClassVar[tuple[Condition[Weighted], ...]] = (
         Condition(1, "an operand or the result is not float32", lambda m: is_float32(*m.call.args, m.root)),
         Condition(
-            2, "the weight is not a matrix, or the convolution not NCHW of known size", lambda m: m.has_plain_form
+            2,
+            "the weight is not a matrix, or the convolution not NCHW of known size",
+            lambda m: has_plain_form(m.call, m.weight.shape),
         ),
         Condition(3, "a weight is not finite", lambda m: bool(np.isfinite(m.weight).all())),
-        Condition(4, f"a sum has more than {_DEEPEST} products", lambda m: m.depth <= _DEEPEST),
+        Condition(
+            4,
+            f"a sum has more than {_DEEPEST} products",
+            lambda m: depth_of(m.call, m.weight.shape) <= _DEEPEST,
+        ),
         Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.options.min_weights),
-        Condition(6, "a filter reads a single channel", lambda m: not m.is_convolution or m.weight.shape[1] > 1),
+        Condition(6, "a filter reads a single channel", lambda m: not is_convolution(m.call) or m.weight.shape[1] > 1),
         Condition(7, "int8 is not faster here", lambda m: m.is_faster),
         Condition(8, "8 bits don't keep every weight within epsilon", lambda m: m.stored is not None),
         Condition(9, "no calibration data", lambda m: not m.options.ranges or m.held is not None),
@@ -188,7 +174,7 @@ class QuantizeInt8(RewritePass[Weighted]):
             found = activations.ranges(module, values, make_observer(self.ranges, self.name))
             known |= {m.root: replace(known[m.root], held=held) for m, held in zip(asked, found, strict=True)}
         if self.correct_bias and asked:
-            means = activations.means(module, values, [1 if match.is_convolution else -1 for match in asked])
+            means = activations.means(module, values, [1 if is_convolution(match.call) else -1 for match in asked])
             known |= {m.root: replace(known[m.root], means=mean) for m, mean in zip(asked, means, strict=True)}
         return [known.get(match.root, match) for match in matches]
 
@@ -202,7 +188,7 @@ class QuantizeInt8(RewritePass[Weighted]):
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Weighted | None:
         """See RewritePass."""
-        if call.op.name not in ("relax.matmul", "relax.nn.conv2d"):
+        if call.op.name not in WEIGHTED:
             return None
         x, weight = (graph.constant(arg) for arg in call.args)
         if x is not None or weight is None:
@@ -225,6 +211,6 @@ def _factors(match: Weighted) -> tuple[relax.Expr, relax.Expr | None]:
         return x, None
     for value, factors in (scaled.args, reversed(scaled.args)):
         array = match.graph.constant(factors)
-        if array is not None and array.shape == (match.depth,) and same_extents(value, x):
+        if array is not None and array.shape == (depth_of(match.call, match.weight.shape),) and same_extents(value, x):
             return value, constant(array)
     return x, None

@@ -18,6 +18,7 @@ from greencc.passes.fold_constants import FoldConstants
 from greencc.passes.fuse_attention import FuseAttention
 from greencc.passes.fuse_batch_norm import FuseBatchNorm
 from greencc.passes.fuse_gelu import FuseGelu
+from greencc.passes.fuse_integer_products import FuseIntegerProducts
 from greencc.passes.fuse_layer_norm import FuseLayerNorm
 from greencc.passes.fuse_parallel_matmul import FuseParallelMatmul
 from greencc.passes.fuse_rms_norm import FuseRmsNorm
@@ -31,6 +32,7 @@ from greencc.passes.prune_heads import PruneHeads
 from greencc.passes.quantize_int8 import QuantizeInt8
 from greencc.passes.quantize_tables import QuantizeTables
 from greencc.passes.quantize_weights import QuantizeWeights
+from greencc.passes.sink_dequantize import SinkDequantize
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.passes.sparsify import Sparsify
 from greencc.passes.store_levels import StoreLevels
@@ -38,6 +40,8 @@ from greencc.passes.store_levels import StoreLevels
 # name -> class, explicit: nothing registers itself by being imported.
 PASSES: dict[str, type[Pass]] = {
     PruneDeadNodes.name: PruneDeadNodes,
+    FuseIntegerProducts.name: FuseIntegerProducts,
+    SinkDequantize.name: SinkDequantize,
     FoldConstants.name: FoldConstants,
     ElideActivations.name: ElideActivations,
     FuseBatchNorm.name: FuseBatchNorm,
@@ -72,6 +76,8 @@ def default_pipeline() -> tuple[Pass, ...]:
     return (
         # Phase 1, tidy: patterns see each value once, and no layout operator that does nothing.
         PruneDeadNodes(),
+        FuseIntegerProducts(),  # before folding, which makes float32 of weights in bytes
+        SinkDequantize(),
         FoldConstants(),
         # Phase 2, fuse operators into larger ones. Each line says what it must come after.
         FuseBatchNorm(),

@@ -7,26 +7,36 @@ inside the loop over the image.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TypeAlias
 
 import tvm
 from tvm import ir, relax
 
-from greencc.ir import bindings_of, relax_functions, static_shape
+from greencc.ir import bindings_of, operands, relax_functions, static_shape
+
+Calls: TypeAlias = dict[relax.Var, relax.Expr]
 
 PATTERN_ATTR = "op_pattern"
 # TVM's OpPatternKind.
-_BROADCAST, _INJECTIVE, _REDUCTION, _PRODUCT = 1, 2, 3, 4
-OPAQUE = 8
+_BROADCAST, _INJECTIVE, _REDUCTION, _PRODUCT, OPAQUE = 1, 2, 3, 4, 8
 
 
 def keep_reductions_apart(module: tvm.IRModule) -> tvm.IRModule:
     """`module`, annotated with patterns, so that no reduction fuses with an operator that spreads its result.
 
-    Such an operator counts as injective: it fuses with what follows, not with a reduction before it.
+    Such an operator counts as injective: it fuses with what follows, not with a reduction before it. It keeps its kind
+    where the reduction's result reaches something else too, because then TVM doesn't fuse the two, and the operator
+    may stand behind a product that it should fuse with.
     """
     spreading: set[str] = set()
     for _, function in relax_functions(module):
         calls = {binding.var: binding.value for binding in bindings_of(function)}
+        users: dict[relax.Var, list[relax.Var]] = {}
+        for var, value in calls.items():
+            for use in operands(value):
+                if isinstance(use, relax.Var):
+                    users.setdefault(use, []).append(var)
         for var, call in calls.items():
             pattern = _pattern(module, call)
             size = _elements(var.ty)
@@ -34,7 +44,9 @@ def keep_reductions_apart(module: tvm.IRModule) -> tvm.IRModule:
                 continue
             for arg in call.args[1].fields:
                 small = _elements(arg.ty)
-                if small is not None and small < size and _is_reduced(module, calls, arg):
+                if small is None or small >= size:
+                    continue
+                if any(_ends_at(module, calls, users, made, var) for made in _reductions(module, calls, arg)):
                     spreading.add(call.args[0].name_hint)
     if not spreading:
         return module
@@ -45,15 +57,34 @@ def keep_reductions_apart(module: tvm.IRModule) -> tvm.IRModule:
     return result
 
 
-def _is_reduced(module: tvm.IRModule, calls: dict[relax.Var, relax.Expr], value: relax.Expr) -> bool:
-    """Whether a value is a reduction's result, or made from one element by element."""
+def _reductions(module: tvm.IRModule, calls: Calls, value: relax.Expr) -> Iterator[relax.Var]:
+    """The reductions whose results a value is, or is made from element by element."""
     call = calls.get(value) if isinstance(value, relax.Var) else None
     pattern = None if call is None else _pattern(module, call)
     if call is None or pattern is None:
-        return False
+        return
     if pattern in (_REDUCTION, _PRODUCT):
-        return True
-    return pattern <= _INJECTIVE and any(_is_reduced(module, calls, arg) for arg in call.args[1].fields)
+        yield value
+    elif pattern <= _INJECTIVE:
+        for arg in call.args[1].fields:
+            yield from _reductions(module, calls, arg)
+
+
+def _ends_at(
+    module: tvm.IRModule, calls: Calls, users: dict[relax.Var, list[relax.Var]], made: relax.Var, end: relax.Var
+) -> bool:
+    """Whether all that is computed from `made` is computed element by element, up to `end`."""
+    pending, seen = [made], {made, end}
+    while pending:
+        for user in users.get(pending.pop(), ()):
+            if user in seen:
+                continue
+            pattern = _pattern(module, calls[user])
+            if pattern is None or pattern > _INJECTIVE:
+                return False
+            seen.add(user)
+            pending.append(user)
+    return True
 
 
 def _pattern(module: tvm.IRModule, value: relax.Expr) -> int | None:

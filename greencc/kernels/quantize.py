@@ -68,4 +68,35 @@ def dequantize(
     return compute(data.shape, element, "dequantize")
 
 
-KERNELS: dict[str, Kernel] = {"dequantize": dequantize, "quantize": quantize}
+def dynamic_scale(low: te.Tensor, high: te.Tensor, *, dims: list[tirx.Expr]) -> te.Tensor:
+    """What a level of 0..255 is worth, so that they span 0 and the extremes `low` and `high`; 1 where all is 0.
+
+    The formula is that of ONNX's DynamicQuantizeLinear, which leaves the last case open.
+    """
+    return compute(low.shape, lambda index: _scale(low(*index), high(*index)), "dynamic_scale")
+
+
+def dynamic_zero(low: te.Tensor, high: te.Tensor, *, dims: list[tirx.Expr]) -> te.Tensor:
+    """The level, uint8, that stands for 0 where `dynamic_scale` gives the scale."""
+
+    def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
+        least = tirx.min(low(*index), tirx.const(0.0, "float32"))
+        level = tirx.const(0.0, "float32") - least / _scale(low(*index), high(*index))
+        limits = tirx.const(0.0, "float32"), tirx.const(255.0, "float32")
+        return tirx.Cast("uint8", tirx.nearbyint(tirx.max(tirx.min(level, limits[1]), limits[0])))
+
+    return compute(low.shape, element, "dynamic_zero")
+
+
+def _scale(low: tirx.Expr, high: tirx.Expr) -> tirx.Expr:
+    zero = tirx.const(0.0, "float32")
+    span = tirx.max(high, zero) - tirx.min(low, zero)
+    return tirx.Select(span > zero, span / tirx.const(255.0, "float32"), tirx.const(1.0, "float32"))
+
+
+KERNELS: dict[str, Kernel] = {
+    "dequantize": dequantize,
+    "dynamic_scale": dynamic_scale,
+    "dynamic_zero": dynamic_zero,
+    "quantize": quantize,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -52,13 +53,19 @@ def lower_extreme(largest: bool) -> Lowering:
         rank = int(call.args[0].ty.ndim)
         given = range(rank) if call.attrs.axis is None else [int(axis) % rank for axis in call.attrs.axis]
         axes, keep = sorted(given), bool(call.attrs.keepdims)
+        name = "max" if largest else "min"
         if any(is_zero(call.args[0].ty.shape.values[axis]) for axis in axes):
             raise GreenccError("the extreme of no elements is not defined")
 
-        def build(x: te.Tensor) -> te.Tensor:
-            return extreme(x, axes=axes, keep=keep, largest=largest)
+        def reduced(x: relax.Expr, axes: list[int]) -> relax.Call:
+            build = functools.partial(extreme, axes=axes, keep=keep, largest=largest)
+            return builder.call_te(lambda x: build(x), x, primfunc_name_hint=name)
 
-        return builder.call_te(build, call.args[0], primfunc_name_hint="max" if largest else "min")
+        if len(axes) < rank or rank < 2:
+            return reduced(call.args[0], axes)
+        # Of a whole tensor, the extremes of its columns first: those are found in vectors, by several threads.
+        columns = builder.emit(reduced(call.args[0], axes[:-1]))
+        return reduced(columns, [rank - 1 if keep else 0])
 
     return lower
 

@@ -24,5 +24,7 @@ class EmittedKernels:
         """The variable of `emit(*args)` in the module that `builder` builds; `args` are told apart by their text."""
         form = (emit, *(str(arg) for arg in args))
         if form not in self._made:
-            self._made[form] = emit(*args).without_attr("global_symbol").with_attr(PATTERN_ATTR, OPAQUE)
+            # TVM takes some of them for elementwise operators, which fuse: but their loops are no blocks.
+            kernel = emit(*args).without_attr("global_symbol")
+            self._made[form] = kernel.with_attr(PATTERN_ATTR, OPAQUE)
         return builder.add_func(self._made[form], name)

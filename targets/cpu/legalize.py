@@ -19,6 +19,8 @@ from greencc.kernels.reductions import lower_extreme, lower_position
 from greencc.ops import (
     ATTENTION,
     GROUPED_MATMUL,
+    INTEGER_CONV2D,
+    INTEGER_MATMUL,
     KERNEL,
     PACKED_ATTENTION,
     QUANTIZED_CONV2D,
@@ -31,7 +33,7 @@ from greencc.ops import (
 )
 from greencc.targets.cost import BITS_ATTR, OPERATIONS_ATTR
 from greencc.targets.cpu.emitted import EmittedKernels
-from greencc.targets.cpu.legalize_int8 import QuantizedLowering
+from greencc.targets.cpu.legalize_int8 import Int8Lowering
 from greencc.targets.cpu.quantized_norms import quantize_in_norms
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.matmul_tiles import GROUP_ATTR
@@ -47,7 +49,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
     """Lower every operator of `module` to calls of PrimFuncs."""
     chosen = target if target is not None else host_target()
     kernels = EmittedKernels()
-    quantized = QuantizedLowering(chosen, kernels)
+    int8 = Int8Lowering(chosen, kernels)
     table: dict[str, Lowering] = {
         "relax.argmax": lower_position(largest=True),
         "relax.concat": _concat,
@@ -62,8 +64,10 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         GROUPED_MATMUL: _grouped_matmul,
         KERNEL: lambda builder, call: _kernel(builder, call, chosen, kernels),
         ROTARY: _rotary,
-        QUANTIZED_CONV2D: quantized.conv2d,
-        QUANTIZED_MATMUL: quantized.matmul,
+        INTEGER_CONV2D: int8.integer_conv2d,
+        INTEGER_MATMUL: int8.integer_matmul,
+        QUANTIZED_CONV2D: int8.quantized_conv2d,
+        QUANTIZED_MATMUL: int8.quantized_matmul,
         QUANTIZED_TAKE: _quantized_take,
         ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, attention_kernel),
         PACKED_ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, packed_attention_kernel),

@@ -9,6 +9,7 @@ import tvm
 from tvm import ir, relax, tirx
 
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, bindings_of, constant_array, with_span
+from greencc.kernels.base import kernel_name, kernel_options
 from greencc.passes.base import PassContext, PassResult
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 
@@ -92,6 +93,8 @@ def run_numpy(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
             return [int(dim) for dim in expr.values]
         if isinstance(expr, tirx.IntImm):
             return int(expr.value)
+        if isinstance(expr, tirx.FloatImm):
+            return float(expr.value)
         if isinstance(expr, relax.Call):
             result = _NUMPY[expr.op.name.removeprefix("relax.")](expr, *map(value, expr.args))
             expected = (
@@ -130,6 +133,27 @@ def _pad(call: relax.Call, x: np.ndarray) -> object:
     return x
 
 
+def _kernel(call: relax.Call, *args: object) -> object:
+    """`greencc.kernel` for scales and zero points that are one for all, and for pooling of the maximum."""
+    *tensors, dims = args
+    options = kernel_options(call)
+    if kernel_name(call) == "pool":
+        (x,) = tensors
+        count, low = len(options["kernel"]), -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        assert options["kind"] == "max"
+        before, behind = dims[count : 2 * count], dims[2 * count :]
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(before, behind, strict=True)], constant_values=low)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, options["kernel"], axis=(2, 3))
+        rows, columns = options["strides"]
+        return windows[:, :, ::rows, ::columns].max(axis=(-2, -1))
+    data, scale, *zero = tensors
+    zero_point = zero[0].astype(np.int32) if zero else np.int32(0)
+    if kernel_name(call) == "dequantize":
+        return ((data.astype(np.int32) - zero_point).astype(np.float32) * scale).astype(options["dtype"])
+    info = np.iinfo(options["dtype"])
+    return np.clip(np.rint(data / scale) + np.float32(zero_point), info.min, info.max).astype(info.dtype)
+
+
 _NUMPY: dict[str, Callable[..., object]] = {
     "add": lambda c, a, b: a + b,
     "subtract": lambda c, a, b: a - b,
@@ -138,6 +162,10 @@ _NUMPY: dict[str, Callable[..., object]] = {
     "power": lambda c, a, b: np.power(a, b),
     "negative": lambda c, a: -a,
     "abs": lambda c, a: np.abs(a),
+    "maximum": lambda c, a, b: np.maximum(a, b),
+    "minimum": lambda c, a, b: np.minimum(a, b),
+    "clip": lambda c, a, low, high: np.maximum(np.minimum(a, a.dtype.type(high)), a.dtype.type(low)),
+    "greencc.kernel": _kernel,
     "nn.relu": lambda c, a: np.where(a > 0, a, np.zeros_like(a)),
     "exp": lambda c, a: np.exp(a),
     "where": lambda c, a, x, y: np.where(a, x, y),

@@ -8,6 +8,7 @@ from tvm import relax
 
 from greencc import ops as own_ops
 from greencc.ir import bindings_of, constant_array
+from greencc.kernels import kernel
 from greencc.passes.base import PassContext, PassResult
 from greencc.passes.fold_constants import FoldConstants
 
@@ -32,7 +33,25 @@ def folded(value):
     return output
 
 
+def dequantized(data, *parameters, axis=0, block=0):
+    operands = [const(value, str(value.dtype)) for value in (data, *parameters)]
+    return kernel("dequantize", operands, axis=axis, block=block, dtype="float32")
+
+
+Q = np.array([[0, 255, 7], [128, 3, 200]], np.uint8)
+SCALES = np.array([0.1, 0.25, 3], np.float32)
 EXACT = {
+    "dequantize": (
+        lambda e: e(dequantized(Q, np.float32(0.1), np.uint8(129))), (Q.astype("float32") - 129) * np.float32(0.1)
+    ),
+    "dequantize columns": (
+        lambda e: e(dequantized(Q, SCALES, np.arange(3, dtype=np.uint8), axis=1)),
+        (Q - np.arange(3, dtype=np.float32)) * SCALES,
+    ),
+    "dequantize blocks": (
+        lambda e: e(dequantized(Q, SCALES[None, :2].repeat(2, 0), axis=1, block=2)),
+        Q * SCALES[[0, 0, 1]],
+    ),
     "reshape": (lambda e: e(op.reshape(const(A), [3, 2])), A.reshape(3, 2)),
     "flatten": (lambda e: e(op.flatten(const(A))), A.reshape(-1)),
     "squeeze": (lambda e: e(op.squeeze(const(A[None]), [0])), A),
@@ -184,6 +203,12 @@ def test_refuses(case):
 def test_growth_limit_is_exact(elements, rewrites):
     before = graph([tensor("x", 1)], lambda e, x: [e(op.broadcast_to(const([1.0]), [elements]))])
     assert fold(before, max_growth=60).rewrites == rewrites
+
+
+def test_weights_are_dequantized_once():
+    w = np.ones((400, 100), np.int8)
+    result = fold(graph([tensor("x", 1)], lambda e, x: [e(dequantized(w, np.float32(0.5)))]), max_growth=0)
+    assert result.counts == {"dequantize": 1}
 
 
 def test_growth_counts_against_large_operands():

@@ -2,7 +2,8 @@
 
 The evaluator is the ONNX package's own reference implementation, one node at a time, so that weights are never
 copied and node names survive. Operators that are random, stateful or hold nested graphs are left alone, and so
-is a result that would blow up the model (ConstantOfShape of a large shape, Expand, Tile, ...).
+is a result that would blow up the model (ConstantOfShape of a large shape, Expand, Tile, ...). Weights that are stored
+in bytes stay in bytes: passes decide what becomes of them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def fold(context: NodeContext) -> list[Value] | None:
     if not context.inputs or any(value is not None and not value.is_constant for value in context.inputs):
         return None
     arrays = [value.known for value in context.inputs if value is not None and value.known is not None]
+    if context.op == "DequantizeLinear" and arrays[0].itemsize == 1 and arrays[0].ndim >= 2:
+        return None
     if context.op == "ConstantOfShape":
         return _filled(context, arrays[0])
     outputs = _evaluate(context, arrays)

@@ -44,6 +44,10 @@ class DotProduct:
         """Element type that weights are multiplied in."""
         return "int16" if self.activation == "int16" else "int8"
 
+    def shift(self, dtype: str) -> int:
+        """What levels of uint8 or int8 are raised by, so that they and their zero point are what activations are."""
+        return (-128 if self.is_signed else 0) - (-128 if dtype == "int8" else 0)
+
     def spread(self, values: tirx.Expr, dtype: str) -> tirx.Expr:
         """`depth` values of `dtype`, which fill a 32-bit word, again for every lane; a single one where depth is 1."""
         if self.depth == 1:

@@ -44,13 +44,38 @@ def is_reduction(block: s_tir.SBlock) -> bool:
     return any(int(axis.iter_type) == REDUCE for axis in block.iter_vars)
 
 
+def inline_side_blocks(schedule: s_tir.Schedule) -> list[s_tir.SBlockRV]:
+    """Inline the blocks before the first reduction that it doesn't read; returns the blocks that are left.
+
+    They prepare something for what follows the reduction, such as the product of two scales.
+    """
+    found = blocks(schedule)
+    first = next((i for i, rv in enumerate(found) if is_reduction(schedule.get(rv))), 0)
+    needed = _sources(schedule.get(found[first]))
+    for rv in reversed(found[:first]):
+        block = schedule.get(rv)
+        if isinstance(block.body, tirx.BufferStore) and any(block.body.buffer.same_as(read) for read in needed):
+            needed += _sources(block)
+        else:
+            schedule.compute_inline(rv)
+    return blocks(schedule)
+
+
+def _sources(block: s_tir.SBlock) -> list[tirx.Var]:
+    body = block.body
+    return [load.source for load in loads(body.value)] if isinstance(body, tirx.BufferStore) else []
+
+
 def inline_tail(func: tirx.PrimFunc, skip: int = 0) -> Tail | str:
     """Inline everything behind the producer into the last block, or say why that isn't possible.
 
-    The producer is the first block after the `skip` first ones.
+    The producer is the first block after the `skip` first ones, those aside that only its tail reads.
     """
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
-    all_blocks = blocks(schedule)[skip:]
+    try:
+        all_blocks = inline_side_blocks(schedule)[skip:]
+    except s_tir.ScheduleError:
+        return "what precedes the product can't be inlined"
     if any(is_reduction(schedule.get(rv)) for rv in all_blocks[1:]):
         return "a second reduction follows"
     try:

@@ -20,6 +20,7 @@ from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import cover, i64, ramp, splat, strided_load, with_own_symbols
 
 NEGATIVE_INFINITY = float("-inf")
+_KINDS = ("float32", "uint8", "int8")
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ def find_max_pool(
     """The pooling that a kernel call stands for, or None where it is another one.
 
     Args:
-        data: [N, C, H, W] float32.
+        data: [N, C, H, W] float32, uint8 or int8.
         sizes: output sizes, pads before and pads behind, two of each; None for what is symbolic.
         kind, kernel, strides, dilations: the call's options.
     """
     shape = static_shape(relax.TensorType(list(data.shape.values)[2:], str(data.dtype))) if data.ndim == 4 else None
-    if kind != "max" or str(data.dtype) != "float32" or shape is None or None in sizes or tuple(dilations) != (1, 1):
+    if kind != "max" or str(data.dtype) not in _KINDS or shape is None or None in sizes or tuple(dilations) != (1, 1):
         return None
     known = [int(size) for size in sizes if size is not None]
     out, begin = (known[0], known[1]), (known[2], known[3])
@@ -67,7 +68,8 @@ def find_max_pool(
 
 
 def max_pool_kernel(data: relax.TensorType, pool: MaxPool, target: CpuTarget) -> tirx.PrimFunc:
-    """The kernel for data [N, C, H, W] -> [N, C, OH, OW], float32."""
+    """The kernel for data [N, C, H, W] -> [N, C, OH, OW], of the same type."""
+    kind = str(data.dtype)
     (own,) = with_own_symbols([list(data.shape.values)[:2]])
     lanes = target.lanes()
     (height, width), (out_height, out_width) = pool.image, pool.out
@@ -75,14 +77,14 @@ def max_pool_kernel(data: relax.TensorType, pool: MaxPool, target: CpuTarget) ->
     # Vectors of the output read whole vectors of the row, also behind its end.
     room = left + width + pool.end[1] + 2 * lanes * stride
     with IRBuilder() as ib, T.prim_func(s_tir=True):
-        x = T.arg("x", T.buffer((*own, i64(height), i64(width)), "float32"))
-        out = T.arg("out", T.buffer((*own, i64(out_height), i64(out_width)), "float32"))
+        x = T.arg("x", T.buffer((*own, i64(height), i64(width)), kind))
+        out = T.arg("out", T.buffer((*own, i64(out_height), i64(out_width)), kind))
         T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-pool"})
         # TVM looks into kernels of one operand for reshapes, and expects a block there.
         with T.sblock("root"), T.parallel(i64(0), own[0] * own[1]) as plane:
             n, c = tirx.floordiv(plane, own[1]), tirx.floormod(plane, own[1])
-            row = T.alloc_buffer((room,), "float32", scope="local")
-            low = tirx.const(NEGATIVE_INFINITY, "float32")
+            row = T.alloc_buffer((room,), kind, scope="local")
+            low = tirx.const(NEGATIVE_INFINITY, kind) if kind == "float32" else tirx.min_value(kind)
             with T.serial(i64(0), i64(room // lanes)) as step:
                 T.buffer_store(row, splat(low, lanes), [ramp(step * i64(lanes), lanes)])
             with T.serial(i64(0), i64(out_height)) as y:

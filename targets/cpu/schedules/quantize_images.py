@@ -1,13 +1,13 @@
 """Quantisation of images, to unsigned or signed bytes, in words of neighbouring channels.
 
 The scheme is that of quantize_rows, with a range per image. The range is found first, in parts by several threads; then
-the levels are written as a convolution reads them, so that nothing is rearranged later. With a scheme that is known
-nothing is searched for.
+the levels are written as a convolution reads them. With a scheme that is known nothing is searched for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -16,24 +16,18 @@ from tvm.tirx.script import builder as T
 from greencc.affine import Scheme
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
+from greencc.targets.cpu.schedules.channel_words import TASKS_PER_THREAD, ChannelWords, word_count
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
 from greencc.targets.cpu.schedules.quantize_rows import levels_of, static_numbers, store_scheme
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.tir import as_int, cover, i64, ramp, splat, vector_type, with_own_symbols
+from greencc.targets.tir import as_int, i64, ramp, with_own_symbols
 
-Numbers = Callable[[tirx.Expr], tuple[tirx.Expr, tirx.Expr]]
+Numbers: TypeAlias = Callable[[tirx.Expr], tuple[tirx.Expr, tirx.Expr]]
 """What the levels of an image, of which the number is given, are computed with, see levels_of."""
 
-# Parts of an image for each thread.
-PARTS_PER_THREAD = 4
 # Vectors that a part's range is found in side by side: a comparison takes longer than a load.
 CHAINS = 4
-
-
-def word_count(channels: int, groups: int, dot: DotProduct) -> int:
-    """Words that hold the channels of a position: whole ones for every group."""
-    return groups * -(-(channels // groups) // dot.depth)
 
 
 def quantize_images_kernel(
@@ -73,12 +67,7 @@ class _Images:
     """Emits the kernel's body."""
 
     def __init__(
-        self,
-        source: tirx.Var,
-        quantized: tirx.Var,
-        groups: int,
-        target: CpuTarget,
-        dot: DotProduct,
+        self, source: tirx.Var, quantized: tirx.Var, groups: int, target: CpuTarget, dot: DotProduct
     ) -> None:
         self.source, self.quantized = source, quantized
         self.groups, self.target, self.dot = groups, target, dot
@@ -86,18 +75,14 @@ class _Images:
         self.channels, height, width = (int(size) for size in rest)
         self.plane = height * width
 
-    @property
-    def _is_large(self) -> bool:
-        """Whether threads pay."""
-        return (as_int(self.batch) or 2) * self.channels * self.plane >= MIN_PARALLEL_ELEMENTS
-
     def search(self, scale: tirx.Var, zero: tirx.Var) -> Numbers:
         """Emit the search for every image's scheme, which goes to `scale` and `zero`."""
-        size, parallel = self.channels * self.plane, self._is_large
+        size = self.channels * self.plane
+        parallel = (as_int(self.batch) or 2) * size >= MIN_PARALLEL_ELEMENTS
         loop = T.parallel if parallel else T.serial
         # Parts overlap where they don't divide the image: then all are of one size.
         unit = next(n for n in (CHAINS * self.target.lanes(), self.target.lanes(), 1) if n <= size)
-        part = -(-size // (PARTS_PER_THREAD * self.target.threads * unit)) * unit if parallel else size // unit * unit
+        part = -(-size // (TASKS_PER_THREAD * self.target.threads * unit)) * unit if parallel else size // unit * unit
         count = -(-size // part)
         ranges = T.alloc_buffer((self.batch, 2, count), "float32", scope="global")
         numbers = T.alloc_buffer((self.batch, 2), "float32", scope="global")
@@ -110,23 +95,12 @@ class _Images:
 
     def write(self, numbers: Numbers) -> None:
         """Emit the levels."""
-        parallel = self._is_large
-        loop = T.parallel if parallel else T.serial
-        words = self.groups * self._group_words
-        block = self.plane
-        if parallel and words < PARTS_PER_THREAD * self.target.threads:
-            pieces = -(-PARTS_PER_THREAD * self.target.threads // words)
-            block = min(self.plane, -(-self.plane // (pieces * self.target.lanes())) * self.target.lanes())
-        blocks = -(-self.plane // block)
-        with loop(i64(0), self.batch * i64(words * blocks)) as task:
-            image, piece = tirx.floordiv(task, i64(blocks)), tirx.floormod(task, i64(blocks))
-            first = tirx.min(piece * i64(block), i64(self.plane - block))
-            n, word = tirx.floordiv(image, i64(words)), tirx.floormod(image, i64(words))
-            self._word(numbers, n, word, first, block)
 
-    @property
-    def _group_words(self) -> int:
-        return word_count(self.channels, self.groups, self.dot) // self.groups
+        def levels(n: tirx.Expr, channel: tirx.Expr, at: tirx.Expr, lanes: int) -> tirx.Expr:
+            value = tirx.BufferLoad(self.source, [n, channel, i64(0), ramp(at, lanes)])
+            return levels_of(value, numbers(n), self.dot, lanes)
+
+        ChannelWords(self.quantized, self.channels, self.groups, self.dot, levels).emit(self.target)
 
     def _range(
         self, ranges: tirx.Var, n: tirx.Expr, own: tirx.Expr, first: tirx.Expr, size: int, unit: int
@@ -159,56 +133,3 @@ class _Images:
         low, span = extremes[i64(0)], extremes[i64(1)] - extremes[i64(0)]
         place = [n, i64(0), i64(0), i64(0)]
         store_scheme(low, span, self.dot, (numbers, [n]), (*scheme, place))
-
-    def _word(self, numbers: Numbers, n: tirx.Expr, word: tirx.Expr, first: tirx.Expr, count: int) -> None:
-        """The levels of one word of channels at `count` positions."""
-        depth, each = self.dot.depth, self.channels // self.groups
-        group, own = tirx.floordiv(word, i64(self._group_words)), tirx.floormod(word, i64(self._group_words))
-        channel = group * i64(each) + own * i64(depth)
-
-        def positions(valid: int) -> None:
-            def store(at: tirx.Expr, lanes: int) -> None:
-                self._store(numbers, n, word, channel, first + at, lanes, valid)
-
-            cover(count, self.dot.lanes, store)
-
-        rest = each % depth
-        if not rest:
-            positions(depth)
-        elif each < depth:
-            positions(rest)
-        else:
-            with T.If(own < i64(self._group_words - 1)):
-                with T.Then():
-                    positions(depth)
-                with T.Else():
-                    positions(rest)
-
-    def _store(
-        self,
-        numbers: Numbers,
-        n: tirx.Expr,
-        word: tirx.Expr,
-        channel: tirx.Expr,
-        at: tirx.Expr,
-        lanes: int,
-        valid: int,
-    ) -> None:
-        """The words of some positions; the first `valid` channels of a word are there."""
-        depth = self.dot.depth
-        values = [
-            tirx.BufferLoad(self.source, [n, channel + i64(i), i64(0), ramp(at, lanes)]) for i in range(valid)
-        ]
-        levels = [levels_of(value, numbers(n), self.dot, lanes) for value in values]
-        place = [n, word, i64(0), i64(0), ramp(at * i64(depth), lanes * depth)]
-        if depth == 1:
-            narrow = tirx.Cast(vector_type(self.dot.activation, lanes), levels[0])
-            T.buffer_store(self.quantized, narrow, place)
-            return
-        bits = 32 // depth
-        mask = splat(tirx.const((1 << bits) - 1, "int32"), lanes)
-        total: tirx.Expr | None = None
-        for i, level in enumerate(levels):
-            part = (level & mask if self.dot.is_signed else level) << splat(tirx.const(i * bits, "int32"), lanes)
-            total = part if total is None else total | part
-        T.buffer_store(self.quantized, tirx.reinterpret(f"{self.dot.activation}x{lanes * depth}", total), place)

@@ -65,6 +65,20 @@ INTEGER = [
          {"w": integers(U8, 3, 1, 3, 3), "sa": scalar(np.float32, 0.01), "za": scalar(U8, 128), "sb": scalar(np.float32, 0.02),
           "zb": scalar(U8, 110), "sy": scalar(np.float32, 0.11), "zy": scalar(U8, 100)}),
     Case("dynamic quantisation", "(float[N,S] x) => (uint8 q, float s, uint8 z) { q, s, z = DynamicQuantizeLinear(x) }"),
+    *(Case(f"dynamic quantisation of {name}", "(float[4] x) => (uint8 q, float s, uint8 z) { q, s, z = DynamicQuantizeLinear(x) }",
+           feeds={"x": floats(*values)})
+      for name, values in (("zeros", (0, 0, 0, 0)), ("positives", (1, 2, 3, 4)), ("negatives", (-1, -2, -3, -7)))),
+]  # fmt: skip
+GEMM = [
+    Case("rescaled", "(uint8[N,6] x) => (uint8 y) { y = com.microsoft.QGemm<alpha=0.5>(x, sa, za, w, sb, zb, c, sy, zy) }",
+         {"w": integers(I8, 6, 4), "c": integers(I32, 4) // 2**20, "sa": scalar(np.float32, 0.1), "za": scalar(U8, 128),
+          "sb": floats(0.02, 0.01, 0.03, 0.1), "zb": np.zeros(4, I8), "sy": scalar(np.float32, 0.7), "zy": scalar(U8, 100)}),
+    Case("to floats", "(int8[N,6] x) => (float y) { y = com.microsoft.QGemm<transB=1>(x, sa, za, w, sb, zb, c) }",
+         {"w": integers(I8, 4, 6), "c": integers(I32, 4) // 2**20, "sa": scalar(np.float32, 0.1), "za": scalar(I8, -3),
+          "sb": scalar(np.float32, 0.02), "zb": scalar(I8, 2)}),
+    Case("both transposed", "(int8[6,N] x) => (float y) { y = com.microsoft.QGemm<transA=1, transB=1>(x, sa, za, w, sb, zb) }",
+         {"w": integers(I8, 4, 6), "sa": scalar(np.float32, 0.1), "za": scalar(I8, -3), "sb": floats(0.02, 1, 2, 3),
+          "zb": np.zeros(4, I8)}),
 ]  # fmt: skip
 SAMPLING = [
     Case(f"{mode} {padding} {aligned}", f"(float[N,2,H,W] x, float[N,S,T,2] g) => (float y)"
@@ -94,6 +108,10 @@ REFUSED = [
 @pytest.mark.parametrize("cases", [EINSUM, INTEGER], ids=["Einsum", "integer products"])
 def test_products_agree_with_onnx_runtime(cases, tmp_path):
     check(cases, tmp_path, opset=14)
+
+
+def test_quantized_gemms_agree_with_onnx_runtime(tmp_path):
+    check(GEMM, tmp_path, opset=14, contrib=True)
 
 
 @pytest.mark.parametrize("cases", [SAMPLING, DEFORMED], ids=["GridSample", "DeformConv"])

@@ -32,3 +32,18 @@ def test_a_bias_and_a_table_of_positions_fuse_with_their_product() -> None:
     x, positions = normal(2, 5, 16), normal(1, 5, 32, seed=3)
     np.testing.assert_allclose(runner(x, positions)[0], x @ weight + bias + positions, rtol=1e-4, atol=1e-5)
     assert len(runner.lowered.calls) == 1
+
+
+def test_a_scale_fuses_with_the_product_that_it_follows() -> None:
+    """The extreme that the scale is made from is read before the product too, so that nothing computes it again."""
+    weight = normal(16, 32, seed=1)
+
+    def body(emit, x):
+        peak = emit(relax.op.max(emit(relax.op.abs(x))))
+        y = emit(relax.op.matmul(emit(relax.op.divide(x, peak)), relax.const(weight)))
+        return [emit(relax.op.multiply(y, peak))]
+
+    runner = Runner(function({"x": ((5, 16), "float32")}, body))
+    x = normal(5, 16)
+    np.testing.assert_allclose(runner(x)[0], x @ weight, rtol=1e-4, atol=1e-5)
+    assert [call.kernel for call in runner.lowered.calls][-1] == "fused_matmul_multiply"

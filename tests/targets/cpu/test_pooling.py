@@ -76,3 +76,16 @@ def test_any_window(height: int, width: int, rows: Window, columns: Window) -> N
     target = targets()[-1]
     x = normal(1, 2, height, width)
     np.testing.assert_array_equal(runner(x.shape, rows, columns, target)(x)[0], reference(x, rows, columns))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+def test_bytes_are_pooled_by_the_same_kernel(kind: str) -> None:
+    info, shape = np.iinfo(kind), (2, 3, 11, 21)
+    options = {"kind": "max", "kernel": [3, 2], "strides": [2, 1], "dilations": [1, 1]}
+    dims = [6, 20, 1, 0, 1, 0]
+    pooled = Runner(function({"x": (shape, kind)}, lambda emit, x: emit(kernel("pool", [x], dims, **options))))
+    assert pooled.rules == {"cpu-pool"}
+    x = np.random.default_rng(0).integers(info.min, info.max + 1, shape).astype(kind)
+    x[:, :, :4] = info.min  # what pads a window never wins over the lowest level
+    wanted = reference(x.astype(np.float32), (3, 2, 1, 1), (2, 1, 0, 0))
+    np.testing.assert_array_equal(pooled(x)[0], wanted)

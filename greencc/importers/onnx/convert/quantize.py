@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear: per tensor, per axis, in blocks."""
+"""QuantizeLinear and DequantizeLinear, per tensor, per axis, in blocks; DynamicQuantizeLinear."""
 
 from __future__ import annotations
 
@@ -52,7 +52,16 @@ def dequantize(ctx: NodeContext) -> relax.Expr:
     return kernel("dequantize", tensors, axis=axis, block=block, dtype=dtype)
 
 
+def dynamic_quantize(ctx: NodeContext) -> list[relax.Expr]:
+    """DynamicQuantizeLinear: levels in uint8, what one is worth, and which of them stands for 0."""
+    x = ctx.tensor(0)
+    extremes = [ctx.emit(extreme(x)) for extreme in (relax.op.min, relax.op.max)]
+    scale, zero = (ctx.emit(kernel(name, extremes)) for name in ("dynamic_scale", "dynamic_zero"))
+    return [kernel("quantize", [x, scale, zero], axis=0, block=0, dtype="uint8"), scale, zero]
+
+
 CONVERTERS: dict[tuple[str, str], Converter] = {
     ("", "DequantizeLinear"): dequantize,
+    ("", "DynamicQuantizeLinear"): dynamic_quantize,
     ("", "QuantizeLinear"): quantize,
 }

@@ -47,6 +47,27 @@ def qlinear_conv(ctx: NodeContext) -> relax.Expr:
     return _rescaled(ctx, result, scale, 6)
 
 
+def qgemm(ctx: NodeContext) -> relax.Expr:
+    """QGemm of ONNX Runtime: op(A) op(B) + C in int32, rescaled to float32, or rounded half to even with a scale."""
+    left = _centered(ctx, 0, ctx.tensor(2) if ctx.has(2) else None)
+    zero, weight_scale = ctx.tensor(5) if ctx.has(5) else None, ctx.tensor(4)
+    if zero is not None and ctx.rank(5) == 1 and ctx.attr("transB", 0):
+        zero = ctx.emit(relax.op.expand_dims(zero, 1))
+    right = _centered(ctx, 3, zero)
+    for name, operand in (("transA", left), ("transB", right)):
+        if ctx.attr(name, 0):
+            turned = ctx.emit(relax.op.permute_dims(operand, [1, 0]))
+            left, right = (turned, right) if operand is left else (left, turned)
+    result = ctx.emit(relax.op.matmul(left, right))
+    if ctx.has(6):
+        result = ctx.emit(relax.op.add(result, ctx.tensor(6)))
+    alpha = ctx.const(np.float32(ctx.attr("alpha", 1.0)), "float32")
+    scale = ctx.emit(relax.op.multiply(ctx.emit(relax.op.multiply(alpha, ctx.tensor(1))), weight_scale))
+    if ctx.has(7):
+        return _rescaled(ctx, result, scale, 7)
+    return relax.op.multiply(ctx.emit(relax.op.astype(result, "float32")), scale)
+
+
 def _convolution(ctx: NodeContext, filters_at: int, data: tuple[int, int], filters: tuple[int, int]) -> relax.Expr:
     sizes, shape = ctx.shape(0)[2:], static_filters(ctx, filters_at)
     check_filters(ctx, len(sizes), shape)
@@ -102,4 +123,5 @@ CONVERTERS: dict[tuple[str, str], Converter] = {
     ("", "MatMulInteger"): matmul_integer,
     ("", "QLinearConv"): qlinear_conv,
     ("", "QLinearMatMul"): qlinear_matmul,
+    ("com.microsoft", "QGemm"): qgemm,
 }

@@ -9,7 +9,14 @@ from tvm import ir, s_tir, sym, tirx
 
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.convolution.taps import DotTaps, FloatTaps, Taps
-from greencc.targets.cpu.schedules.kernel import Tail, blocks, inline_tail, is_const_zero, is_reduction, widened
+from greencc.targets.cpu.schedules.kernel import (
+    Tail,
+    inline_side_blocks,
+    inline_tail,
+    is_const_zero,
+    is_reduction,
+    widened,
+)
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, substitute
 
@@ -78,7 +85,10 @@ class Convolution:
 def match_convolution(func: tirx.PrimFunc, target: CpuTarget) -> tuple[Tail, Convolution] | str:
     """The convolution that a kernel computes, with what follows it, or why it is none."""
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
-    found = blocks(schedule)
+    try:
+        found = inline_side_blocks(schedule)
+    except s_tir.ScheduleError:
+        return "what precedes can't be inlined"
     padding: s_tir.SBlock | None = None
     if len(found) > 1 and not is_reduction(schedule.get(found[0])) and is_reduction(schedule.get(found[1])):
         padding = schedule.get(found[0])

@@ -45,7 +45,7 @@ class Taps(Protocol):
         """The words of neighbouring positions, from `start` on, of a row [n, c, y] of the input."""
 
     def padding(self, zero: tirx.Var | None, n: tirx.Expr) -> tirx.Expr:
-        """The word that stands for what lies outside of image n."""
+        """The word that stands for what lies outside of image n; `zero` is [N, 1, 1, 1], or has one for all images."""
 
     def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
         """The word of filter `number` of a block of packed weights, for every lane."""
