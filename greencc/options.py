@@ -66,7 +66,7 @@ def parse_shares(text: str | None, option: str) -> dict[str, float | str]:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         share = value if _PATTERN.fullmatch(value) else _number(value)
         if not name or not equals or share is None or name in shares:
-            raise UserError(f"{option} {text}: write NAME=F,NAME=F, each name once, as in heads=0.25,channels=0.5")
+            raise UserError(f"{option} {text}: write NAME=F,NAME=F, each name once, as in heads=0.25,sparsity=2:4")
         shares[name] = share
     return shares
 

@@ -73,7 +73,7 @@ class ClusterWeights(RewritePass[Weighted]):
 
     def __post_init__(self) -> None:
         if not FEWEST_BITS <= self.bits <= MOST_BITS:
-            raise UserError(f"cluster-weights: {self.bits} bits: give {FEWEST_BITS} to {MOST_BITS}")
+            raise UserError(f"cluster-weights: bits={self.bits}: give {FEWEST_BITS} to {MOST_BITS}")
 
     def stored(self, match: Weighted) -> ClusteredWeight:
         """See RewritePass."""

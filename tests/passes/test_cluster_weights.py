@@ -73,7 +73,7 @@ def test_weights_of_few_values_variables_and_integers_are_left():
 
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_that_make_no_sense_are_refused(bits):
-    with pytest.raises(UserError, match=f"cluster-weights: {bits} bits: give 2 to 8"):
+    with pytest.raises(UserError, match=f"cluster-weights: bits={bits}: give 2 to 8"):
         ClusterWeights(bits)
 
 

@@ -10,6 +10,7 @@ from greencc.errors import UserError
 from greencc.ir import constant_array
 from greencc.passes.base import PassContext
 from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.registry import parse_pipeline
 from greencc.passes.sparsify import Sparsify
 
 PASS = Sparsify(min_weights=1)
@@ -127,6 +128,11 @@ def test_int8_keeps_zeros():
     )
     np.testing.assert_array_equal(levels[weight_of(sparse) == 0], 0)
     assert np.count_nonzero(levels) == 24
+
+
+def test_the_pattern_is_an_option_on_the_command_line():
+    text = "sparsify{pattern=2:4},sparsify{fraction=0.25,min-weights=9}"
+    assert parse_pipeline(text) == (Sparsify(pattern="2:4"), Sparsify(0.25, min_weights=9))
 
 
 def test_only_chosen_operators_are_changed():
