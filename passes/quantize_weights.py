@@ -14,17 +14,26 @@ from tvm import relax
 from greencc.errors import UserError
 from greencc.ir import constant
 from greencc.ops import GroupAttrs, grouped_matmul
+from greencc.passes.awq import awq_factors
 from greencc.passes.base import Activations, Condition, PassContext, PassResult
 from greencc.passes.calibrated import CalibratedPass, all_finite
 from greencc.passes.gptq import gptq
 from greencc.passes.graph import Builder, Graph
-from greencc.passes.grouped import BITS, GroupedWeight, round_to_nearest
+from greencc.passes.grouped import BITS, GroupedWeight, output_error, round_to_nearest
 from greencc.passes.matching import is_float32
 
-METHODS = ("nearest", "gptq")
+METHODS = ("nearest", "clipped", "awq", "gptq")
 # Grams that are held at once.
 _MOST_GRAM_BYTES = 1 << 28
 _LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight in groups, and what its rows were multiplied with before that [K]; None for nothing."""
+
+    grouped: GroupedWeight
+    factors: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -32,21 +41,20 @@ class Weighted:
     """A product `call` of x and a constant.
 
     Attributes:
-        chosen: the weight in groups as the data decide; None without data.
+        options: of the pass.
+        decided: what the weight becomes by calibration data; None without such.
     """
 
     root: relax.Var
     call: relax.Call
     weight: np.ndarray
-    bits: int
-    group: int
-    least: int
-    chosen: GroupedWeight | None = None
+    options: QuantizeWeights
+    decided: Rounded | None = None
 
     @cached_property
-    def grouped(self) -> GroupedWeight:
-        """The weight in groups."""
-        return self.chosen or round_to_nearest(self.weight, self.group, self.bits)
+    def rounded(self) -> Rounded:
+        """What the weight becomes."""
+        return self.decided or self.options.rounded(self.weight)
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,12 @@ class QuantizeWeights(CalibratedPass[Weighted]):
         y = matmul(x, w)    becomes    y = grouped_matmul(x, q, scale)             8 bits, symmetric
                                        y = grouped_matmul(x, q, scale, offset)     4 bits, affine
 
-    Nothing of x is rounded. An eighth to a quarter of the weight's bytes remains, which is what counts where x has few
-    rows and time goes into reading weights. With `method=gptq` and calibration data, levels are chosen for a small
-    error of y (`greencc.passes.gptq`), else every weight gets its nearest level. The result is close to the original,
-    not equal: this pass is not in the default pipeline. Legal when
+    Nothing of x is rounded. A sixth to a quarter of the weight's bytes remains, which is what counts where x has few
+    rows and time goes into reading weights. Levels are the nearest ones, of ranges that span each group (`nearest`) or
+    of affine ranges clipped to the least squared error (`clipped`). Calibration data weigh that error, and may do more:
+    `gptq` chooses levels for a small error of y (`greencc.passes.gptq`), and `awq` multiplies rows of w by factors and
+    columns of x by their inverses (`greencc.passes.awq`); without data both are `clipped`. The result is close to the
+    original, not equal: this pass is not in the default pipeline. Legal when
     1. operands and result are float32;
     2. the weight is a matrix;
     3. all weights are finite;
@@ -70,7 +80,7 @@ class QuantizeWeights(CalibratedPass[Weighted]):
     Options:
         bits: 8 or 4.
         group: rows that share a scale, an even number.
-        method: `nearest` or `gptq`.
+        method: `nearest`, `clipped`, `awq` or `gptq`, see above.
         min_weights: see 5.
     """
 
@@ -88,8 +98,8 @@ class QuantizeWeights(CalibratedPass[Weighted]):
         Condition(
             4, "a weight is too large for scales in half precision", lambda m: np.abs(m.weight).max() < _LARGEST_HALF
         ),
-        Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.least),
-        Condition(6, "the depth is no multiple of the group", lambda m: len(m.weight) % m.group == 0),
+        Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.options.min_weights),
+        Condition(6, "the depth is no multiple of the group", lambda m: len(m.weight) % m.options.group == 0),
     )
 
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
@@ -112,31 +122,58 @@ class QuantizeWeights(CalibratedPass[Weighted]):
         x, weight = (graph.constant(arg) for arg in call.args)
         if x is not None or weight is None:
             return None
-        return Weighted(var, call, weight, self.bits, self.group, self.min_weights)
+        return Weighted(var, call, weight, self)
 
     def informed(self, activations: Activations, module: tvm.IRModule, matches: Sequence[Weighted]) -> list[Weighted]:
         """See CalibratedPass."""
         if self.method == "nearest":
             return list(matches)
         legal = [match for match in matches if self.refusal(match) is None]
-        chosen: dict[relax.Var, GroupedWeight] = {}
+        known = {match.root: match for match in legal}
         for some in _batches(legal):
-            grams = activations.grams(module, [match.call.args[0] for match in some])
-            for match, gram in zip(some, grams, strict=True):
+            values = [match.call.args[0] for match in some]
+            sizes = activations.mean_sizes(module, values) if self.method == "awq" else [None] * len(some)
+            for match, gram, mean in zip(some, activations.grams(module, values), sizes, strict=True):
                 if np.isfinite(gram).all():
-                    chosen[match.root] = gptq(match.weight, gram, self.group, self.bits)
-        return [replace(match, chosen=chosen.get(match.root)) for match in matches]
+                    known[match.root] = replace(match, decided=self.rounded(match.weight, gram, mean))
+        return [known.get(match.root, match) for match in matches]
+
+    def rounded(self, weight: np.ndarray, gram: np.ndarray | None = None, sizes: np.ndarray | None = None) -> Rounded:
+        """What a weight [K, N] becomes.
+
+        Args:
+            weight: float32, legal.
+            gram: x^T x over calibration data, float64 [K, K]; None without data.
+            sizes: mean |x| of each column over the data [K]; None where `method` doesn't ask for them.
+        """
+        if self.method == "nearest":
+            return Rounded(round_to_nearest(weight, self.group, self.bits))
+        if gram is None:
+            return Rounded(round_to_nearest(weight, self.group, self.bits, np.ones(len(weight))))
+        if self.method == "gptq":
+            return Rounded(gptq(weight, gram, self.group, self.bits))
+        clipped = round_to_nearest(weight, self.group, self.bits, np.diag(gram))
+        if sizes is None:
+            return Rounded(clipped)
+        factors = awq_factors(weight, sizes, gram, self.group, self.bits)
+        importance = np.diag(gram) / factors.astype(np.float64) ** 2
+        made = round_to_nearest(weight * factors[:, None], self.group, self.bits, importance)
+        # The factors are best for ranges that aren't clipped.
+        ours, plain = (output_error(v - weight, gram) for v in (made.values / factors[:, None], clipped.values))
+        return Rounded(made, factors) if ours < plain else Rounded(clipped)
 
     def stored(self, match: Weighted) -> GroupedWeight:
         """See CalibratedPass."""
-        return match.grouped
+        return match.rounded.grouped
 
     def rewrite(self, builder: Builder, match: Weighted) -> relax.Expr:
         """See CalibratedPass."""
-        made = match.grouped
+        made, factors, x = match.rounded.grouped, match.rounded.factors, match.call.args[0]
+        if factors is not None:
+            x = builder.emit(relax.op.multiply(x, constant(np.float32(1) / factors)))
         offset = None if made.offset is None else constant(made.offset)
         attrs = GroupAttrs(made.bits, made.group)
-        return grouped_matmul(match.call.args[0], constant(made.levels), constant(made.scale), offset, attrs)
+        return grouped_matmul(x, constant(made.levels), constant(made.scale), offset, attrs)
 
 
 def _batches(matches: Sequence[Weighted]) -> Iterator[list[Weighted]]:

@@ -11,9 +11,10 @@ from tvm.relax import op
 from greencc.errors import UserError
 from greencc.ir import constant_array
 from greencc.ops import GroupAttrs
+from greencc.passes.awq import awq_factors
 from greencc.passes.base import PassContext
 from greencc.passes.gptq import gptq
-from greencc.passes.grouped import round_to_nearest
+from greencc.passes.grouped import output_error, round_to_nearest
 from greencc.passes.quantize_weights import QuantizeWeights
 
 PASS = QuantizeWeights(bits=4, group=16, min_weights=1)
@@ -30,7 +31,7 @@ def stored(module: tvm.IRModule) -> list[np.ndarray]:
 @pytest.mark.parametrize(("bits", "parts"), [(8, 2), (4, 3)])
 def test_a_product_gets_levels_in_groups(bits, parts):
     w = random(64, 6)
-    after = rewritten(QuantizeWeights(bits=bits, group=16, min_weights=1), product(w))
+    after = rewritten(QuantizeWeights(bits=bits, group=16, min_weights=1, method="nearest"), product(w))
     assert ops(after) == ["greencc.grouped_matmul"]
     assert GroupAttrs.of(the_call(after, "greencc.grouped_matmul")) == GroupAttrs(bits, 16)
     levels, scale, *offset = stored(after)
@@ -56,26 +57,48 @@ class Seen:
         self.asked.append(len(values))
         return [self.gram] * len(values)
 
+    def mean_sizes(self, module, values):
+        return [np.sqrt(np.diag(self.gram))] * len(values)
+
 
 def correlated(depth: int) -> np.ndarray:
     x = random(400, depth, seed=1) @ random(depth, depth, seed=2)
     return x.T.astype(np.float64) @ x
 
 
-def test_with_data_levels_are_those_of_gptq_and_without_the_nearest():
+def levels_by(method: str, w: np.ndarray, gram: np.ndarray | None) -> np.ndarray:
+    context = PassContext(activations=None if gram is None else Seen(gram))
+    result = QuantizeWeights(bits=4, group=16, min_weights=1, method=method).run(product(w), context)
+    return stored(result.module)[0]
+
+
+def test_methods_do_what_they_say():
     w, gram = random(64, 24), correlated(64)
-    result = PASS.run(product(w), PassContext(activations=Seen(gram)))
-    wanted, nearest = gptq(w, gram, 16, 4), round_to_nearest(w, 16, 4)
-    assert (wanted.levels != nearest.levels).any()
-    np.testing.assert_array_equal(stored(result.module)[0], wanted.levels)
-    np.testing.assert_array_equal(stored(run(PASS, product(w)).module)[0], nearest.levels)
-    plain = QuantizeWeights(bits=4, group=16, min_weights=1, method="nearest")
-    seen = Seen(gram)
-    result = plain.run(product(w), PassContext(activations=seen))
-    np.testing.assert_array_equal(stored(result.module)[0], nearest.levels)
-    assert seen.asked == []
-    broken = PASS.run(product(w), PassContext(activations=Seen(gram * np.nan)))
-    np.testing.assert_array_equal(stored(broken.module)[0], nearest.levels)
+    whole, clipped = round_to_nearest(w, 16, 4).levels, round_to_nearest(w, 16, 4, np.ones(64)).levels
+    weighed, compensated = round_to_nearest(w, 16, 4, np.diag(gram)).levels, gptq(w, gram, 16, 4).levels
+    assert len({array.tobytes() for array in (whole, clipped, weighed, compensated)}) == 4
+    np.testing.assert_array_equal(levels_by("nearest", w, gram), whole)
+    np.testing.assert_array_equal(levels_by("clipped", w, gram), weighed)
+    np.testing.assert_array_equal(levels_by("gptq", w, gram), compensated)
+    for method in ("clipped", "gptq", "awq"):
+        np.testing.assert_array_equal(levels_by(method, w, None), clipped)
+        np.testing.assert_array_equal(levels_by(method, w, gram * np.nan), clipped)
+
+
+def test_awq_multiplies_columns_of_x_by_the_inverse_of_what_rows_of_the_weight_are_multiplied_with():
+    w, sizes = random(64, 24), np.where(np.arange(64) % 16 == 3, 30.0, 1.0)
+    gram = np.diag(sizes**2)
+    before = product(w, shape=(3, 64))
+    awq = QuantizeWeights(bits=4, group=16, min_weights=1, method="awq")
+    after = awq.run(before, PassContext(activations=Seen(gram))).module
+    assert ops(after) == ["multiply", "greencc.grouped_matmul"]
+    inverse = constant_array(the_call(after, "relax.multiply").args[1])
+    factors = awq_factors(w, sizes, gram, 16, 4)
+    np.testing.assert_array_equal(inverse, np.float32(1) / factors)
+    levels, scale, offset = (part.astype(np.float64) for part in stored(after))
+    values = (levels * np.repeat(scale, 16, axis=0) + np.repeat(offset, 16, axis=0)) * inverse[:, None]
+    plain = round_to_nearest(w, 16, 4, np.diag(gram)).values
+    assert output_error(values - w, gram) < output_error(plain - w, gram)
 
 
 def test_grams_are_asked_for_in_batches_that_fit_memory(monkeypatch):
@@ -96,7 +119,7 @@ def test_the_report_has_bits_and_the_largest_deviation():
     result = run(PASS, product(w))
     (weight,) = result.stored.values()
     assert (weight.bits, result.nodes) == (4, ("matmul.1",))
-    assert weight.deviation == np.abs(round_to_nearest(w, 16, 4).values - w).max() > 0
+    assert weight.deviation == np.abs(round_to_nearest(w, 16, 4, np.ones(64)).values - w).max() > 0
 
 
 def test_only_chosen_products_change():
