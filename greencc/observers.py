@@ -47,10 +47,10 @@ class Histogram:
         if not np.isfinite(flat).all() or np.isnan(self.low):
             self.low = self.high = float("nan")
             return
-        self.low, self.high = min(self.low, flat.min(initial=0.0)), max(self.high, flat.max(initial=0.0))
+        self.low, self.high = min(self.low, float(flat.min(initial=0.0))), max(self.high, float(flat.max(initial=0.0)))
         largest = max(-self.low, self.high)
         if largest > self.width * BINS:
-            self._widen(2.0 ** np.ceil(np.log2(largest)) / BINS)
+            self._widen(2.0 ** float(np.ceil(np.log2(largest))) / BINS)
         where = np.floor(flat / self.width) if self.width else flat
         # The largest value itself may be the end of the last bin.
         self.counts += np.bincount(np.minimum(where.astype(np.int64) + BINS, 2 * BINS - 1), minlength=2 * BINS)
