@@ -32,12 +32,14 @@ class Histogram:
 
     Attributes:
         counts: int64 [2 * BINS]; bin i holds what is at least (i - BINS) * width and less than a width more.
+        zeros: how many of the values are 0.
         width: of a bin; 0 while nothing but 0 was seen.
         low, high: the extremes of the values, and 0; NaN once a value was not finite.
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros(2 * BINS, np.int64)
+        self.zeros = 0
         self.width = 0.0
         self.low = self.high = 0.0
 
@@ -47,10 +49,11 @@ class Histogram:
         if not np.isfinite(flat).all() or np.isnan(self.low):
             self.low = self.high = float("nan")
             return
-        self.low, self.high = min(self.low, flat.min(initial=0.0)), max(self.high, flat.max(initial=0.0))
+        self.low, self.high = min(self.low, float(flat.min(initial=0.0))), max(self.high, float(flat.max(initial=0.0)))
         largest = max(-self.low, self.high)
         if largest > self.width * BINS:
-            self._widen(2.0 ** np.ceil(np.log2(largest)) / BINS)
+            self._widen(2.0 ** float(np.ceil(np.log2(largest))) / BINS)
+        self.zeros += int(np.count_nonzero(flat == 0))
         where = np.floor(flat / self.width) if self.width else flat
         # The largest value itself may be the end of the last bin.
         self.counts += np.bincount(np.minimum(where.astype(np.int64) + BINS, 2 * BINS - 1), minlength=2 * BINS)
@@ -154,7 +157,8 @@ class Entropy(_Searched):
 
     After Migacz, 8-bit Inference with TensorRT (GPU Technology Conference 2017), for ranges around 0 that need not be
     symmetric: the distribution in a range, what lies beyond it counted at its ends, against the same without that,
-    where bins that share a level share its values.
+    where bins that share a level share its values. Zeros, which every range represents exactly, are left out: behind
+    ReLU they would outweigh all else.
     """
 
     name: ClassVar[str] = "entropy"
@@ -162,6 +166,7 @@ class Entropy(_Searched):
     def loss(self, histogram: Histogram, low: float, high: float) -> float:
         """See _Searched."""
         counts = histogram.counts.reshape(2 * _COMPARED_BINS, -1).sum(axis=1)
+        counts[_COMPARED_BINS] -= histogram.zeros
         width, scale = histogram.width * (BINS // _COMPARED_BINS), (high - low) / LEVELS
         first, last = int(np.floor(low / width)) + _COMPARED_BINS, int(np.ceil(high / width)) + _COMPARED_BINS
         inside = counts[first:last].astype(np.float64)

@@ -38,7 +38,7 @@ KINDS = (
     Kind("heads", PruneHeads(_FRACTION)),
     Kind("channels", PruneChannels(_FRACTION)),
     Kind("int8 table", QuantizeTables()),
-    # Correcting means gains less (docs/decisions/0017) than asking for them costs, for every variant of every stage.
+    # Means are not corrected: each variant of each stage would run the data once more to ask for them.
     Kind("int8", QuantizeInt8(measure=False, correct_bias=False), (SmoothActivations(),)),
 )
 PASSES: tuple[Pass, ...] = tuple(item for kind in KINDS for item in (*kind.helpers, kind.finder))

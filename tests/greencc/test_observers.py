@@ -50,6 +50,7 @@ def test_memory_is_that_of_the_bins_whatever_comes() -> None:
 def test_widening_leaves_what_counting_all_at_once_gives(values: np.ndarray, factors: list[float]) -> None:
     parts = [values * np.float32(factor) for factor in factors]
     one_by_one, at_once = seen(*parts), seen(np.concatenate(parts))
+    assert one_by_one.zeros == at_once.zeros == sum(np.count_nonzero(part == 0) for part in parts)
     assert (one_by_one.low, one_by_one.high) == (at_once.low, at_once.high)
     assert one_by_one.width == at_once.width
     # A value that lies on the upper end of all bins is counted below it; all others have the same bin.
@@ -146,12 +147,19 @@ def test_entropy_is_the_best_of_all_clipped_ranges(name: str) -> None:
     histogram = seen(*np.split(data, 8))
     low, high = Entropy().range_of(histogram)
     width = histogram.width * 4
+    data = data[data != 0]
     found = divergence(data, max(-low, high), width)
     # The ends of coarse bins: every thirtieth is tried.
     ends = np.arange(64, np.ceil(np.abs(data).max() / width) + 1, 30) * width
     best = min(divergence(data, end, width) for end in ends)
     assert found <= 1.05 * best
     assert max(-low, high) < 0.8 * np.abs(data).max()  # the tail isn't worth levels
+
+
+def test_entropy_leaves_zeros_out() -> None:
+    few = rectified()[rectified() > 0]
+    many = np.concatenate([few, np.zeros(5_000_000, np.float32)])
+    assert Entropy().range_of(seen(few)) == Entropy().range_of(seen(many))
 
 
 @pytest.mark.parametrize("observer", OBSERVERS.values(), ids=OBSERVERS)

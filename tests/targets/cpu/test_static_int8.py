@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from running import Runner, function, host, normal
-from test_int8 import ARM, CONVOLUTIONS, RUNNABLE, X86, Convolution, assembly
+from test_int8 import CONVOLUTIONS, RUNNABLE, X86, Convolution
 from tvm import relax, tirx
 
 from greencc.affine import Scheme
-from greencc.ir import constant
+from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, constant
 from greencc.ops import quantized_conv2d, quantized_matmul
 from greencc.passes.stored import quantize_channels
+from greencc.targets.cpu.intrinsics.dot import DotProduct
+from greencc.targets.cpu.static_int8 import dequantize, quantize_rows
 
 # What lies beyond is clipped: standard normal values do, at both ends.
 SCHEME = Scheme.of_range(-1.5, 2.25)
@@ -171,9 +173,26 @@ def test_images_that_operators_made_are_quantized_by_a_kernel_of_its_own() -> No
     np.testing.assert_array_equal(runner(x)[0], case.expected(np.maximum(x.transpose(0, 3, 1, 2), 0)))
 
 
-def test_signed_bytes_are_stored_128_lower() -> None:
-    w, scale = map(constant, quantize_channels(normal(64, 64), 1))
-    module = function(
-        {"x": ((16, 64), "float32")}, lambda emit, x: emit(quantized_matmul(x, w, scale, scheme=SCHEME))
-    )
-    assert "sdot" in assembly(module, ARM)
+def test_signed_bytes_are_stored_128_lower_and_mean_the_same() -> None:
+    dot, depth = DotProduct(4, 4, "int8", None), 30
+    w, scale = quantize_channels(normal(depth, 8), 1)
+    x, total = (relax.Var(name, relax.TensorType(shape, kind)) for name, shape, kind in (
+        ("x", (5, depth), "float32"), ("total", (5, 8), "int32"),
+    ))  # fmt: skip
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x, total]):
+        with builder.dataflow():
+            q = builder.emit(quantize_rows(builder, x, [], SCHEME, dot))
+            sums = w.sum(axis=0, dtype=np.int32)
+            y = builder.emit(dequantize(builder, total, constant(scale), sums, SCHEME, dot, axis=-1))
+            result = builder.emit_output(relax.Tuple([q, y]))
+        builder.emit_func_output(result)
+    module = builder.get()
+    named = module["main"].with_attrs({INPUTS_ATTR: ["x", "total"], OUTPUTS_ATTR: ["q", "y"]})
+    module.update_func(module.get_global_var("main"), named)
+    given = normal(5, depth)
+    stored = levels(given, SCHEME) + SCHEME.zero - 128
+    got, value = Runner(module)(given, (stored @ w.astype(np.int64)).astype(np.int32))
+    assert got.dtype == np.int8
+    np.testing.assert_array_equal(got, np.pad(stored, ((0, 0), (0, 2))))
+    np.testing.assert_array_equal(value, expected(given, w, scale))
