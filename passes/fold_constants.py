@@ -40,11 +40,11 @@ def _has_known_dtype(match: ConstantCall) -> bool:
 def _stays_small(match: ConstantCall) -> bool:
     if is_call(match.call, KERNEL):
         return True
-    size = sum(
-        int(np.prod(static_shape(ty) or (), dtype=np.int64)) * ((tvm.DataType(dtype_of(ty)).bits + 7) // 8)
-        for ty in tensor_types(match.call.ty)
-    )
-    return bool(size <= sum(a.nbytes for a in match.arrays) + match.max_growth)
+    types = tensor_types(match.call.ty)
+    counts = [int(np.prod(static_shape(ty) or (), dtype=np.int64)) for ty in types]
+    size = sum(count * ((tvm.DataType(dtype_of(ty)).bits + 7) // 8) for count, ty in zip(counts, types, strict=True))
+    is_no_wider = sum(counts) <= max((array.size for array in match.arrays), default=0)
+    return is_no_wider or size <= sum(array.nbytes for array in match.arrays) + match.max_growth
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,17 @@ def test_weights_are_dequantized_once():
     assert result.counts == {"dequantize": 1}
 
 
+def test_weights_in_bytes_are_widened_once():
+    """As models do that store weights with Cast and Mul."""
+    w = np.ones((400, 100), np.int8)
+
+    def body(e, x):
+        return [e(op.multiply(e(op.astype(relax.const(w), "float32")), const(np.ones((1, 100)))))]
+
+    result = fold(graph([tensor("x", 1)], body), max_growth=0)
+    assert result.counts == {"astype": 1, "multiply": 1}
+
+
 def test_growth_counts_against_large_operands():
     large = const(np.ones((400, 100)))
     result = fold(graph([tensor("x", 1)], lambda e, x: [e(op.permute_dims(large))]), max_growth=0)
