@@ -28,8 +28,8 @@ from greencc.passes.graph import publish, symbols_of
 
 RESULT = "output."
 """Before the names of the model's outputs, which values between stages can't have."""
-# A place is narrow when at most so many times the bytes of the narrowest one around cross it: so many parts around.
-_NARROW, _AROUND = 1.5, 1.0
+# A place is narrow when at most so many times the bytes of the narrowest one around cross it.
+_NARROW = 1.5
 # All cuts together may be so wide: a search keeps what crosses them for each of its calibration runs.
 _MOST_BYTES = 1 << 24
 # What an open dimension counts as when bytes are compared.
@@ -37,6 +37,8 @@ _OPEN_SIZE = 64
 # Bytes of a shape or a tuple: no place to cut.
 _UNKNOWN = 1 << 40
 _HEAVY = ("relax.matmul", "relax.nn.conv2d")
+# A binding and the block that it stands in.
+Bound = tuple[relax.Binding, relax.BindingBlock]
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,16 @@ def cut(module: tvm.IRModule, count: int, with_layers: bool = False) -> Cut:
     """
     main = module["main"]
     pairs = [(binding, block) for block in main.body.blocks for binding in block.bindings]
+    has_branches = any(isinstance(binding.value, relax.If) for binding, _ in pairs)
+    blocks = _separated(main, pairs) if with_layers and not has_branches else {}
     bindings = [binding for binding, _ in pairs]
     lives = _live_values(main, bindings)
-    blocks = _separable(main, bindings, lives) if with_layers else {}
+    # A shape that lives is no array to hand on.
+    blocks = {span: block for span, block in blocks.items() if all(_width(lives[place]) < _UNKNOWN for place in span)}
     ends = {place for places in blocks for place in places}
-    edges = [0, *sorted({*_places(bindings, lives, ends, count), *ends} - {0}), len(bindings)]
+    # A branch reads what it likes.
+    places = [] if has_branches else _places(bindings, lives, ends, count)
+    edges = [0, *sorted({*places, *ends} - {0}), len(bindings)]
     names = dict(zip(main.params, map(str, main.attrs[INPUTS_ATTR]), strict=True))
     for place in edges[1:-1]:
         for var in lives[place]:
@@ -106,20 +113,22 @@ def cut(module: tvm.IRModule, count: int, with_layers: bool = False) -> Cut:
     return Cut(stages, layers)
 
 
-def _separable(
-    main: relax.Function, bindings: Sequence[relax.Binding], lives: Sequence[Sequence[relax.Var]]
-) -> dict[tuple[int, int], Block]:
-    """Layers by where they begin and end, of which nothing that lives on is made but their result."""
-    if any(isinstance(binding.value, relax.If) for binding in bindings):
-        return {}  # a branch reads what it likes
-    place = {binding.var: i + 1 for i, binding in enumerate(bindings)} | dict.fromkeys(main.params, 0)
+def _separated(main: relax.Function, pairs: list[Bound]) -> dict[tuple[int, int], Block]:
+    """Layers by where they begin and end; what is computed among theirs but not from their input moves before them."""
     found = {}
     for block in find_blocks(main):
+        place = {binding.var: i + 1 for i, (binding, _) in enumerate(pairs)} | dict.fromkeys(main.params, 0)
         first, end = place[block.before], place[block.behind]
-        made = set(lives[end]) - {block.behind} - set(lives[first])
-        is_called = isinstance(bindings[end - 1].value, relax.Call)
-        if not made and is_called and end < len(bindings) and sum(map(_bytes, lives[end])) < _UNKNOWN:
-            found[first, end] = block
+        reached, inside, others = {block.before}, [], []
+        for pair in pairs[first:end]:
+            if any(use in reached for use in _used(pair[0].value)):
+                reached.add(pair[0].var)
+                inside.append(pair)
+            else:
+                others.append(pair)
+        pairs[first:end] = [*others, *inside]
+        if end < len(pairs) and isinstance(pairs[end - 1][0].value, relax.Call):
+            found[first + len(others), end] = block
     return found
 
 
@@ -127,12 +136,10 @@ def _places(
     bindings: Sequence[relax.Binding], lives: Sequence[Sequence[relax.Var]], ends: set[int], count: int
 ) -> list[int]:
     """Where to cut besides the ends of layers: numbers of the bindings that begin another stage."""
-    if any(isinstance(binding.value, relax.If) for binding in bindings):
-        return []
-    widths = np.array([sum(map(_bytes, live)) for live in lives])
+    widths = np.array([_width(live) for live in lives])
     heavy = np.cumsum([0, *(_is_heavy(binding.value) for binding in bindings)])
     parts = max(1, min(count, int(heavy[-1])))
-    around = max(_AROUND * heavy[-1] / parts, 2)
+    around = max(heavy[-1] / parts / 2, 1)
 
     def is_narrow(place: int) -> bool:
         near = np.abs(heavy[1:-1] - heavy[place]) <= around
@@ -176,6 +183,10 @@ def _used(value: relax.Expr) -> list[relax.Var]:
     return [use for use in uses if isinstance(use, relax.Var)]
 
 
+def _width(live: Sequence[relax.Var]) -> int:
+    return sum(map(_bytes, live))
+
+
 def _bytes(var: relax.Var) -> int:
     shape = shape_of(var.ty)
     if shape is None:
@@ -186,7 +197,7 @@ def _bytes(var: relax.Var) -> int:
 
 def _stage(
     module: tvm.IRModule,
-    bindings: Sequence[tuple[relax.Binding, relax.BindingBlock]],
+    bindings: Sequence[Bound],
     before: Sequence[relax.Var],
     behind: Sequence[relax.Var] | None,
     names: Mapping[relax.Var, str],

@@ -158,10 +158,14 @@ def test_people_see_the_budget_the_result_and_every_operator(
         main(["inspect", str(compressed[0])])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("relative_l2 may lose 0.05", "held-out samples", "4 of 10 candidates: 4 as int8", "deviation"):
+    for words in ("relative_l2 may lose 0.05", "held-out samples", "4 of 10 candidates: 4 int8", "deviation"):
         assert words in shown
-    line = next(line for line in shown.splitlines() if line.strip().startswith(f"product{PLANTED}"))
-    assert "no int8" in line
+    rows = [line.split() for line in shown.splitlines() if line.strip().startswith(("product", "add"))]
+    table = [row for row in rows if row[1] in ("int8", "layer")]
+    assert [float(row[2]) for row in table] == sorted((float(row[2]) for row in table), reverse=True)
+    chosen = {(row[0], row[1]) for row in table if "yes" in row}
+    assert chosen == {(f"product{i}", "int8") for i in range(5) if i != PLANTED}
+    assert ["no:" in row for row in table].count(True) == 6
 
 
 @pytest.mark.slow

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 import tvm
 from planted import samples, write_planted
 
 from greencc.calibration import Calibration
+from greencc.compress import cutting
 from greencc.compress.candidates import KINDS, LAYER, apply_choices, choices_of, find_candidates
-from greencc.compress.cutting import cut
+from greencc.compress.cutting import Stage, cut
 from greencc.compress.stages import Stages, with_unique_names
 from greencc.importers import import_model
 from greencc.passes.base import PassContext
@@ -39,6 +43,28 @@ def test_cuts_are_narrow_and_share_the_products(module: tvm.IRModule) -> None:
     assert len(cut(module, 2).stages) == 2
     assert len(cut(module, 1).stages) == 1
     assert len(cut(module, 100).stages) == 4
+
+
+def test_a_network_that_gets_narrower_is_cut_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [512, 512, 512, 128, 128, 32, 32]
+    weights = {f"w{i}": np.ones(shape, np.float32) for i, shape in enumerate(itertools.pairwise(sizes))}
+    steps = "".join(f"p{i} = MatMul(x{i}, w{i}) x{i + 1} = Relu(p{i})" for i in range(6))
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g (float[64, 512] x0) => (float[64, 32] x6) {{ {steps} }}"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    onnx.save(model, tmp_path / "m.onnx")
+    imported = import_model(tmp_path / "m.onnx", shapes={}, dynamic={}, outputs=None).module
+
+    def inputs() -> list[tuple[int, ...]]:
+        return [shape for stage in cut(imported, 3).stages for shape in _shapes(stage)]
+
+    assert inputs() == [(64, 512), (64, 128), (64, 32)]
+    monkeypatch.setattr(cutting, "_MOST_BYTES", 64 * 32 * 4)
+    assert inputs() == [(64, 512), (64, 32)]
+
+
+def _shapes(stage: Stage) -> list[tuple[int, ...]]:
+    return [tuple(map(int, param.ty.shape.values)) for param in stage.module["main"].params]
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
@@ -87,9 +113,7 @@ def test_a_dropped_layer_is_passed_over(module: tvm.IRModule) -> None:
         np.testing.assert_allclose(stages.run(choices, x)["y"], run_module(whole, target, x)["y"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_layer_that_makes_what_others_read_is_no_candidate(tmp_path: Path) -> None:
-    import onnx.parser
-
+def test_what_other_layers_read_stays_when_the_layer_goes_that_it_stands_in(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[8, 16] x, float[8, 16] z) => (float[8, 16] y) <float[16, 16] w> {
         p0 = MatMul(x, w)
@@ -112,11 +136,14 @@ def test_a_layer_that_makes_what_others_read_is_no_candidate(tmp_path: Path) -> 
     imported = import_model(tmp_path / "m.onnx", shapes={}, dynamic={}, outputs=None).module
     assert [block.node for block in find_blocks(imported["main"])] == ["make_x0", "make_x1", "make_y"]
     stages = Stages(with_unique_names(imported), host_target(1), KINDS, 3)
-    assert [layer.node for layer in stages.layers()] == ["make_x1", "make_y"]
+    layers = stages.layers()
+    assert [layer.node for layer in layers] == ["make_x0", "make_x1", "make_y"]
+    assert "make_s" not in layers[0].inside
     x, z = (np.random.default_rng(seed).standard_normal((8, 16)).astype(np.float32) for seed in (1, 2))
     once = x * (1 + 1 / (1 + np.exp(-z)))
-    found = stages.run(choices_of(stages.layers()), {"x": x, "z": z})["y"]
-    np.testing.assert_allclose(found, once, rtol=1e-5, atol=1e-5)
+    for some in (layers[:2], layers[1:], [layers[0], layers[2]]):
+        found = stages.run(choices_of(some), {"x": x, "z": z})["y"]
+        np.testing.assert_allclose(found, once, rtol=1e-5, atol=1e-5)
 
 
 def _given(stages: Stages, number: int, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,8 +185,6 @@ def test_a_stage_is_watched_once(module: tvm.IRModule, monkeypatch: pytest.Monke
 
 
 def test_branches_are_not_cut(tmp_path: Path) -> None:
-    import onnx.parser
-
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[4, 4] x, bool[1] c) => (float[4, 4] y) {
         a = MatMul(x, x)
@@ -173,8 +198,6 @@ def test_branches_are_not_cut(tmp_path: Path) -> None:
 
 
 def test_symbolic_sizes_reach_every_stage(tmp_path: Path) -> None:
-    import onnx.parser
-
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[n, 64] x) => (float[n, 64] y) <float[64, 64] w> {
         a = MatMul(x, w)
