@@ -50,6 +50,7 @@ from greencc.passes.quantize_weights import QuantizeWeights
 from greencc.passes.registry import PASSES, default_pipeline, parse_pipeline, storing_passes
 from greencc.passes.smooth_activations import SmoothActivations
 from greencc.passes.sparsify import PATTERNS, Sparsify
+from greencc.passes.store_levels import StoreLevels
 from greencc.samples import Samples, open_samples
 from greencc.targets.lower import lower
 from greencc.trials import Trials
@@ -308,11 +309,16 @@ def _compressed(
     blank: ElidedPadding | None,
     observer: Observer | None,
 ) -> PipelineResult:
-    """The pipeline with a search in it. Padding is elided last: its operators are others than those searched among."""
+    """The pipeline with a search in it.
+
+    Padding is elided last: its operators are others than those searched among. So are those of weights that are stored.
+    """
     elision = [item for item in pipeline if isinstance(item, ElidePadding)]
-    first = run_pipeline(module, [item for item in pipeline if item not in elision], context, observer=observer)
+    storing = [item for item in pipeline if isinstance(item, StoreLevels)]
+    before = [item for item in pipeline if item not in (*elision, *storing)]
+    first = run_pipeline(module, before, context, observer=observer)
     searched = compression.compress(first.module, blank, observer)
-    last = [*elision, FoldConstants(), PruneDeadNodes()]
+    last = [*elision, FoldConstants(), PruneDeadNodes(), *storing]
     compression.uncompressed = run_pipeline(first.module, last, context).module
     swept = run_pipeline(searched.module, last, context, observer=observer)
     return PipelineResult(swept.module, (*first.reports, *searched.reports, *swept.reports))

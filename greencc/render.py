@@ -64,7 +64,7 @@ def _budget(record: Result | None) -> list[tuple[str, str]]:
         return []
     chosen = [item for item in record["operators"] if item["chosen"]]
     kinds = Counter(item["kind"] for item in chosen)
-    counts = ", ".join(f"{count} as {kind}" for kind, count in kinds.items())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return [
         ("budget", f"{record['metric']} may lose {record['max_drop']:g}"),
         ("lost", f"{_drop(record['judged'])} held-out samples"),
@@ -86,20 +86,21 @@ def _choices_table(record: Result | None) -> list[RenderableType]:
     refused = [step for step in record["steps"] if not step["accepted"]]
     reasons = {(made["node"], made["kind"]): step["reason"] for step in refused for made in step["choices"]}
     numbers = ("apart", "cost", "saved", "deviation")
-    table = _table("operator", "choice", *numbers, "why not", numbers=numbers)
+    table = _table("operator", "kind", *numbers, "chosen", numbers=numbers)
     for item in sorted(record["operators"], key=lambda item: -item["sensitivity"]):
         table.add_row(
             Text(item["node"], overflow="fold"),
-            item["kind"] if item["chosen"] else f"no {item['kind']}",
+            item["kind"],
             f"{item['sensitivity']:.4f}",
             f"{item['cost_ratio']:.2f}",
             size(item["bytes_saved"]),
             "" if item["largest_deviation"] is None else f"{item['largest_deviation']:.4f}",
-            "" if item["chosen"] else reasons.get((item["node"], item["kind"]), "beyond the budget with others"),
+            "yes" if item["chosen"] else f"no: {reasons.get((item['node'], item['kind']), 'beyond the budget')}",
+            style="" if item["chosen"] else "dim",
         )
     table.caption = (
-        "apart: relative L2 distance of the outputs that it causes alone; cost: of its stage, with it over without; "
-        "deviation: the largest |stored - original| of its weight"
+        "apart: relative L2 distance of the outputs that it causes alone; cost: of its stages, with it over without; "
+        "saved: bytes of weights; deviation: the largest |stored - original| of its weight"
     )
     return [table]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from tvm import ir, relax
 
 from greencc.ir import bindings_of, constant_array, operands, same_type, shape_of
+from greencc.passes.base import node_name
 
 # Longer blocks than so many parts are not looked for.
 _LONGEST_PERIOD = 64
@@ -21,10 +23,12 @@ class Block:
     """One of a run of like blocks.
 
     Attributes:
+        node: name of the operator that it ends with.
         before: the value that goes in.
         behind: the value that comes out, of the same type.
     """
 
+    node: str
     before: relax.Var
     behind: relax.Var
 
@@ -39,27 +43,27 @@ def find_blocks(function: relax.Function) -> list[Block]:
     """
     bindings = list(bindings_of(function))
     last_use = _last_uses(function, bindings)
-    best: list[Block] = []
+    best: list[relax.Var] = []
     most = 0
     for number, start in enumerate([*function.params, *(binding.var for binding in bindings[:_MOST_STARTS])]):
         first = max(0, number - len(function.params) + 1)
-        covered, blocks = _longest_run(*_parts(bindings, last_use, start, first))
+        covered, ends = _longest_run(*_parts(bindings, last_use, start, first))
         if covered > most:
-            most, best = covered, blocks
+            most, best = covered, ends
         if 2 * most > len(bindings):
             break
-    return best
+    names = {binding.var: node_name(binding.var, binding.value) for binding in bindings}
+    return [Block(names[behind], before, behind) for before, behind in itertools.pairwise(best)]
 
 
-def _longest_run(ends: list[relax.Var], signatures: list[Signature]) -> tuple[int, list[Block]]:
-    """The run of like blocks that covers the most operators, and how many."""
+def _longest_run(ends: list[relax.Var], signatures: list[Signature]) -> tuple[int, list[relax.Var]]:
+    """How many operators the run of like blocks covers that covers the most, and the values between its blocks."""
     best = (0, 0, 0)  # operators covered, first part, parts of a block
     for period in range(1, min(_LONGEST_PERIOD, len(signatures) // 2) + 1):
         for first in range(len(signatures) - 2 * period + 1):
-            count = _repeats(signatures, first, period)
+            count = _repeats(ends, signatures, first, period)
             covered = sum(len(part) for part in signatures[first : first + count * period])
-            fits = same_type(ends[first].ty, ends[first + period].ty)
-            if count < 2 or not fits or not _has_product(signatures[first : first + period]):
+            if count < 2 or not _has_product(signatures[first : first + period]):
                 continue
             # Fewer parts to a block are better, later runs are better.
             if covered > best[0] or (covered == best[0] and period == best[2]):
@@ -67,16 +71,16 @@ def _longest_run(ends: list[relax.Var], signatures: list[Signature]) -> tuple[in
     covered, first, period = best
     if not covered:
         return 0, []
-    count = _repeats(signatures, first, period)
-    return covered, [Block(ends[first + i * period], ends[first + (i + 1) * period]) for i in range(count)]
+    count = _repeats(ends, signatures, first, period)
+    return covered, ends[first : first + count * period + 1 : period]
 
 
-def _repeats(signatures: list[Signature], first: int, period: int) -> int:
-    """How often the series of parts at `first` stands there, one behind the other."""
-    series = signatures[first : first + period]
-    count = 1
-    while signatures[first + count * period : first + (count + 1) * period] == series:
-        count += 1
+def _repeats(ends: list[relax.Var], signatures: list[Signature], first: int, period: int) -> int:
+    """How often the series of parts at `first` stands there, one behind the other, from a value to one of its type."""
+    series, ty = signatures[first : first + period], ends[first].ty
+    place, count = first, 0
+    while signatures[place : place + period] == series and same_type(ty, ends[place + period].ty):
+        place, count = place + period, count + 1
     return count
 
 

@@ -11,7 +11,7 @@ import tvm
 
 from greencc.artifact.bundle import Array, Compiled
 from greencc.calibration import Calibration
-from greencc.compress.candidates import PASSES
+from greencc.compress.candidates import KINDS, apply_choices
 from greencc.compress.cost import make_cost
 from greencc.compress.data import split
 from greencc.compress.metrics import Drop, make_metric
@@ -20,8 +20,7 @@ from greencc.compress.stages import with_unique_names
 from greencc.errors import BudgetError, UserError
 from greencc.ir import OUTPUTS_ATTR
 from greencc.padding import ElidedPadding
-from greencc.passes.base import PassContext
-from greencc.passes.pipeline import Observer, PipelineResult, run_pipeline
+from greencc.passes.pipeline import Observer, PipelineResult
 from greencc.samples import read_dataset
 from greencc.trials import seconds_by_turns
 from greencc.verification import BuiltProgram, Program, open_reference
@@ -103,8 +102,7 @@ class Compression:
         self._references = References(self._budget.dataset, self._original, outputs, elided)
         search = Search(module, self._target, self._budget, self._cost, self._references, self._progress)
         self._found = search.run()
-        context = PassContext(activations=self.observed, choices=self._found.choices)
-        return run_pipeline(with_unique_names(module), PASSES, context, observer=observer)
+        return apply_choices(with_unique_names(module), KINDS, self._found.choices, self.observed, observer)
 
     def judge(self, compiled: Compiled) -> dict[str, object]:
         """Measure what was compiled on data that nothing was chosen by, and give the record of it all.

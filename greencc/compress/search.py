@@ -9,11 +9,12 @@ import numpy as np
 import tvm
 
 from greencc.artifact.bundle import Array
-from greencc.compress.candidates import PASSES, Assessed, Candidate, choices_of, find_candidates
+from greencc.compress.candidates import KINDS, Assessed, Candidate, Choices, Kind, choices_of, find_candidates
 from greencc.compress.cost import Cost
 from greencc.compress.data import Splits
 from greencc.compress.metrics import Drop, Metric, RelativeL2
-from greencc.compress.stages import Choices, Stages, with_unique_names
+from greencc.compress.ordering import in_effect, order
+from greencc.compress.stages import Stages, with_unique_names
 from greencc.errors import BudgetError
 from greencc.padding import ElidedPadding
 from greencc.samples import Dataset
@@ -30,6 +31,7 @@ _MOST_CALIBRATION = 64
 _MOST_TRIES = 24
 # A candidate whose predicted drop is so many times the budget is not run: of relative L2, and of other metrics.
 _HOPELESS_L2, _HOPELESS = 1.03, 1.2
+_GONE, _REPLACED = "its layer is dropped", "another precision saves more"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Found:
 
     @property
     def choices(self) -> Choices:
-        """What the passes may change in the final compilation."""
+        """What is done in the final compilation."""
         return choices_of(self.chosen)
 
     def front(self) -> list[Point]:
@@ -130,6 +132,7 @@ class Search:
         cost: what is to be as low as possible.
         reference: the original model's outputs.
         progress: told what is being done.
+        kinds: what may be chosen.
     """
 
     module: tvm.IRModule
@@ -138,6 +141,7 @@ class Search:
     cost: Cost
     reference: References
     progress: Progress
+    kinds: tuple[Kind, ...] = KINDS
 
     def run(self) -> Found:
         """Search.
@@ -146,17 +150,20 @@ class Search:
             BudgetError: nothing fits.
         """
         module = with_unique_names(self.module)
-        self._stages = Stages(module, self.target, PASSES)
+        self._stages = Stages(module, self.target, self.kinds)
         self.progress("running the calibration data")
         self._stages.calibrate(self.budget.calibration_runs)
         self._steps: list[Step] = []
         self._points: list[Point] = []
+        self._drops: dict[frozenset[Candidate], Drop] = {}
         self._require_start()
         assessed = tuple(self._assess(module))
-        useful = [item for item in assessed if self._is_useful(item)]
-        useful.sort(key=lambda item: item.gain / max(item.sensitivity, 1e-12) ** 2, reverse=True)
-        chosen, drop = self._longest_prefix(useful)
-        chosen, drop = self._one_by_one(useful[len(chosen) :], chosen, drop)
+        ordered, passed_over = order([item for item in assessed if self._is_useful(item)])
+        fitting, drop = self._longest_prefix(ordered)
+        # The first behind the prefix was refused with what stands before it.
+        rest = [*ordered[len(fitting) + 1 :], *passed_over]
+        chosen, drop = self._one_by_one(rest, in_effect(fitting), drop)
+        self._explain(chosen)
         if not chosen or drop is None:
             raise BudgetError(
                 f"--max-drop {self.budget.max_drop:g}: no candidate is within the budget: {self._nearest(assessed)}"
@@ -175,38 +182,46 @@ class Search:
 
     def drop_of(self, items: Sequence[Assessed]) -> Drop:
         """The drop of an assignment on the selection split."""
-        choices = choices_of([item.candidate for item in items])
+        candidates = [item.candidate for item in in_effect(items)]
+        known = frozenset(candidates)
+        if known in self._drops:
+            return self._drops[known]
+        choices = choices_of(candidates)
 
         def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
             return self.reference.blanked(self._stages.run(choices, inputs), inputs)
 
         budget = self.budget
-        return measure_drop(budget.metric, budget.dataset, self.reference, run, budget.splits.selection)
+        drop = measure_drop(budget.metric, budget.dataset, self.reference, run, budget.splits.selection)
+        return self._drops.setdefault(known, drop)
 
     def _assess(self, module: tvm.IRModule) -> Iterator[Assessed]:
-        """Measure every candidate alone: time and bytes of its stage, and the outputs that it causes."""
-        candidates = find_candidates(module)
+        """Measure every candidate alone: cost and bytes of its stages, and the outputs that it causes."""
         stages = self._stages
+        candidates = [*stages.layers(), *find_candidates(module, self.kinds)]
         states = [stages.state(number) for number in range(len(stages.stages))]
         base = [stages.program(number, {}) for number in range(len(stages.stages))]
-        total = sum(self.cost.by_turns([program], states[i][0])[0] for i, program in enumerate(base))
+        costs = [self.cost.by_turns([program], states[i][0])[0] for i, program in enumerate(base)]
         all_bytes = sum(program.weight_bytes for program in base)
         expected = [stages.run({}, state) for state in states[0]]
         for i, candidate in enumerate(candidates):
             self.progress(f"measuring candidate {i + 1} of {len(candidates)}")
-            number, choices = stages.stage_of(candidate.node), choices_of([candidate])
-            program = stages.program(number, choices)
-            ours, before = self._costs(program, base[number], states[number][0])
+            numbers, choices = stages.stages_of(candidate), choices_of([candidate])
+            if candidate.inside:
+                ours, before, left = 0.0, sum(costs[number] for number in numbers), 0
+            else:
+                program = stages.program(numbers[0], choices)
+                ours, before = self._costs(program, base[numbers[0]], states[numbers[0]][0])
+                left = program.weight_bytes
             statistics = [
-                RelativeL2().statistics(wanted, stages.run(choices, state, number), {})
-                for wanted, state in zip(expected, states[number], strict=True)
+                RelativeL2().statistics(wanted, stages.run(choices, state, numbers[0]), {})
+                for wanted, state in zip(expected, states[numbers[0]], strict=True)
             ]
-            saved = base[number].weight_bytes - program.weight_bytes
+            saved = sum(base[number].weight_bytes for number in numbers) - left
             yield Assessed(
                 candidate,
-                number,
                 cost_ratio=ours / before,
-                cost_share=(before - ours) / total,
+                cost_share=(before - ours) / sum(costs),
                 bytes_saved=saved,
                 bytes_share=saved / all_bytes,
                 sensitivity=RelativeL2().drop(statistics).value,
@@ -232,7 +247,8 @@ class Search:
         return False
 
     def _try(self, items: Sequence[Assessed], new: Sequence[Assessed]) -> tuple[bool, Drop]:
-        """Measure an assignment on the selection split."""
+        """Measure an assignment on the selection split, for the sake of what is new in it."""
+        items = in_effect(items)
         self.progress(f"measuring {len(items)} choices on {len(self.budget.splits.selection)} runs")
         drop = self.drop_of(items)
         fits = drop.bound <= self.budget.max_drop
@@ -250,11 +266,12 @@ class Search:
         return fits, drop
 
     def _longest_prefix(self, items: Sequence[Assessed]) -> tuple[list[Assessed], Drop | None]:
-        """The longest beginning of the list that is within the budget, by bisection."""
+        """The longest beginning of the list that is within the budget, by bisection behind some guesses."""
         fitting, drop = 0, None
         beyond = len(items) + 1
+        guesses = self._guesses(items)
         while beyond - fitting > 1:
-            middle = len(items) if beyond > len(items) else (fitting + beyond) // 2
+            middle = next((guess for guess in guesses if fitting < guess < beyond), (fitting + beyond) // 2)
             fits, measured = self._try(items[:middle], items[fitting:middle])
             if fits:
                 fitting, drop = middle, measured
@@ -262,34 +279,61 @@ class Search:
                 beyond = middle
         return list(items[:fitting]), drop
 
+    def _guesses(self, items: Sequence[Assessed]) -> list[int]:
+        """How long the longest beginning within the budget may be: where squares of errors add up to the budget's."""
+        if not isinstance(self.budget.metric, RelativeL2):
+            return [len(items)]
+        errors = [sum(one.sensitivity**2 for one in in_effect(items[: i + 1])) for i in range(len(items))]
+        guess = sum(error <= self.budget.max_drop**2 for error in errors)
+        return [guess, guess - 1, guess + 1, guess - 2]
+
     def _one_by_one(
         self, items: Sequence[Assessed], chosen: list[Assessed], drop: Drop | None
     ) -> tuple[list[Assessed], Drop | None]:
-        """Add what still fits. The first of `items` was refused with what stands before it."""
+        """Add what still fits, or put it in the place of what it excludes."""
         tries = 0
-        for item in items[1:]:
-            if tries == _MOST_TRIES or self._is_hopeless(item, chosen, drop):
-                reason = "not tried any more" if tries == _MOST_TRIES else "its error is too large"
+        for item in items:
+            changed = in_effect([*chosen, item])
+            reason = "not tried any more" if tries == _MOST_TRIES else self._objection(item, changed, chosen, drop)
+            if reason is not None:
                 self._steps.append(Step((item.candidate,), accepted=False, reason=reason))
                 continue
             tries += 1
-            fits, measured = self._try([*chosen, item], [item])
+            fits, measured = self._try(changed, [item])
             if fits:
-                chosen, drop = [*chosen, item], measured
+                chosen, drop = changed, measured
         return chosen, drop
 
-    def _is_hopeless(self, item: Assessed, chosen: Sequence[Assessed], drop: Drop | None) -> bool:
-        """Whether the measured drop of the chosen candidates says that one more is far beyond the budget.
+    def _objection(
+        self, item: Assessed, changed: Sequence[Assessed], chosen: Sequence[Assessed], drop: Drop | None
+    ) -> str | None:
+        """Why it is no use to measure the chosen candidates changed by one more; None where it may be of use.
 
         Squares of errors add up, and other metrics fall about with the square of the error, when it is small.
         """
+        if item not in changed:
+            return _GONE
+        if sum(one.gain for one in changed) <= sum(one.gain for one in chosen):
+            return _REPLACED
         before = sum(one.sensitivity**2 for one in chosen)
         if drop is None or not before or drop.bound <= 0:
-            return False
-        growth = 1 + item.sensitivity**2 / before
+            return None
+        growth = sum(one.sensitivity**2 for one in changed) / before
         if isinstance(self.budget.metric, RelativeL2):
-            return bool(drop.bound * np.sqrt(growth) > _HOPELESS_L2 * self.budget.max_drop)
-        return drop.bound * growth > _HOPELESS * self.budget.max_drop
+            hopeless = drop.bound * np.sqrt(growth) > _HOPELESS_L2 * self.budget.max_drop
+        else:
+            hopeless = drop.bound * growth > _HOPELESS * self.budget.max_drop
+        return "its error is too large" if hopeless else None
+
+    def _explain(self, chosen: Sequence[Assessed]) -> None:
+        """Write down why candidates that were accepted are not done in the end."""
+        done = {item.candidate for item in chosen}
+        gone = {node for candidate in done for node in candidate.inside}
+        accepted = dict.fromkeys(made for step in self._steps if step.accepted for made in step.candidates)
+        for candidate in accepted:
+            if candidate not in done:
+                reason = _GONE if candidate.node in gone else _REPLACED
+                self._steps.append(Step((candidate,), accepted=False, reason=reason))
 
     def _nearest(self, assessed: Sequence[Assessed]) -> str:
         measured = [step.drop.bound for step in self._steps if step.drop is not None]

@@ -1,60 +1,27 @@
-"""An optimised module, cut into stages at narrow places: variants of one stage are compiled and run alone."""
+"""An optimised module in stages: variants of one stage are compiled and run alone."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
-from greencc.calibration import Calibration
-from greencc.ir import (
-    INPUTS_ATTR,
-    OUTPUTS_ATTR,
-    bindings_of,
-    constant_array,
-    dtype_of,
-    is_call,
-    operands,
-    shape_of,
-    substitute,
-    with_span,
-)
-from greencc.passes.base import Pass, PassContext, node_name
-from greencc.passes.graph import publish, symbols_of
-from greencc.passes.pipeline import run_pipeline
+from greencc.calibration import AnswerT, Calibration, SubjectT
+from greencc.compress.builds import RememberedBuilds
+from greencc.compress.candidates import LAYER, Candidate, Choices, Kind, apply_choices
+from greencc.compress.cutting import RESULT, Layer, cut
+from greencc.ir import bindings_of, constant_array, is_call, operands, with_span
+from greencc.passes.base import node_name
+from greencc.passes.blocks import find_blocks
+from greencc.samples import Samples
 from greencc.targets.base import Target
 from greencc.verification import Program
 
 State = Mapping[str, np.ndarray]
 """Values that live between two stages, by name; the inputs of the model among them."""
-Choices = Mapping[str, frozenset[str]]
-"""By pass name, the operators that the pass may change."""
-
-# Before the names of the model's outputs, which values between stages can't have.
-_RESULT = "output."
-# A place is narrow when at most so many times the bytes of the narrowest cross it.
-_NARROW = 1.5
-# What an open dimension counts as when bytes are compared.
-_OPEN_SIZE = 64
-_HEAVY = ("relax.matmul", "relax.nn.conv2d")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the model.
-
-    Attributes:
-        module: its main takes the values that live before the stage and returns those that live behind it.
-        nodes: names of the operators in it.
-    """
-
-    module: tvm.IRModule
-    nodes: frozenset[str]
 
 
 class Stages:
@@ -63,15 +30,19 @@ class Stages:
     Args:
         module: optimised, in single precision; operators have names of their own (see `with_unique_names`).
         target: what the stages are compiled for; its code must run here.
-        passes: what is applied to a stage, restricted by choices.
+        kinds: what may be done to a stage. A layer that is dropped is passed over.
         count: how many stages to aim for.
     """
 
-    def __init__(self, module: tvm.IRModule, target: Target, passes: Sequence[Pass], count: int = 12) -> None:
-        self._target, self._passes = target, passes
-        self.stages = cut(module, count)
+    def __init__(self, module: tvm.IRModule, target: Target, kinds: Sequence[Kind], count: int = 24) -> None:
+        self._target = RememberedBuilds(target)
+        self._kinds = [kind for kind in kinds if kind != LAYER]
+        made = cut(module, count, with_layers=LAYER in kinds)
+        self.stages = made.stages
+        self._layers = {layer.node: layer for layer in made.layers}
         self._programs: dict[tuple[int, frozenset[tuple[str, frozenset[str]]]], Program] = {}
         self._states: list[list[State]] = []
+        self._observed: list[StageCalibration] = []
 
     def calibrate(self, samples: Sequence[State]) -> None:
         """Keep what lies between the stages when they run on `samples` in single precision."""
@@ -79,54 +50,125 @@ class Stages:
         for number in range(len(self.stages)):
             program = self.program(number, {})
             self._states.append([program(state) for state in self._states[-1]])
+        pairs = zip(self.stages, self._states[:-1], strict=True)
+        self._observed = [StageCalibration(stage.module, self._target, states) for stage, states in pairs]
 
-    def stage_of(self, node: str) -> int:
-        """Number of the stage that holds the operator called `node`."""
-        return next(i for i, stage in enumerate(self.stages) if node in stage.nodes)
+    def layers(self) -> list[Candidate]:
+        """The layers that may be dropped."""
+        return [
+            Candidate(layer.node, LAYER.label, inside=self._nodes(layer)) for layer in self._layers.values()
+        ]
 
-    def state(self, number: int) -> list[State]:
-        """What lies before stage `number`, one state for each calibration sample."""
+    def stages_of(self, candidate: Candidate) -> range:
+        """Numbers of the stages that a candidate changes."""
+        if candidate.label == LAYER.label:
+            layer = self._layers[candidate.node]
+            return range(layer.first, layer.end)
+        number = next(i for i, stage in enumerate(self.stages) if candidate.node in stage.nodes)
+        return range(number, number + 1)
+
+    def state(self, number: int) -> Sequence[State]:
+        """What lives before stage `number`, for every calibration sample."""
         return self._states[number]
 
     def program(self, number: int, choices: Choices) -> Program:
-        """Stage `number` after the passes, restricted to the choices that concern it."""
+        """Stage `number` with those of the choices that concern it."""
         stage = self.stages[number]
-        here = {name: nodes & stage.nodes for name, nodes in choices.items()}
-        key = number, frozenset((name, nodes) for name, nodes in here.items() if nodes)
+        here = {label: nodes & stage.nodes for label, nodes in choices.items()}
+        key = number, frozenset((label, nodes) for label, nodes in here.items() if nodes)
         if key not in self._programs:
-            module = stage.module
-            if key[1]:
-                watched = Calibration(self._target, self._states[number]) if self._states else None
-                context = PassContext(activations=watched, choices=here)
-                module = run_pipeline(module, self._passes, context).module
+            observed = self._observed[number] if self._observed else None
+            module = apply_choices(stage.module, self._kinds, here, observed).module
             self._programs[key] = Program(module, self._target)
         return self._programs[key]
 
     def run(self, choices: Choices, state: State, first: int = 0) -> State:
         """The model's outputs from the state before stage `first`."""
-        for number in range(first, len(self.stages)):
-            state = self.program(number, choices)(state)
-        return {name.removeprefix(_RESULT): array for name, array in state.items() if name.startswith(_RESULT)}
+        dropped = {layer.first: layer for layer in self._dropped(choices)}
+        number = first
+        while number < len(self.stages):
+            layer = dropped.get(number)
+            if layer is None:
+                state = self.program(number, choices)(state)
+                number += 1
+            else:
+                state = {**state, layer.behind: state[layer.before]}
+                number = layer.end
+        return {name.removeprefix(RESULT): array for name, array in state.items() if name.startswith(RESULT)}
+
+    def _dropped(self, choices: Choices) -> list[Layer]:
+        return [self._layers[node] for node in choices.get(LAYER.label, ())]
+
+    def _nodes(self, layer: Layer) -> frozenset[str]:
+        return frozenset().union(*(stage.nodes for stage in self.stages[layer.first : layer.end]))
+
+
+class StageCalibration(Calibration):
+    """Answers questions about a stage: what is asked of one of its products is asked of all of them at once.
+
+    Every candidate of a stage asks the same of another value, and every question compiles a program and runs all data.
+
+    Args:
+        module: of the stage.
+        target: see Calibration.
+        samples: what lives before the stage.
+    """
+
+    def __init__(self, module: tvm.IRModule, target: Target, samples: Samples) -> None:
+        super().__init__(target, samples)
+        self._module = module
+        self._multiplied = _multiplied(module)
+
+    def grams(self, module: tvm.IRModule, values: Sequence[relax.Expr]) -> list[np.ndarray]:
+        """See Calibration. They are remembered: those of a stage are few."""
+        ask = super().grams
+        return self._remembered(("grams", module), values, lambda new: ask(module, new))
+
+    def _remembered(
+        self,
+        question: tuple[Hashable, ...],
+        subjects: Sequence[SubjectT],
+        ask: Callable[[list[SubjectT]], list[AnswerT]],
+    ) -> list[AnswerT]:
+        others = self._others(question)
+        return super()._remembered(question, [*subjects, *others], ask)[: len(subjects)]
+
+    def _others(self, question: tuple[Hashable, ...]) -> list[Any]:
+        """What a question should be asked of besides."""
+        kind, about = question[:2]
+        if about is not self._module:
+            return []
+        if kind == "mean squares":
+            return [(value, -1) for value in self._multiplied]
+        return self._multiplied if kind in ("largest", "grams") else []
+
+
+def _multiplied(module: tvm.IRModule) -> list[relax.Expr]:
+    """What a stage multiplies by constants."""
+    calls = [binding.value for binding in bindings_of(module["main"]) if is_call(binding.value, "relax.matmul")]
+    return [call.args[0] for call in calls if constant_array(call.args[1]) is not None]
 
 
 def with_unique_names(module: tvm.IRModule) -> tvm.IRModule:
-    """`module` where no two of main's operators with weights have a name: a number behind it sets the second apart.
+    """`module` where no two of the operators have a name that may be chosen: a number behind it sets the second apart.
 
-    Operators without weights are not counted, so that passes which add such leave the numbers as they are.
+    Those are main's operators with weights and those that a layer ends with. Others are not counted, so that passes
+    which add such leave the numbers as they are.
     """
     seen: dict[str, int] = {}
     main = module["main"]
+    ends = {block.behind for block in find_blocks(main)}
 
-    def has_weight(value: relax.Expr) -> bool:
-        arrays = (constant_array(use) for use in operands(value))
-        return any(array is not None and array.ndim > 1 for array in arrays)
+    def may_be_chosen(binding: relax.Binding) -> bool:
+        arrays = (constant_array(use) for use in operands(binding.value))
+        return binding.var in ends or any(array is not None and array.ndim > 1 for array in arrays)
 
     def sequence(seq: relax.SeqExpr) -> relax.SeqExpr:
         blocks = []
         for block in seq.blocks:
             bindings = [
                 relax.VarBinding(binding.var, named(binding))
-                if isinstance(binding, relax.VarBinding) and has_weight(binding.value)
+                if isinstance(binding, relax.VarBinding) and may_be_chosen(binding)
                 else binding
                 for binding in block.bindings
             ]
@@ -144,111 +186,3 @@ def with_unique_names(module: tvm.IRModule) -> tvm.IRModule:
     function = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs, main.span)
     result.update_func(module.get_global_var("main"), function)
     return result
-
-
-def cut(module: tvm.IRModule, count: int) -> list[Stage]:
-    """Stages of `module`, at most `count`, cut where little lives and with about equally many products each."""
-    main = module["main"]
-    bindings = [(binding, block) for block in main.body.blocks for binding in block.bindings]
-    edges = [0, *_places(main, [binding for binding, _ in bindings], count), len(bindings)]
-    lives = _live_values(main, [binding for binding, _ in bindings])
-    names = dict(zip(main.params, map(str, main.attrs[INPUTS_ATTR]), strict=True))
-    for place in edges[1:-1]:
-        for var in lives[place]:
-            names.setdefault(var, f"value{len(names)}")
-    return [
-        _stage(module, bindings[low:high], lives[low], None if high == len(bindings) else lives[high], names)
-        for low, high in itertools.pairwise(edges)
-    ]
-
-
-def _places(main: relax.Function, bindings: Sequence[relax.Binding], count: int) -> list[int]:
-    """Where to cut: numbers of the bindings that begin another stage."""
-    if any(isinstance(binding.value, relax.If) for binding in bindings):
-        return []  # a branch reads what it likes
-    widths = [sum(map(_bytes, live)) for live in _live_values(main, bindings)]
-    narrow = _NARROW * min(widths[1:-1], default=0)
-    allowed = [i for i in range(1, len(bindings)) if widths[i] <= narrow]
-    heavy = np.cumsum([0, *(_is_heavy(binding.value) for binding in bindings)])
-    parts = max(1, min(count, int(heavy[-1])))
-    wanted = [heavy[-1] * i / parts for i in range(1, parts)]
-    if not allowed:
-        return []
-    return sorted({min(allowed, key=lambda i: (abs(heavy[i] - share), widths[i])) for share in wanted})
-
-
-def _is_heavy(value: relax.Expr) -> bool:
-    """Whether it is a product or a convolution with a constant."""
-    constant = any(constant_array(use) is not None for use in operands(value))
-    return constant and any(is_call(value, name) for name in _HEAVY)
-
-
-def _live_values(main: relax.Function, bindings: Sequence[relax.Binding]) -> list[list[relax.Var]]:
-    """What lives before each binding, and behind the last: what is read from there on and made before it.
-
-    Parameters with symbolic dimensions live on: they say what the symbols are.
-    """
-    givers = [param for param in main.params if any(True for _ in symbols_of(param.ty))]
-    live: dict[relax.Var, None] = dict.fromkeys(_used(main.body.body))
-    found = [list(live)]
-    for binding in reversed(bindings):
-        live.pop(binding.var, None)
-        live.update(dict.fromkeys(_used(binding.value)))
-        found.append(list(dict.fromkeys([*live, *givers])))
-    return [list(main.params), *found[-2::-1]]
-
-
-def _used(value: relax.Expr) -> list[relax.Var]:
-    uses = [value] if isinstance(value, relax.Var) else operands(value)
-    return [use for use in uses if isinstance(use, relax.Var)]
-
-
-def _bytes(var: relax.Var) -> int:
-    shape = shape_of(var.ty)
-    if shape is None:
-        return 1 << 40  # a shape or a tuple: no place to cut
-    sizes = [int(dim) if isinstance(dim, tirx.IntImm) else _OPEN_SIZE for dim in shape]
-    return prod(sizes) * np.dtype(str(dtype_of(var.ty))).itemsize
-
-
-def _stage(
-    module: tvm.IRModule,
-    bindings: Sequence[tuple[relax.Binding, relax.BindingBlock]],
-    before: Sequence[relax.Var],
-    behind: Sequence[relax.Var] | None,
-    names: Mapping[relax.Var, str],
-) -> Stage:
-    """The stage of some bindings, with the blocks that they come from; `behind` is None for the last one."""
-    main, builder = module["main"], relax.BlockBuilder()
-    # What was made by another stage, perhaps as a dataflow variable, is a parameter here.
-    params: dict[relax.Expr, relax.Expr] = {var: relax.Var(names[var], var.ty) for var in before}
-    blocks: list[relax.BindingBlock] = []
-    for block, members in itertools.groupby(bindings, key=lambda pair: pair[1]):
-        kind = relax.DataflowBlock if isinstance(block, relax.DataflowBlock) else relax.BindingBlock
-        blocks.append(kind([_with_values(builder, binding, params) for binding, _ in members]))
-    if behind is None:
-        returned = main.body.body
-        outputs = [_RESULT + str(name) for name in main.attrs[OUTPUTS_ATTR]]
-    else:
-        returned = relax.Tuple(list(behind))
-        outputs = [names[var] for var in behind]
-    returned = builder.normalize(substitute(returned, params))
-    result = relax.Var("result", returned.ty)
-    blocks.append(relax.BindingBlock([relax.VarBinding(result, returned)]))
-    body = publish(builder.normalize(relax.SeqExpr(blocks, result)))
-    attrs = {key: main.attrs[key] for key in main.attrs.keys()}  # noqa: SIM118 (not a mapping)
-    attrs |= {INPUTS_ATTR: [names[var] for var in before], OUTPUTS_ATTR: outputs}
-    function = relax.Function(list(params.values()), body, result.ty, main.is_pure).with_attrs(attrs)
-    staged = module.clone()
-    staged.update_func(module.get_global_var("main"), function)
-    nodes = frozenset(node_name(b.var, b.value) for b in bindings_of(function) if isinstance(b.value, relax.Call))
-    return Stage(staged, nodes)
-
-
-def _with_values(
-    builder: relax.BlockBuilder, binding: relax.Binding, values: Mapping[relax.Expr, relax.Expr]
-) -> relax.Binding:
-    new = builder.normalize(substitute(binding.value, values))
-    if isinstance(binding, relax.MatchCast):
-        return relax.MatchCast(binding.var, new, binding.ty)
-    return relax.VarBinding(binding.var, new)

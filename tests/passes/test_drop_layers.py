@@ -51,11 +51,12 @@ def encoder(layer, seeds, side=False):
 @pytest.mark.parametrize("layer", [post_norm, pre_norm])
 def test_the_first_layers_stay_whole(layer, side):
     module = encoder(layer, range(5), side)
-    assert len(find_blocks(module["main"])) == 5
+    blocks = find_blocks(module["main"])
+    assert len({block.node for block in blocks}) == 5
     result = DropLayers(keep=3).run(module, PassContext())
     wanted = encoder(layer, range(3), side)
     assert ops(result.module) == ops(wanted)
-    assert (result.rewrites, result.nodes) == (2, ("3", "4"))
+    assert (result.rewrites, result.nodes) == (2, (blocks[3].node, blocks[4].node))
     x = random(5, 4, seed=9)
     np.testing.assert_allclose(reference.evaluate(result.module, x)[0], reference.evaluate(wanted, x)[0], rtol=1e-12)
 
@@ -71,11 +72,24 @@ class Changes:
 
 def test_the_layers_that_change_most_stay():
     context = PassContext(activations=Changes([0.5, 0.1, 0.9, 0.2, 0.3]))
-    result = DropLayers(keep=3, order="change").run(encoder(post_norm, range(5)), context)
-    assert result.nodes == ("1", "3")
+    module = encoder(post_norm, range(5))
+    result = DropLayers(keep=3, order="change").run(module, context)
+    blocks = find_blocks(module["main"])
+    assert result.nodes == (blocks[1].node, blocks[3].node)
     x = random(5, 4, seed=9)
     wanted = reference.evaluate(encoder(post_norm, (0, 2, 4)), x)[0]
     np.testing.assert_allclose(reference.evaluate(result.module, x)[0], wanted, rtol=1e-12)
+
+
+def test_the_layers_go_that_are_chosen():
+    module = encoder(pre_norm, range(5))
+    names = [block.node for block in find_blocks(module["main"])]
+    result = DropLayers().run(module, PassContext(choices={"drop-layers": frozenset([names[1], names[4], "x"])}))
+    assert result.nodes == (names[1], names[4])
+    x = random(5, 4, seed=9)
+    wanted = reference.evaluate(encoder(pre_norm, (0, 2, 3)), x)[0]
+    np.testing.assert_allclose(reference.evaluate(result.module, x)[0], wanted, rtol=1e-12)
+    assert DropLayers().run(module, PassContext(choices={})).rewrites == 0
 
 
 def test_keeping_all_changes_nothing():
@@ -93,6 +107,17 @@ def test_layers_of_other_shapes_end_a_run():
         return post_norm(e, x, 7)
 
     assert len(find_blocks(graph(body, x=(5, WIDTH))["main"])) == 3
+
+
+def test_layers_that_change_the_shape_end_a_run():
+    def body(e, x):
+        for seed in range(3):
+            x = norm(e, e(op.nn.conv2d(x, const(random(2, 2, 3, 3, seed=seed)), padding=1)))
+        for seed in range(3, 5):
+            x = norm(e, e(op.nn.conv2d(x, const(random(2, 2, 3, 3, seed=seed)), padding=1, strides=(2, 1))))
+        return x
+
+    assert len(find_blocks(graph(body, x=(1, 2, 16, WIDTH))["main"])) == 3
 
 
 @pytest.mark.parametrize(("keep", "count"), [(4, 3), (-1, 3)])

@@ -1,4 +1,4 @@
-"""Models with a product that int8 ruins, and others that it doesn't."""
+"""Models with a product that int8 ruins, a layer that does nearly nothing, and others."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 ROWS, WIDTH = 64, 512
 
 
-def write_planted(path: Path, layers: int = 5, planted: int | None = 2) -> Path:
+def write_planted(path: Path, layers: int = 5, planted: int | None = 2, idle: int | None = None) -> Path:
     """`layers` products with ReLU and residual; in number `planted` large weights cancel each other.
 
     Every column of that product has two large weights of opposite signs for two inputs that are always equal (the
     second half of the columns repeats the first). They cancel exactly, in integers too, but the column's scale leaves
-    no levels to the other weights: whatever is done to rows or columns, int8 loses what the product computes.
+    no levels to the other weights: whatever is done to rows or columns, int8 loses what the product computes. The
+    layer `idle` adds a hundredth of what the others add.
     """
     rng = np.random.default_rng(0)
     half = WIDTH // 2
@@ -33,6 +34,8 @@ def write_planted(path: Path, layers: int = 5, planted: int | None = 2) -> Path:
             at = rng.permutation(half)
             weight[at, np.arange(half)] += 300
             weight[at + half, np.arange(half)] -= 300
+        if number == idle:
+            weight /= 100
         nodes.append(
             helper.make_node("MatMul", [x, constant(f"w{number}", weight)], [f"p{number}"], name=f"product{number}")
         )

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from planted import samples, write_planted
+from planted import WIDTH, samples, write_planted
+from tvm import relax
 
 from greencc import BudgetError, UserError, api, load
 from greencc.cli import main
+from greencc.compress.candidates import KINDS, LAYER, Kind
 from greencc.compress.cost import COSTS, Cost, Latency
-from greencc.verification import Runnable
+from greencc.compress.data import split
+from greencc.compress.metrics import make_metric
+from greencc.compress.search import Budget, References, Search
+from greencc.importers import import_model
+from greencc.ir import constant
+from greencc.passes.base import PassContext, RewritePass
+from greencc.passes.graph import Builder, Graph
+from greencc.passes.pipeline import run_pipeline
+from greencc.passes.quantize_int8 import QuantizeInt8
+from greencc.passes.registry import default_pipeline
+from greencc.passes.stored import StoredWeight
+from greencc.samples import read_dataset
+from greencc.targets.cpu.target import host_target
+from greencc.verification import Runnable, open_reference
 
 BUDGET = 0.05
+PRECISIONS = {kind.label for kind in KINDS if kind.is_precision}
 PLANTED = 2
 
 
@@ -56,12 +74,28 @@ def compressed(planted: Path, data: Path, tmp_path_factory: pytest.TempPathFacto
     return out, api.compile(planted, out, calib=data, max_drop=BUDGET)
 
 
+def dropped(report: dict[str, Any]) -> list[str]:
+    record = report["compression"]
+    return [item["node"] for item in record["operators"] if item["kind"] == "layer" and item["chosen"]]
+
+
+def search(model: Path, data: Path, max_drop: float, kinds: tuple[Kind, ...], cost: Cost | None = None) -> Search:
+    imported = import_model(model, shapes={}, dynamic={}, outputs=None).module
+    module = run_pipeline(imported, default_pipeline(), PassContext()).module
+    dataset, target = read_dataset(data, imported["main"]), host_target(1)
+    budget = Budget(max_drop, make_metric("relative_l2"), dataset, split(dataset))
+    references = References(dataset, open_reference(model, imported, target), ["y"], None)
+    return Search(module, target, budget, cost or WeightBytes(), references, lambda message: None, kinds)
+
+
 @pytest.mark.slow
 def test_exactly_the_planted_product_stays_in_single_precision(compressed: tuple[Path, dict[str, Any]]) -> None:
     record = compressed[1]["compression"]
-    kept = [item["node"] for item in record["operators"] if not item["chosen"]]
-    assert kept == [f"product{PLANTED}"]
-    worst = max(record["operators"], key=lambda item: item["sensitivity"])
+    products = [item for item in record["operators"] if item["kind"] in PRECISIONS]
+    nodes = {item["node"] for item in products}
+    assert nodes - {item["node"] for item in products if item["chosen"]} == {f"product{PLANTED}"}
+    assert dropped(compressed[1]) == []
+    worst = max(products, key=lambda item: item["sensitivity"])
     assert worst["node"] == f"product{PLANTED}"
     assert worst["sensitivity"] > 2 * BUDGET
     refused = [step for step in record["steps"] if not step["accepted"]]
@@ -128,10 +162,15 @@ def test_people_see_the_budget_the_result_and_every_operator(
         main(["inspect", str(compressed[0])])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("relative_l2 may lose 0.05", "held-out samples", "4 of 5 candidates: 4 as int8", "deviation"):
+    operators = compressed[1]["compression"]["operators"]
+    chosen = {(item["node"], item["kind"]) for item in operators if item["chosen"]}
+    counted = f"{len(chosen)} of {len(operators)} candidates"
+    for words in ("relative_l2 may lose 0.05", "held-out samples", counted, "deviation"):
         assert words in shown
-    line = next(line for line in shown.splitlines() if line.strip().startswith(f"product{PLANTED}"))
-    assert "no int8" in line
+    rows = re.findall(r"^ +((?:product|add)\d) +(\S+(?: \S+)?)  +(\d\.\d{4}) .* (yes|no)\b", shown, re.MULTILINE)
+    assert len(rows) == len(operators)
+    assert [float(apart) for *_, apart, _ in rows] == sorted((float(apart) for *_, apart, _ in rows), reverse=True)
+    assert {(node, kind) for node, kind, _, answer in rows if answer == "yes"} == chosen
 
 
 @pytest.mark.slow
@@ -143,6 +182,75 @@ def test_nothing_is_written_when_nothing_fits(planted: Path, data: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_exactly_the_layer_that_does_nothing_is_dropped(data: Path, tmp_path: Path) -> None:
+    model = write_planted(tmp_path / "idle.onnx", layers=4, planted=None, idle=1)
+    report: Any = api.compile(model, tmp_path / "a", calib=data, max_drop=0.02)
+    assert dropped(report) == ["add1"]
+    record = report["compression"]
+    assert record["judged"]["value"] <= 0.02
+    # The product inside is gone: nothing is claimed for it, and what is claimed adds up to what was measured.
+    inside = next(item for item in record["operators"] if (item["node"], item["kind"]) == ("product1", "int8"))
+    assert not inside["chosen"]
+    reasons = [step["reason"] for step in record["steps"] if {"node": "product1", "kind": "int8"} in step["choices"]]
+    assert reasons[-1] == "its layer is dropped"
+    claimed = sum(item["bytes_saved"] for item in record["operators"] if item["chosen"])
+    single = 4 * 4 * WIDTH * WIDTH // 2
+    assert record["bytes_ratio"] == pytest.approx(1 - claimed / single, abs=1e-3)
+    taken = next(point for point in record["front"] if point["drop"] == record["selection"])
+    assert taken["bytes_ratio"] == pytest.approx(record["bytes_ratio"], abs=1e-3)
+    calls = json.loads((tmp_path / "a" / "manifest.json").read_text())["calls"]
+    nodes = {node for call in calls for node in call["nodes"]}
+    assert {"product0", "product2", "product3"} <= nodes
+    assert "product1" not in nodes
+    session, artifact = onnxruntime.InferenceSession(str(model)), load(tmp_path / "a")
+    x = {"x": samples(1, seed=2)["x"]}
+    wanted, found = session.run(None, x)[0], artifact(x)["y"]
+    assert np.linalg.norm(found - wanted) <= 0.02 * np.linalg.norm(wanted)
+
+
+@pytest.mark.slow
+def test_a_smaller_budget_keeps_the_layer_that_does_nothing(data: Path, tmp_path: Path) -> None:
+    model = write_planted(tmp_path / "idle.onnx", layers=4, planted=None, idle=1)
+    report: Any = api.compile(model, tmp_path / "a", calib=data, max_drop=0.003)
+    assert dropped(report) == []
+    assert any(item["chosen"] for item in report["compression"]["operators"])
+    assert report["compression"]["judged"]["value"] <= 0.003
+
+
+@dataclass(frozen=True)
+class StoreHalf(RewritePass[relax.Call]):
+    """Weights of products in float16."""
+
+    name: ClassVar[str] = "store-half"
+    approximates: ClassVar[bool] = True
+
+    def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> relax.Call | None:
+        is_product = call.op.name == "relax.matmul" and graph.constant(call.args[1]) is not None
+        return call if is_product and graph.call(call.args[1]) is None else None
+
+    def stored(self, match: relax.Call) -> StoredWeight:
+        return StoredWeight(np.zeros(0), np.zeros(0), 16, 0.0)
+
+    def rewrite(self, builder: Builder, match: relax.Call) -> relax.Expr:
+        half = constant(match.args[1].value.numpy().astype(np.float16))
+        return relax.op.matmul(match.args[0], builder.emit(relax.op.astype(half, "float32")))
+
+
+@pytest.mark.slow
+def test_an_operator_has_the_cheapest_precision_that_fits(planted: Path, data: Path) -> None:
+    """Float16 for the product that int8 ruins, int8 for the others, which float16 would do too."""
+    kinds = (
+        Kind("int8", QuantizeInt8(measure=False), is_precision=True),
+        Kind("float16", StoreHalf(), is_precision=True),
+    )
+    found = search(planted, data, BUDGET, kinds).run()
+    chosen = {candidate.node: candidate.label for candidate in found.chosen}
+    assert len(found.chosen) == len(chosen)
+    assert chosen == {f"product{i}": "float16" if i == PLANTED else "int8" for i in range(5)}
+    assert len(found.assessed) == 10
+
+
 class Slower(WeightBytes):
     """Whatever is stored in fewer bytes takes longer."""
 
@@ -151,13 +259,10 @@ class Slower(WeightBytes):
 
 
 @pytest.mark.slow
-def test_what_is_slower_is_refused_however_few_bits_it_has(
-    planted: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(COSTS, "latency", Slower)
+def test_what_is_slower_is_refused_however_few_bits_it_has(planted: Path, data: Path) -> None:
+    kinds = tuple(kind for kind in KINDS if kind != LAYER)
     with pytest.raises(BudgetError, match="none makes the model cheaper"):
-        api.compile(planted, tmp_path / "a", calib=data, max_drop=BUDGET)
-    assert not (tmp_path / "a").exists()
+        search(planted, data, BUDGET, kinds, Slower()).run()
 
 
 class Clock:
