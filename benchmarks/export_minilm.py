@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks import cache, models
 
-TORCH = "torch==2.15.0"
+TORCH = "torch==2.13.0"
 PACKAGES = ("transformers==5.23.0", "onnxscript==0.7.2", "onnx==1.23.2", "safetensors==0.8.0")
 # Required by torch's wheel, but loaded only to compile GPU kernels: 1 GB and 30 MB unpacked.
 UNUSED_ON_CPU = ("triton", "cuda-bindings")
