@@ -30,7 +30,7 @@ _MOST_CALIBRATION = 64
 # Operators that are tried one by one behind the prefix that bisection finds.
 _MOST_TRIES = 24
 # A candidate whose predicted drop is so many times the budget is not run: of relative L2, and of other metrics.
-_HOPELESS_L2, _HOPELESS = 1.03, 1.2
+_HOPELESS_L2, _HOPELESS = 1.01, 1.2
 _GONE, _REPLACED = "its layer is dropped", "another precision saves more"
 
 
