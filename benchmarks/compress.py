@@ -156,10 +156,19 @@ def minilm_l2(folder: Path) -> dict[str, Any]:
         "size_ratio": folder_bytes(folder / "small") / folder_bytes(folder / "single"),
         "time_ratio": time_ratio(folder),
         "seconds": report["seconds"],
-        "in float32": [item["node"] for item in record["operators"] if item["kind"] == "int8" and not item["chosen"]],
+        "precisions": precisions(record),
         "baselines": baselines(data, model, 0.02),
         "compression": record,
     }
+
+
+def precisions(record: dict[str, Any]) -> dict[str, list[str]]:
+    """By precision, the operators that have it; those that stay in single precision, and what was removed, too."""
+    chosen = {item["node"]: item["kind"] for item in record["operators"] if item["chosen"]}
+    found: dict[str, list[str]] = {}
+    for node in dict.fromkeys(item["node"] for item in record["operators"]):
+        found.setdefault(chosen.get(node, "single precision"), []).append(node)
+    return found
 
 
 def baselines(data: Path, model: Path, max_drop: float) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def baselines(data: Path, model: Path, max_drop: float) -> dict[str, Any]:
     references = References(dataset, open_reference(model, imported, target), [bert_onnx.OUTPUT], None)
     search = Search(module, target, budget, make_cost("latency"), references, _progress)
     found = search.run()
-    items = [item for item in found.assessed if item.candidate.label.startswith("int8")]
+    items = [item for item in found.assessed if item.candidate.label in ("int8", "int8 table")]
     chosen = set(found.chosen)
 
     def fits(some: list[Assessed]) -> bool:
