@@ -9,7 +9,7 @@ from tvm import relax, sym, tirx
 
 from greencc.ir import same_shape, shape_of
 from greencc.kernels.padding import BARE_POSITIONS, POSITIONS, SEQUENCES, TOKENS
-from greencc.ops import GROUPED_MATMUL, QUANTIZED_MATMUL, QUANTIZED_TAKE, ROTARY
+from greencc.ops import GROUPED_MATMUL, INTEGER_MATMUL, QUANTIZED_MATMUL, QUANTIZED_TAKE, ROTARY
 from greencc.passes.no_ops import permutation_of
 
 # How each operand of a call runs over the batch (names of greencc.kernels.padding), None for one that doesn't.
@@ -124,6 +124,7 @@ def _rotary(batch: Batch, call: relax.Call) -> Leads | None:
 
 _RULES: dict[str, Callable[[Batch, relax.Call], Leads | None]] = {
     GROUPED_MATMUL: _product,
+    INTEGER_MATMUL: _first_operand,
     QUANTIZED_MATMUL: _product,
     QUANTIZED_TAKE: lambda batch, call: (None, None, TOKENS) if batch.runs_through(call.args[2]) else None,
     ROTARY: _rotary,

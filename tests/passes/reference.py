@@ -10,7 +10,7 @@ import tvm
 from tvm import relax, tirx
 
 from greencc.ir import bindings_of, constant_array
-from greencc.ops import AttentionAttrs
+from greencc.ops import AttentionAttrs, GroupAttrs
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -164,6 +164,11 @@ _KERNELS = {
 }
 
 
+def _grouped_matmul(call: relax.Call, x, levels, scale, offset=None):
+    rows = np.arange(len(levels)) // GroupAttrs.of(call).group
+    return x @ (levels * scale[rows] + (0.0 if offset is None else offset[rows]))
+
+
 def _rotary(call: relax.Call, x, cos, sin):
     if bool(call.attrs["interleaved"]):
         turned = np.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
@@ -222,6 +227,8 @@ _OPS = {
     "exp": lambda c, x: np.exp(x),
     "expand_dims": lambda c, x: np.expand_dims(x, _axes(c)),
     "greencc.attention": _attention,
+    "greencc.grouped_matmul": _grouped_matmul,
+    "greencc.integer_matmul": lambda c, a, zero, w: (a.astype("int64") - zero.astype("int64")) @ w.astype("int64"),
     "greencc.kernel": _kernel,
     "greencc.packed_attention": _packed_attention,
     "greencc.rotary": _rotary,

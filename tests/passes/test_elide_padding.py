@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.relax import op
 
 from greencc.errors import UserError
-from greencc.ops import AttentionAttrs, attention, rotary
+from greencc.ops import AttentionAttrs, GroupAttrs, attention, grouped_matmul, integer_matmul, rotary
 from greencc.passes.base import PassContext
 from greencc.passes.elide_padding import ElidePadding
 from greencc.passes.row_wise import Batch, leads_of
@@ -99,6 +99,25 @@ def test_without_a_name_only_what_no_output_depends_on_is_elided(layout: str) ->
     before = graph(pooled_encoder, tokens=IDS, mask=MASK)
     after = rewritten(ElidePadding(), before)
     mask = np.array(MASKS[layout])
+    assert_rows(before, after, ids(), mask, mask=mask)
+
+
+def test_products_of_weights_in_bytes_are_row_wise() -> None:
+    levels, scale = random(C, 3 * C, seed=3) * 40, random(2, 3 * C, seed=4)
+
+    def body(e, tokens, mask):
+        x = embedded(e, tokens)
+        attrs = GroupAttrs(8, C // 2)
+        y = e(grouped_matmul(x, const(levels, "int8"), const(np.abs(scale), "float16"), None, attrs))
+        mixed = e(attention(y, y, y, added(e, mask), ATTRS))
+        bytes_ = e(op.astype(e(op.nn.relu(mixed)), "int8"))
+        exact = e(integer_matmul(bytes_, const(1, "int8"), const(levels[:, :C], "int8")))
+        return e(op.add(e(op.astype(exact, "float32")), x))
+
+    before = graph(body, tokens=IDS, mask=MASK)
+    after = rewritten(ElidePadding("mask"), before)
+    assert {"greencc.packed_attention", "greencc.grouped_matmul", "greencc.integer_matmul"} <= set(ops(after))
+    mask = np.array(MASKS["holes"])
     assert_rows(before, after, ids(), mask, mask=mask)
 
 
