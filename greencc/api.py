@@ -71,8 +71,8 @@ def compile(
     cluster_weights: int | None = None,
     calib: AnyPath | Iterable[Mapping[str, Array]] | None = None,
     max_drop: float | None = None,
-    metric: str = "relative_l2",
-    cost: str = "latency",
+    metric: str | None = None,
+    cost: str | None = None,
     verify: bool = False,
     progress: Progress = _silent,
 ) -> dict[str, object]:
@@ -108,8 +108,8 @@ def compile(
             kept in a temporary file. `max_drop` keeps all of it in memory.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it, measured on `calib`,
             is searched for.
-        metric: what the loss is of: `relative_l2`, `cosine`, `top1`, or FILE.py:FUNCTION.
-        cost: what the search makes as low as possible: `latency` or `energy`.
+        metric: what the loss of `max_drop` is of: `relative_l2` (None), `cosine`, `top1`, or FILE.py:FUNCTION.
+        cost: what the search makes as low as possible: `latency` (None) or `energy`.
         verify: compare the outputs with the reference after every pass.
         progress: told what is being done.
 

@@ -50,6 +50,7 @@ def cli() -> None:
 @click.option("--keep-layers", type=int, metavar="N", help="Keep the first N of the model's repeated layers.")
 @click.option(
     "--prune",
+    multiple=True,
     metavar="heads=F,channels=F,sparsity=F|2:4",
     help="Shares to remove of heads and of channels of layers, and of weights to set to 0.",
 )
@@ -70,13 +71,11 @@ def cli() -> None:
 @click.option("--max-drop", type=float, metavar="F", help="Find the cheapest model that loses at most F of the metric.")
 @click.option(
     "--metric",
-    default="relative_l2",
     metavar="NAME",
     help="Of --max-drop: relative_l2, cosine, top1 or FILE.py:FUNCTION. [default: relative_l2]",
 )
 @click.option(
     "--cost",
-    default="latency",
     type=click.Choice(["latency", "energy"]),
     help="What --max-drop makes as low as possible. [default: latency]",
 )
@@ -93,15 +92,15 @@ def compile_command(
     passes: str | None,
     elide_padding: str | None,
     keep_layers: int | None,
-    prune: str | None,
+    prune: tuple[str, ...],
     quantize: str,
     epsilon: float | None,
     observer: str | None,
     cluster_weights: int | None,
     calib: Path | None,
     max_drop: float | None,
-    metric: str,
-    cost: str,
+    metric: str | None,
+    cost: str | None,
     verify: bool,
     as_json: bool,
 ) -> None:

@@ -55,17 +55,18 @@ def parse_bounds(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
     return bounds
 
 
-def parse_shares(text: str | None, option: str) -> dict[str, float | str]:
-    """`A=F,B=N:M` as numbers by name, patterns N:M as they are; None is nothing.
+def parse_shares(texts: Iterable[str], option: str) -> dict[str, float | str]:
+    """`A=F,B=N:M` as numbers by name, patterns N:M as they are.
 
     Raises:
-        UserError: the text has another form, or a name occurs twice.
+        UserError: a text has another form, or a name occurs twice.
     """
     shares: dict[str, float | str] = {}
-    for part in text.split(",") if text is not None else ():
+    for part in (part for text in texts for part in text.split(",")):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         share = value if _PATTERN.fullmatch(value) else _number(value)
         if not name or not equals or share is None or name in shares:
+            text = ",".join(texts)
             raise UserError(f"{option} {text}: write NAME=F,NAME=F, each name once, as in heads=0.25,sparsity=2:4")
         shares[name] = share
     return shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -114,8 +115,8 @@ def compile_model(
     cluster_weights: int | None = None,
     calibration: Path | Samples | None = None,
     max_drop: float | None = None,
-    metric: str = DEFAULT_METRIC,
-    cost: str = "latency",
+    metric: str | None = None,
+    cost: str | None = None,
     verify: bool = False,
     progress: Progress = lambda _: None,
 ) -> Compilation:
@@ -140,8 +141,8 @@ def compile_model(
         calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it is searched for.
-        cost: what is to be as low as possible, a key of `greencc.compress.cost.COSTS`.
-        metric: what the loss is of, as `greencc.compress.metrics.make_metric` reads it.
+        metric: what the loss is of, as `greencc.compress.metrics.make_metric` reads it; None is the default one.
+        cost: what is to be as low as possible, a key of `greencc.compress.cost.COSTS`; None is latency.
         verify: compare with the reference after every pass that changed something.
         progress: told what stage begins.
 
@@ -156,6 +157,9 @@ def compile_model(
     if max_drop is not None and (calibration is None or quantize != "none"):
         problem = "give the data to measure it on with --calib" if calibration is None else "leave out --quantize"
         raise UserError(f"--max-drop {max_drop:g}: {problem}")
+    for option, value in {"--metric": metric, "--cost": cost}.items():
+        if value is not None and max_drop is None:
+            raise UserError(f"{option} {value}: it is for the search inside a budget: add --max-drop")
     if quantize not in QUANTIZE:
         raise UserError(f"--quantize {quantize}: unknown; known: {', '.join(QUANTIZE)}")
     if epsilon is not None and (max_drop is not None or quantize != "none"):
@@ -171,7 +175,7 @@ def compile_model(
     storing = (*clustering, *quantizing, *_within(epsilon), *last)
     pipeline = (*_with_elision(chosen, elide_padding), *pruning, *storing)
     if calibration is not None and max_drop is None and not any(item.learns for item in pipeline):
-        raise UserError("--calib: nothing is calibrated without --quantize, --prune or --max-drop")
+        raise UserError("--calib: nothing is calibrated without --quantize, --epsilon, --prune or --max-drop")
     progress("importing")
     imported = import_model(model, shapes=shapes or {}, dynamic=dynamic or {}, outputs=outputs)
     module = require_elements(imported.module, dynamic or {})
@@ -179,7 +183,8 @@ def compile_model(
     inputs = golden_inputs(module, elide_padding)
     compression, observed = None, None
     if calibration is not None and max_drop is not None:
-        compression = Compression(Request(max_drop, metric, calibration, cost), model, module, target, progress)
+        request = Request(max_drop, metric or DEFAULT_METRIC, calibration, cost or "latency")
+        compression = Compression(request, model, module, target, progress)
         observed = compression.observed
     elif calibration is not None:
         observed = _calibration(calibration, module, target)
@@ -275,8 +280,8 @@ def _within(epsilon: float | None) -> tuple[Pass, ...]:
     """The passes that `--epsilon` asks for."""
     if epsilon is None:
         return ()
-    if not epsilon > 0:
-        raise UserError(f"--epsilon {epsilon:g}: no bits keep weights so close; give a number above 0")
+    if not 0 < epsilon < math.inf:
+        raise UserError(f"--epsilon {epsilon:g}: no bits keep weights so close; give a finite number above 0")
     return QuantizeTables(epsilon=epsilon), QuantizeInt8(measure=False, epsilon=epsilon)
 
 

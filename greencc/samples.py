@@ -106,7 +106,8 @@ def open_samples(data: Path | Samples, main: relax.Function, *, option: str = "-
         return read_dataset(data, main, option=option)
     form = _Form.of(data, main, option)
     checked = _Checked(data, form)
-    if isinstance(data, Iterator):
+    # An iterator, or what gives the same one each time, can be iterated over only once.
+    if iter(data) is iter(data):
         return _Spooled(checked, list(form.params), form.name)
     next(iter(checked))
     return checked

@@ -195,7 +195,11 @@ def _onnxruntime(model: Path) -> Reference:
         raise UserError("the reference is ONNX Runtime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own kinds of errors have no common base
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{model}: the reference, ONNX Runtime, can't load it: {reason}") from error
     names = [output.name for output in session.get_outputs()]
     taken = [item.name for item in session.get_inputs()]
 

@@ -49,6 +49,18 @@ class IntegerProduct:
         kinds = {dtype_of(self.root.ty), dtype_of(self.levels.scale.ty), str(self.weight.scale.dtype)}
         return kinds == {"float32"}
 
+    @property
+    def has_plain_scales(self) -> bool:
+        """Whether scales, and products of two that are known, are finite, and 0 or normal numbers."""
+        scale = self.weight.scale
+        if scale is None or self.levels.scale is None:
+            return True
+        known = self.graph.constant(self.levels.scale)
+        with np.errstate(all="ignore"):
+            worth = np.abs(scale if known is None else known.reshape(()) * scale)
+        normal = (worth >= np.finfo(worth.dtype).smallest_normal) | (worth == 0)
+        return bool((np.isfinite(worth) & normal & np.isfinite(scale)).all())
+
 
 @dataclass(frozen=True)
 class FuseIntegerProducts(RewritePass[IntegerProduct]):
@@ -72,7 +84,8 @@ class FuseIntegerProducts(RewritePass[IntegerProduct]):
     5. the weight is a matrix, the activations rows; a convolution is NCHW and OIHW, with images of known size;
     6. sums of so many products fit in int32;
     7. a filter reads more than one channel: bytes of neighbouring channels are summed together;
-    8. what is dequantised is float32, with float32 scales.
+    8. what is dequantised is float32, with float32 scales;
+    9. scales, and products of two that are known, are finite, and 0 or large enough for all digits.
     """
 
     name: ClassVar[str] = "fuse-integer-products"
@@ -99,6 +112,7 @@ class FuseIntegerProducts(RewritePass[IntegerProduct]):
             lambda m: not is_convolution(m.call) or m.weight.centered.shape[1] > 1,
         ),
         Condition(8, "a dequantised operand or a scale is not float32", lambda m: m.is_single),
+        Condition(9, "a scale, or the product of two, is not finite or too small", lambda m: m.has_plain_scales),
     )
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> IntegerProduct | None:

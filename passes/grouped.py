@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GROUPS = (32, 64, 128)
-"""Sizes of a group that there are kernels for; a last group may be smaller."""
 BITS = (8, 4)
 # What of a range is tried, on either side of its middle: weights at its ends may cost less than wider steps do.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -143,7 +141,9 @@ def _spanning(least: np.ndarray, most: np.ndarray, bits: int) -> Scheme:
     low, high = limits(bits)
     scale = _half((most - least) / (high - low))
     # The middle of the levels stands for the middle of the values: what rounding the scale costs, both ends share.
-    middle = (least + most) / 2 - scale.astype(np.float32) * ((low + high) / 2)
+    # Where all values are equal, level 0 stands for them.
+    shift = np.where(most > least, scale.astype(np.float32) * ((low + high) / 2), np.float32(0))
+    middle = (least + most) / 2 - shift
     return Scheme(scale, middle.astype(np.float16), bits)
 
 

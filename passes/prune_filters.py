@@ -106,6 +106,7 @@ class PruneFilters(Pass):
 
     name: ClassVar[str] = "prune-filters"
     approximates: ClassVar[bool] = True
+    learns: ClassVar[bool] = True
     conditions: ClassVar[tuple[Condition[Tied], ...]] = (
         Condition(1, "a convolution or product of the channels is not in float32", lambda m: m.is_float32),
         Condition(2, "the channels reach an input or an output", lambda m: Bound.INTERFACE not in m.group.bounds),

@@ -19,13 +19,13 @@ from greencc.passes.base import Activations, Condition, PassContext, PassResult
 from greencc.passes.calibrated import CalibratedPass, all_finite
 from greencc.passes.gptq import gptq
 from greencc.passes.graph import Builder, Graph
-from greencc.passes.grouped import BITS, GroupedWeight, output_error, round_to_nearest
+from greencc.passes.grouped import BITS, GroupedWeight, limits, output_error, round_to_nearest
 from greencc.passes.matching import is_float32
 
 METHODS = ("nearest", "clipped", "awq", "gptq")
 # Grams that are held at once.
 _MOST_GRAM_BYTES = 1 << 28
-_LARGEST_HALF = float(np.finfo(np.float16).max)
+_HALVES = np.finfo(np.float16)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ class Weighted:
     options: QuantizeWeights
     decided: Rounded | None = None
 
+    @property
+    def fits_halves(self) -> bool:
+        """Whether the largest weight has a scale in half precision, with all digits of it."""
+        largest = float(np.abs(self.weight).max(initial=0.0))
+        least = float(_HALVES.smallest_normal) * limits(self.options.bits)[1]
+        return largest == 0 or least <= largest < float(_HALVES.max)
+
     @cached_property
     def rounded(self) -> Rounded:
         """What the weight becomes."""
@@ -73,7 +80,7 @@ class QuantizeWeights(CalibratedPass[Weighted]):
     1. operands and result are float32;
     2. the weight is a matrix;
     3. all weights are finite;
-    4. they are small enough for scales and offsets in half precision;
+    4. scales and offsets in half precision hold the largest of them, with all digits;
     5. there are at least `min-weights` of them;
     6. the depth is a multiple of the group.
 
@@ -95,9 +102,7 @@ class QuantizeWeights(CalibratedPass[Weighted]):
         Condition(1, "an operand or the result is not float32", lambda m: is_float32(*m.call.args, m.root)),
         Condition(2, "the weight is not a matrix", lambda m: m.weight.ndim == 2),
         Condition(3, "a weight is not finite", lambda m: all_finite(m.weight)),
-        Condition(
-            4, "a weight is too large for scales in half precision", lambda m: np.abs(m.weight).max() < _LARGEST_HALF
-        ),
+        Condition(4, "weights are too large or too small for scales in half precision", lambda m: m.fits_halves),
         Condition(5, "the weight is too small for quantising to pay", lambda m: m.weight.size >= m.options.min_weights),
         Condition(6, "the depth is no multiple of the group", lambda m: len(m.weight) % m.options.group == 0),
     )

@@ -46,9 +46,9 @@ class Weight:
     """A constant weight `centered * scale`.
 
     Attributes:
-        centered: int32, the levels less their zero points.
+        centered: int32, the levels less their zero points; where scales lie in blocks, the levels.
         scale: float, what a level is worth; None for plain integers.
-        axis: axis that several scales lie along; None where they lie in blocks.
+        axis: axis that several scales lie along; None for plain integers, and where scales lie in blocks.
     """
 
     centered: np.ndarray
@@ -57,7 +57,9 @@ class Weight:
 
     def scales_channels(self, channels: int) -> bool:
         """Whether there is one scale, or one for each index of axis `channels`."""
-        return self.scale is None or self.scale.size == 1 or self.axis == channels
+        if self.scale is None:
+            return True
+        return self.axis is not None and (self.scale.size == 1 or self.axis == channels)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class Sparsify(CalibratedPass[Weighted]):
 
     def informed(self, activations: Activations, module: tvm.IRModule, matches: Sequence[Weighted]) -> list[Weighted]:
         """See CalibratedPass."""
-        asked = [match for match in matches if match.has_plain_form]
+        asked = [match for match in matches if self.refusal(match) is None]
         values, axes = [match.call.args[0] for match in asked], [match.axis for match in asked]
         seen = activations.mean_squares(module, values, axes) if asked else []
         squares = {match.root: array for match, array in zip(asked, seen, strict=True)}

@@ -59,15 +59,19 @@ def keep_reductions_apart(module: tvm.IRModule) -> tvm.IRModule:
 
 def _reductions(module: tvm.IRModule, calls: Calls, value: relax.Expr) -> Iterator[relax.Var]:
     """The reductions whose results a value is, or is made from element by element."""
-    call = calls.get(value) if isinstance(value, relax.Var) else None
-    pattern = None if call is None else _pattern(module, call)
-    if call is None or pattern is None:
-        return
-    if pattern in (_REDUCTION, _PRODUCT):
-        yield value
-    elif pattern <= _INJECTIVE:
-        for arg in call.args[1].fields:
-            yield from _reductions(module, calls, arg)
+    pending, seen = [value], {value}
+    while pending:
+        made = pending.pop()
+        call = calls.get(made) if isinstance(made, relax.Var) else None
+        pattern = None if call is None else _pattern(module, call)
+        if call is None or pattern is None:
+            continue
+        if pattern in (_REDUCTION, _PRODUCT):
+            yield made
+        elif pattern <= _INJECTIVE:
+            fresh = [arg for arg in call.args[1].fields if arg not in seen]
+            seen.update(fresh)
+            pending += fresh
 
 
 def _ends_at(

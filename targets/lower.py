@@ -7,6 +7,7 @@ Constants stay in the module until every kernel has its schedule, because only t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,7 +144,7 @@ class _Lifter:
         self._functions = {gv.name_hint: function for gv, function in relax_functions(module)}
         self._scheduled = scheduled
         self._weights: dict[str, np.ndarray] = {}
-        self._names: dict[tuple[int, Layout | None], tuple[str, object]] = {}
+        self._names: dict[tuple[object, ...], str] = {}
         self._needs: dict[str, dict[str, relax.Var]] = {}
         self._builder = relax.BlockBuilder()
         # A kernel whose weight is packed has another type than before, and a call is checked against the type of
@@ -201,12 +202,13 @@ class _Lifter:
         array = constant_array(constant)
         if array is None:
             raise GreenccError("a constant holds no array")
-        key = (array.__array_interface__["data"][0], layout)
-        if key not in self._names or array.nbytes == 0:
-            name = f"w{len(self._weights):04d}"
-            self._weights[name] = array if layout is None else layout.pack(array)
-            self._names[key] = (name, constant)  # keeps the constant alive, so that its address stays its own
-        return self._names[key][0]
+        # Equal constants are one, wherever they come from: weights that operators share, stored anew for each of them.
+        digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=32).digest()
+        key = (digest, array.shape, str(array.dtype), layout)
+        if key not in self._names:
+            self._names[key] = f"w{len(self._weights):04d}"
+            self._weights[self._names[key]] = array if layout is None else layout.pack(array)
+        return self._names[key]
 
     def _parameter(self, name: str, used: dict[str, relax.Var]) -> relax.Var:
         array = self._weights[name]

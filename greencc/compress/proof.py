@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,8 +73,8 @@ class Compression:
         target: Target,
         progress: Progress,
     ) -> None:
-        if not request.max_drop >= 0:
-            raise UserError(f"--max-drop {request.max_drop:g}: a loss of accuracy is 0 or more")
+        if not 0 <= request.max_drop < math.inf:
+            raise UserError(f"--max-drop {request.max_drop:g}: a loss of accuracy is 0 or more, and finite")
         if not target.runs_here:
             raise UserError("--max-drop: candidates are measured, and this machine can't run code for the target")
         dataset = read_dataset(request.data, module["main"])

@@ -32,6 +32,7 @@ _MOST_TRIES = 24
 # A candidate whose predicted drop is so many times the budget is not run: of relative L2, and of other metrics.
 _HOPELESS_L2, _HOPELESS = 1.01, 1.2
 _GONE, _REPLACED = "its layer is dropped", "another precision saves more"
+_REACHES = "no stage holds all that it changes"
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Search:
     def _assess(self, module: tvm.IRModule) -> Iterator[Assessed]:
         """Measure every candidate alone: cost and bytes of its stages, and the outputs that it causes."""
         stages = self._stages
-        candidates = [*stages.layers(), *find_candidates(module, self.kinds)]
+        candidates = [*stages.layers(), *self._held(find_candidates(module, self.kinds))]
         states = [stages.state(number) for number in range(len(stages.stages))]
         base = [stages.program(number, {}) for number in range(len(stages.stages))]
         costs = [self.cost.by_turns([program], states[i][0])[0] for i, program in enumerate(base)]
@@ -223,9 +224,15 @@ class Search:
                 cost_ratio=ours / before,
                 cost_share=(before - ours) / sum(costs),
                 bytes_saved=saved,
-                bytes_share=saved / all_bytes,
+                bytes_share=saved / max(all_bytes, 1),
                 sensitivity=RelativeL2().drop(statistics).value,
             )
+
+    def _held(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that a stage shows the effect of; for the others it is written down that none does."""
+        held = [candidate for candidate in candidates if self._stages.holds(candidate)]
+        self._steps += [Step((one,), accepted=False, reason=_REACHES) for one in candidates if one not in held]
+        return held
 
     def _costs(self, program: Runnable, base: Runnable, state: Mapping[str, Array]) -> list[float]:
         """Costs of a stage with a candidate and without it; a disadvantage must show twice, or a neighbour made it."""

@@ -14,7 +14,7 @@ from greencc.compress.builds import RememberedBuilds
 from greencc.compress.candidates import LAYER, Candidate, Choices, Kind, apply_choices
 from greencc.compress.cutting import RESULT, Layer, cut
 from greencc.ir import bindings_of, constant_array, is_call, operands, with_span
-from greencc.passes.base import node_name
+from greencc.passes.base import PassContext, node_name
 from greencc.passes.blocks import find_blocks
 from greencc.samples import Samples
 from greencc.targets.base import Target
@@ -66,6 +66,15 @@ class Stages:
             return range(layer.first, layer.end)
         number = next(i for i, stage in enumerate(self.stages) if candidate.node in stage.nodes)
         return range(number, number + 1)
+
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether a stage shows what a candidate does: branches lies in none, channels may reach into two."""
+        number = next((i for i, stage in enumerate(self.stages) if candidate.node in stage.nodes), None)
+        if number is None or candidate.is_precision:
+            return number is not None
+        finder = next(kind.finder for kind in self._kinds if kind.label == candidate.label)
+        context = PassContext(choices={finder.name: frozenset({candidate.node})})
+        return finder.run(self.stages[number].module, context).rewrites > 0
 
     def state(self, number: int) -> Sequence[State]:
         """What lives before stage `number`, for every calibration sample."""

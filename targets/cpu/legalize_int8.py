@@ -278,7 +278,7 @@ def _centered(
     """The integer sums with the zero point's share taken off, which is that of levels raised by `shift`."""
     known = constant_array(zero)
     if known is not None:
-        sums = (int(known.reshape(())) + shift) * sums
+        sums = ((int(known.reshape(())) + shift) * sums.astype(np.int64)).astype(np.int32)  # sums of int32 wrap alike
 
     def center(exact: te.Tensor, sums: te.Tensor, *zero: te.Tensor) -> te.Tensor:
         def at(*index: tirx.Var) -> tirx.Expr:

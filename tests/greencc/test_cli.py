@@ -118,8 +118,11 @@ def test_compile_without_verify_leaves_the_error_out(run_cli: Greencc, model: Pa
     assert "max_abs_error" not in json.loads(out)
 
 
-def test_what_is_pruned_and_clustered_is_handed_on(run_cli: Greencc, model: Path, tmp_path: Path) -> None:
-    options = ("--prune", "heads=0.25, sparsity=2:4", "--cluster-weights", 4)
+@pytest.mark.parametrize("prune", [["heads=0.25, sparsity=2:4"], ["heads=0.25", "sparsity=2:4"]])
+def test_what_is_pruned_and_clustered_is_handed_on(
+    run_cli: Greencc, model: Path, tmp_path: Path, prune: list[str]
+) -> None:
+    options = (*(part for text in prune for part in ("--prune", text)), "--cluster-weights", 4)
     assert run_cli("compile", model, "-o", tmp_path / "a", *options)[0] == 0
     assert fake_pipeline.calls[-1]["prune"] == {"heads": 0.25, "sparsity": "2:4"}
     assert fake_pipeline.calls[-1]["cluster_weights"] == 4

@@ -33,6 +33,16 @@ def searched(column: np.ndarray, importance: np.ndarray) -> float:
     return min(errors)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("importance", [None, np.ones(64)])
+def test_groups_of_equal_weights_are_exact(bits: int, importance: np.ndarray | None) -> None:
+    weight = np.zeros((64, 3), np.float32)
+    weight[:, 1], weight[32:, 2] = 0.75, -1.5
+    made = round_to_nearest(weight, 32, bits, importance)
+    np.testing.assert_allclose(made.values, weight, rtol=1e-3, atol=0)
+    assert (made.values[:, 0] == 0).all()
+
+
 def test_ranges_are_the_best_of_those_tried() -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_t(3, (32, 12)).astype(np.float32)

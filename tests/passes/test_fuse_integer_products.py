@@ -217,6 +217,8 @@ def test_condition_4_scales_of_channels():
     assert_refused(PASS, qdq(levels(8, 8), np.ones(8), axis=0), 4, reason)
     assert_refused(PASS, qdq(levels(8, 6), np.ones((2, 6)), axis=0, block=4), 4, reason)
     assert_refused(PASS, convolution(levels(4, 4, 1, 1), w_scale=np.ones(4), axis=1), 4, reason)
+    one_block = qdq(levels(8, 1), np.full((1, 1), 0.5), np.full((1, 1), 3), axis=0, block=8)
+    assert_refused(PASS, one_block, 4, reason)
 
 
 def test_condition_5_plain_forms():
@@ -236,6 +238,14 @@ def test_condition_6_sums_fit():
 def test_condition_7_a_channel_to_itself():
     reason = "a filter reads a single channel"
     assert_refused(PASS, convolution(levels(4, 1, 3, 3), groups=4), 7, reason)
+
+
+@pytest.mark.parametrize("scales", [(1e30, 1e30), (1e-25, 1e-20), (np.inf, 1.0), (np.nan, 1.0)])
+def test_condition_9_scales(scales):
+    reason = "a scale, or the product of two, is not finite or too small"
+    with np.errstate(all="ignore"):
+        assert_refused(PASS, qdq(levels(8, 6), np.full(6, scales[0]), scale=scales[1], axis=1), 9, reason)
+    assert run(PASS, qdq(levels(8, 6), np.zeros(6), axis=1)).rewrites == 1
 
 
 def test_condition_8_float32():

@@ -162,10 +162,15 @@ def refused(module, number, reason):
     assert (number, reason) in [(r.condition, r.reason) for r in result.refusals]
 
 
-def test_condition_4_halves():
+@pytest.mark.parametrize("size", [7e4, 1e-6])
+def test_condition_4_halves(size):
     w = random(64, 6)
-    w[2, 3] = 7e4
-    refused(product(w), 4, "a weight is too large for scales in half precision")
+    w *= np.float32(size) / np.abs(w).max()
+    refused(product(w), 4, "weights are too large or too small for scales in half precision")
+
+
+def test_weights_of_zeros_are_stored_too():
+    assert run(PASS, product(np.zeros((64, 6)))).rewrites == 1
 
 
 def test_condition_5_worth_it():

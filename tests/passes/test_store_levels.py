@@ -44,7 +44,9 @@ def look_up(w, mode="clip", axis=0, kind="float32", also=None):
 @settings(deadline=None)
 def test_levels_and_scales_give_every_number_back(rows, columns, axis, seed, of_whole):
     levels, scale, weight = made(rows, columns, axis, seed)
-    if of_whole:  # one scale, which the largest element of all tells
+    if of_whole:  # one scale, and channels that don't reach its largest level
+        levels, scale, _ = made(90, 80, axis, seed)
+        levels = levels // 3
         weight = levels * scale[0]
     found = exact_levels(weight, axis)
     assert found is not None
@@ -111,13 +113,15 @@ def test_condition_4_the_only_reader():
     assert_refused(StoreLevels(), twice, 4, "something else reads the table too")
 
 
-@pytest.mark.parametrize("what", ["random", "off by a place", "off the grid in the last column", "nan"])
+@pytest.mark.parametrize("what", ["random", "off by a place", "minus zero", "off the grid in the last column", "nan"])
 def test_condition_5_exact(what):
     weight = random(64, 64) if what == "random" else made()[2]
     if what == "off by a place":
         weight[3, 3] = np.nextafter(weight[3, 3], np.float32(9))
     elif what == "off the grid in the last column":
         weight[4, 63] *= np.float32(1.003)
+    elif what == "minus zero":
+        weight[3, 3] = -0.0
     elif what == "nan":
         weight[4, 3] = np.nan
     result = run(StoreLevels(), product(weight))

@@ -299,7 +299,10 @@ def test_only_kept_outputs_count(planted: Path, data: Path, tmp_path: Path) -> N
     [
         ({"max_drop": 0.1}, "--max-drop 0.1: give the data to measure it on with --calib"),
         ({"max_drop": 0.1, "calib": True, "quantize": "int8"}, "leave out --quantize"),
+        ({"metric": "cosine"}, "--metric cosine: it is for the search inside a budget: add --max-drop"),
+        ({"cost": "energy"}, "--cost energy: it is for the search inside a budget: add --max-drop"),
         ({"max_drop": -0.1, "calib": True}, "a loss of accuracy is 0 or more"),
+        ({"max_drop": float("inf"), "calib": True}, "a loss of accuracy is 0 or more, and finite"),
         ({"max_drop": float("nan"), "calib": True}, "a loss of accuracy is 0 or more"),
         ({"max_drop": 0.1, "calib": True, "metric": "bleu"}, "--metric bleu: write"),
         ({"max_drop": 0.1, "calib": True, "cost": "money"}, "--cost money: unknown; known: latency, energy"),

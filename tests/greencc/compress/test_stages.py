@@ -14,7 +14,7 @@ from planted import samples, write_planted
 
 from greencc.calibration import Calibration
 from greencc.compress import cutting
-from greencc.compress.candidates import KINDS, LAYER, apply_choices, choices_of, find_candidates
+from greencc.compress.candidates import KINDS, LAYER, Candidate, apply_choices, choices_of, find_candidates
 from greencc.compress.cutting import Stage, cut
 from greencc.compress.stages import Stages, with_unique_names
 from greencc.importers import import_model
@@ -185,6 +185,36 @@ def test_a_stage_is_watched_once(module: tvm.IRModule, monkeypatch: pytest.Monke
     whole = apply_choices(module, kinds, some, Calibration(target, given)).module
     wanted = run_module(whole, target, given[0])["y"]
     np.testing.assert_allclose(stages.run(some, given[0])["y"], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_no_stage_shows_is_not_held(tmp_path: Path) -> None:
+    """Operators of a branch, and channels that are made in one stage and read in another."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[1, 3, 12, 12] x, bool c) => (float[1, 32, 12, 12] y) <float[32, 3, 3, 3] u, float[32, 32, 3, 3] v> {
+        a = Conv<pads = [1, 1, 1, 1]>(x, u)
+        b = Relu(a)
+        d = Conv<pads = [1, 1, 1, 1]>(b, v)
+        e = Conv<pads = [1, 1, 1, 1]>(d, v)
+        y = Relu(e)
+    }"""
+    model = onnx.parser.parse_model(text)
+    del model.graph.initializer[:]
+    for name, shape in (("u", (32, 3, 3, 3)), ("v", (32, 32, 3, 3))):
+        weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    for node in model.graph.node:
+        node.name = f"make_{node.output[0]}"
+    onnx.save(model, tmp_path / "m.onnx")
+    imported = import_model(tmp_path / "m.onnx", shapes={}, dynamic={}, outputs=None).module
+    whole = with_unique_names(run_pipeline(imported, default_pipeline(), PassContext()).module)
+    filters = [candidate for candidate in find_candidates(whole, KINDS) if candidate.label == "filters"]
+    assert [candidate.node for candidate in filters] == ["make_a", "make_d"]
+    kinds = [kind for kind in KINDS if kind != LAYER]
+    split, one = (Stages(whole, host_target(1), kinds, count) for count in (3, 1))
+    assert [len(split.stages), len(one.stages)] == [3, 1]
+    assert [split.holds(candidate) for candidate in filters] == [False, False]
+    assert [one.holds(candidate) for candidate in filters] == [True, True]
+    assert not one.holds(Candidate("an operator of a branch", "int8", is_precision=True))
 
 
 def test_branches_are_not_cut(tmp_path: Path) -> None:
