@@ -23,7 +23,7 @@ _MOVES = VIEWS | {f"relax.{name}" for name in ("broadcast_to", "concat", "permut
 
 
 @dataclass(frozen=True)
-class Scheme:
+class UniformScheme:
     """What levels of type `dtype` stand for: (level - zero) * scale."""
 
     scale: np.float32
@@ -56,7 +56,7 @@ class Span:
     sources: Mapping[relax.Var, Quantization]
 
     @cached_property
-    def scheme(self) -> Scheme | None:
+    def scheme(self) -> UniformScheme | None:
         """The scheme of the result, where it is known and one for all levels."""
         return self._scheme(self.made, self.made.dtype)
 
@@ -74,10 +74,10 @@ class Span:
         limits, info = np.finfo(np.float32), np.iinfo(self.scheme.dtype)
         return bool(limits.smallest_normal <= self.scheme.scale <= limits.max / (int(info.max) - int(info.min)))
 
-    def _scheme(self, made: Quantization, dtype: str) -> Scheme | None:
+    def _scheme(self, made: Quantization, dtype: str) -> UniformScheme | None:
         scale = self.graph.scalar(made.scale)
         zero = 0 if made.zero is None else self.graph.scalar(made.zero)
-        return None if scale is None or zero is None else Scheme(np.float32(scale), int(zero), dtype)
+        return None if scale is None or zero is None else UniformScheme(np.float32(scale), int(zero), dtype)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _values(graph: Graph, expr: relax.Expr) -> list[relax.Expr] | None:
 
 
 def _on_levels(
-    builder: Builder, call: relax.Call, env: Mapping[relax.Expr, relax.Expr], scheme: Scheme
+    builder: Builder, call: relax.Call, env: Mapping[relax.Expr, relax.Expr], scheme: UniformScheme
 ) -> relax.Expr:
     """The operator with levels as its operands."""
     bounds = _CHOICES.get(call.op.name)
