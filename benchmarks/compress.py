@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 import greencc
 from benchmarks import bert_onnx, models, samples
 from greencc import api
-from greencc.compress.candidates import Assessed
+from greencc.compress.candidates import KINDS, Assessed
 from greencc.compress.cost import make_cost
 from greencc.compress.data import split
 from greencc.compress.metrics import make_metric
@@ -163,10 +163,11 @@ def minilm_l2(folder: Path) -> dict[str, Any]:
 
 
 def precisions(record: dict[str, Any]) -> dict[str, list[str]]:
-    """By precision, the operators that have it; those that stay in single precision, and what was removed, too."""
+    """By precision, the operators that have it, single precision included."""
+    kinds = {kind.label for kind in KINDS if kind.is_precision}
     chosen = {item["node"]: item["kind"] for item in record["operators"] if item["chosen"]}
     found: dict[str, list[str]] = {}
-    for node in dict.fromkeys(item["node"] for item in record["operators"]):
+    for node in dict.fromkeys(item["node"] for item in record["operators"] if item["kind"] in kinds):
         found.setdefault(chosen.get(node, "single precision"), []).append(node)
     return found
 

@@ -44,6 +44,9 @@ class Kind:
         return (*self.helpers, self.finder)
 
 
+# What a share of the bytes is worth beside one of the cost, which the search is for: half of the budget spent on
+# weights alone would halve the bytes of an encoder, but leave a third of the time that int8 saves (docs/decisions/0012).
+_WORTH_OF_BYTES = 0.25
 # Heads of attention, and channels of feed-forward layers, that go at once.
 _FRACTION = 0.25
 LAYER = Kind("layer", DropLayers())
@@ -104,8 +107,8 @@ class Assessed:
 
     @property
     def gain(self) -> float:
-        """What it is worth: the share of cost, plus the share of bytes, that it saves."""
-        return max(self.cost_share, 0.0) + self.bytes_share
+        """What it is worth: the share of cost that it saves, and in part the share of bytes."""
+        return max(self.cost_share, 0.0) + _WORTH_OF_BYTES * self.bytes_share
 
 
 def find_candidates(module: tvm.IRModule, kinds: Sequence[Kind]) -> list[Candidate]:
