@@ -44,8 +44,8 @@ class Kind:
         return (*self.helpers, self.finder)
 
 
-# What a share of the bytes is worth beside one of the cost, which the search is for: half of the budget spent on
-# weights alone would halve the bytes of an encoder, but leave a third of the time that int8 saves (docs/decisions/0012).
+# What a share of the bytes is worth beside one of the cost, which the search is for: where both count the same, half
+# of an encoder's budget goes into weights alone, and with it a third of the time that int8 saves (docs/decisions/0012).
 _WORTH_OF_BYTES = 0.25
 # Heads of attention, and channels of feed-forward layers, that go at once.
 _FRACTION = 0.25
