@@ -137,7 +137,7 @@ def test_a_budget_refuses_layers_that_are_missed(tmp_path: Path) -> None:
         ({"prune": {"neurons": 0.5}}, "--prune neurons: unknown; known: heads, channels, sparsity"),
         ({"prune": {"heads": 1.0}}, "--prune heads=1: write a share between 0 and 1"),
         ({"prune": {"channels": -0.5}}, "--prune channels=-0.5: write a share between 0 and 1"),
-        ({"calib": [some_inputs()]}, "nothing is calibrated without --quantize, --prune or --max-drop"),
+        ({"calib": [some_inputs()]}, "nothing is calibrated without --quantize, --epsilon, --prune or --max-drop"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
