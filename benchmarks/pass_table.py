@@ -27,7 +27,7 @@ from greencc.importers.huggingface import import_huggingface
 from greencc.importers.onnx import import_onnx
 from greencc.passes.base import Pass
 from greencc.passes.pipeline import PassReport, run_pipeline
-from greencc.passes.registry import default_pipeline, parse_pipeline
+from greencc.passes.registry import default_pipeline, parse_pipeline, storing_passes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -115,7 +115,8 @@ def main(arguments: Sequence[str]) -> int:
     unknown = [name for name in wanted if name not in known]
     if unknown:
         parser.error(f"unknown model '{unknown[0]}'; known: {', '.join(known)}")
-    passes = default_pipeline() if options.passes is None else parse_pipeline(options.passes)
+    by_default = (*default_pipeline(), *storing_passes())
+    passes = by_default if options.passes is None else parse_pipeline(options.passes)
     results: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     for name in wanted:
