@@ -84,6 +84,7 @@ class Compression:
         self._original = open_reference(model, module, target)
         self.observed = Calibration(target, self._budget.calibration_runs)
         self._found: Found | None = None
+        self._deviations: dict[str, float] = {}
         self.uncompressed = module
 
     def compress(
@@ -103,7 +104,10 @@ class Compression:
         self._references = References(self._budget.dataset, self._original, outputs, elided)
         search = Search(module, self._target, self._budget, self._cost, self._references, self._progress)
         self._found = search.run()
-        return apply_choices(with_unique_names(module), KINDS, self._found.choices, self.observed, observer)
+        result = apply_choices(with_unique_names(module), KINDS, self._found.choices, self.observed, observer)
+        stored = (report.stored.items() for report in result.reports)
+        self._deviations = {node: deviation for one in stored for node, (_, deviation) in one}
+        return result
 
     def judge(self, compiled: Compiled) -> dict[str, object]:
         """Measure what was compiled on data that nothing was chosen by, and give the record of it all.
@@ -149,7 +153,10 @@ class Compression:
                     "sensitivity": item.sensitivity,
                     "cost_ratio": item.cost_ratio,
                     "bytes_saved": item.bytes_saved,
-                    "largest_deviation": item.candidate.deviation,
+                    # Data choose levels: what is stored is not what a candidate was found as.
+                    "largest_deviation": self._deviations.get(item.candidate.node, item.candidate.deviation)
+                    if item.candidate in chosen
+                    else item.candidate.deviation,
                 }
                 for item in found.assessed
             ],

@@ -119,6 +119,12 @@ def test_the_proof_is_what_an_independent_measurement_finds(
     apart = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
     assert apart == pytest.approx(record["judged"]["value"], rel=0.2)
     assert report["bytes_after"] < 0.45 * report["bytes_before"]
+    # The deviations that are shown are those of the weights that the passes stored, after they learnt from the data.
+    stored = {entry["node"]: entry for item in report["passes"] for entry in item.get("stored", ())}
+    chosen = [item for item in record["operators"] if item["chosen"]]
+    assert [item["largest_deviation"] for item in chosen] == [
+        stored[item["node"]]["largest_deviation"] for item in chosen
+    ]
 
 
 @pytest.mark.slow
