@@ -150,23 +150,24 @@ class Pass(ABC):
 
 
 @dataclass
-class Record:
+class _Record:
     """What the rounds of a pass did: rewrites by kind, and what is said of them by the operator's name."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    nodes: dict[str, None] = field(default_factory=dict)
     stored: dict[str, FewBits] = field(default_factory=dict)
     ranges: dict[str, ActivationRange] = field(default_factory=dict)
     zeros: dict[str, float] = field(default_factory=dict)
 
-    def result(self, module: tvm.IRModule, refusals: Sequence[Refusal], nodes: Sequence[str]) -> PassResult:
-        """The result of a pass that did this."""
+    def result(self, module: tvm.IRModule, refusals: Sequence[Refusal], *, with_nodes: bool) -> PassResult:
+        """The result of a pass that did this, from the last operator to the first."""
         return PassResult(
             module,
             sum(self.counts.values()),
             tuple(refusals),
             self.counts,
             self.stored,
-            tuple(nodes),
+            tuple(reversed(self.nodes)) if with_nodes else (),
             self.ranges,
             self.zeros,
         )
@@ -222,14 +223,13 @@ class RewritePass(Pass, Generic[MatchT]):
 
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:
         """Rewrite to a fixpoint; the refusals are those of the last round."""
-        record = Record()
+        record = _Record()
         for _ in range(MAX_ROUNDS):
             before = sum(record.counts.values())
             module, refusals = self._round(module, context, record)
             rewrites = sum(record.counts.values())
             if rewrites == before or self.one_round:
-                nodes = tuple(reversed(record.stored)) if self.approximates else ()
-                return record.result(module, refusals, nodes)
+                return record.result(module, refusals, with_nodes=self.approximates)
         raise GreenccError(
             f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
         )
@@ -238,7 +238,7 @@ class RewritePass(Pass, Generic[MatchT]):
         return self.rewrite(builder, match)
 
     def _round(
-        self, module: tvm.IRModule, context: PassContext, record: Record
+        self, module: tvm.IRModule, context: PassContext, record: _Record
     ) -> tuple[tvm.IRModule, list[Refusal]]:
         refusals: list[Refusal] = []
         for gv, function in relax_functions(module):
@@ -290,9 +290,10 @@ class RewritePass(Pass, Generic[MatchT]):
     def _may_change(self, node: str, context: PassContext) -> bool:
         return not self.approximates or context.chooses(self.name, node)
 
-    def _note(self, record: Record, node: str, match: MatchT) -> None:
+    def _note(self, record: _Record, node: str, match: MatchT) -> None:
         kind, weight, held, share = self.kind_of(match), self.stored(match), self.range_of(match), self.zeros(match)
         record.counts[kind] = record.counts.get(kind, 0) + 1
+        record.nodes[node] = None
         if weight is not None:
             record.stored[node] = weight
         if held is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar
@@ -11,9 +10,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from greencc.ir import relax_functions
-from greencc.passes.base import Activations, PassContext, PassResult, Record, Refusal, RewritePass
-from greencc.passes.graph import Graph, eliminate_dead, rebuild
+from greencc.passes.base import Activations, PassContext, PassResult, RewritePass
+from greencc.passes.graph import Graph
 
 MatchT = TypeVar("MatchT")
 
@@ -37,36 +35,19 @@ class CalibratedPass(RewritePass[MatchT]):
         """Rewrite main, in one round."""
         if context.activations is None and self.needs_data:
             return PassResult(module, 0)
-        found = self._outermost(module, context)
-        matches = [match for _, _, match in found]
-        if context.activations is not None and matches:
-            matches = self.informed(context.activations, module, matches)
-        refusals: list[Refusal] = []
-        replacements, nodes, record = {}, [], Record()
-        for (var, node, _), match in zip(found, matches, strict=True):
-            failed = self.refusal(match)
-            if failed is None:
-                replacements[var] = functools.partial(self._replacement, match)
-                nodes.append(node)
-                self._note(record, node, match)
-            else:
-                refusals.append(Refusal(self.name, node, failed.number, failed.reason))
-        if not replacements:
-            return PassResult(module, 0, tuple(refusals))
-        gv, main = next(iter(relax_functions(module)))
-        result = module.clone()
-        result.update_func(gv, eliminate_dead(rebuild(main, replacements, owner=self.name)))
-        return record.result(result, refusals, nodes)
+        return super().run(module, context)
 
-    def _outermost(self, module: tvm.IRModule, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
-        """(variable, node, match) of every candidate, in order; of two nested ones the larger."""
+    def _matches(self, graph: Graph, context: PassContext) -> list[tuple[relax.Var, str, MatchT]]:
+        """Those of main; of two nested ones the larger."""
+        if not graph.function.same_as(graph.module["main"]):
+            return []
         found: list[tuple[relax.Var, str, MatchT]] = []
         covered: set[relax.Var] = set()
-        for var, node, match in self._matches(Graph(module, module["main"], context), context):
+        for var, node, match in super()._matches(graph, context):
             if var not in covered:
                 covered.update(self.inner(match))
                 found.append((var, node, match))
-        return found[::-1]
+        return found
 
     def _may_change(self, node: str, context: PassContext) -> bool:
         return context.chooses(self.name, node)

@@ -17,6 +17,7 @@ from greencc.passes.base import Activations, Condition
 from greencc.passes.calibrated import CalibratedPass, all_finite
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.matching import is_float32, is_only_reader
+from greencc.passes.weighted import WEIGHTED, is_convolution
 
 # name -> (how many go, of how many consecutive inputs)
 PATTERNS = {"2:4": (2, 4)}
@@ -41,19 +42,14 @@ class Weighted:
     pattern: str
 
     @property
-    def is_convolution(self) -> bool:
-        """Whether it is a convolution, whose weight is [K, C / groups, KH, KW]; else a product's [K, N]."""
-        return bool(self.call.op.name == "relax.nn.conv2d")
-
-    @property
     def axis(self) -> int:
         """The axis of the input that the weight's inputs lie along."""
-        return 1 if self.is_convolution else -1
+        return 1 if is_convolution(self.call) else -1
 
     @property
     def has_plain_form(self) -> bool:
         """Whether the weight is a matrix, or one of a convolution in the layouts NCHW and OIHW."""
-        if not self.is_convolution:
+        if not is_convolution(self.call):
             return self.weight.ndim == 2
         attrs = self.call.attrs
         return (str(attrs.data_layout), str(attrs.kernel_layout)) == ("NCHW", "OIHW")
@@ -61,7 +57,7 @@ class Weighted:
     @property
     def inputs(self) -> int:
         """How many columns or channels of the input an output reads."""
-        return int(self.weight.shape[1 if self.is_convolution else 0])
+        return int(self.weight.shape[1 if is_convolution(self.call) else 0])
 
     @property
     def divides(self) -> bool:
@@ -81,10 +77,10 @@ class Weighted:
 
     def _columns(self, weight: np.ndarray) -> np.ndarray:
         """[inputs of an output, outputs]; inputs that follow each other are channels of one place in a filter."""
-        return weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)) if self.is_convolution else weight
+        return weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)) if is_convolution(self.call) else weight
 
     def _from_columns(self, columns: np.ndarray) -> np.ndarray:
-        if not self.is_convolution:
+        if not is_convolution(self.call):
             return columns
         filters, channels, rows, places = self.weight.shape
         return columns.reshape(rows, places, channels, filters).transpose(3, 2, 0, 1)
@@ -94,7 +90,7 @@ class Weighted:
         if self.squares is None:
             return np.ones((1, 1))
         norms: np.ndarray = np.sqrt(self.squares)
-        if not self.is_convolution:
+        if not is_convolution(self.call):
             return norms[:, None]
         filters, channels, *places = self.weight.shape
         by_group = norms.reshape(-1, channels)
@@ -153,7 +149,7 @@ class Sparsify(CalibratedPass[Weighted]):
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Weighted | None:
         """See CalibratedPass."""
-        if call.op.name not in ("relax.matmul", "relax.nn.conv2d") or len(shape_of(call.args[0].ty) or []) < 2:
+        if call.op.name not in WEIGHTED or len(shape_of(call.args[0].ty) or []) < 2:
             return None
         x, weight = (graph.constant(arg) for arg in call.args)
         if x is not None or weight is None:

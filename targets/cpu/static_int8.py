@@ -17,7 +17,7 @@ from greencc.targets.cpu.schedules.quantize_rows import levels_of, padded_depth,
 
 def zero_level(scheme: Scheme, dot: DotProduct) -> int:
     """The level that stands for 0 as it is stored: 128 less where bytes are signed."""
-    return scheme.zero - (128 if dot.is_signed else 0)
+    return scheme.zero + dot.shift("uint8")
 
 
 def quantize_rows(

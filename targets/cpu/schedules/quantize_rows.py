@@ -142,7 +142,7 @@ def static_numbers(scheme: Scheme, dot: DotProduct) -> tuple[tirx.Expr, tirx.Exp
 
 
 def _shift(dot: DotProduct) -> tirx.Expr:
-    return _level(128 if dot.is_signed else 0)
+    return _level(-dot.shift("uint8"))
 
 
 def _level(value: int) -> tirx.Expr:
