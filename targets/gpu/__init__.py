@@ -1,0 +1,1 @@
+"""What Vulkan and CUDA share: capabilities, lowering, schedules."""

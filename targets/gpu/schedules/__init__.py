@@ -1,0 +1,11 @@
+"""The schedule rules of GPUs, in order: the first that applies to a kernel wins."""
+
+from __future__ import annotations
+
+from greencc.targets.base import Rule
+from greencc.targets.gpu.capabilities import GpuTarget
+
+
+def rules(target: GpuTarget) -> tuple[Rule, ...]:
+    """Products and convolutions first (they hold the time), then passes over rows, then the rest."""
+    return ()
