@@ -16,16 +16,16 @@ Rule = Callable[["Expressions", ir.Call, int], str]
 
 # Functions of GLSL that are as exact as needed, by TIR's name.
 _OWN = {
-    "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt", "rsqrt": "inversesqrt",
+    "exp": "exp", "exp2": "exp2", "sqrt": "sqrt", "rsqrt": "inversesqrt",
     "floor": "floor", "ceil": "ceil", "trunc": "trunc", "nearbyint": "roundEven", "fabs": "abs",
 }  # fmt: skip
 # Those of the library.
 _LIBRARY = (
-    "exp10", "erf", "tanh", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh",
-    "asinh", "acosh", "atanh", "pow", "fmod", "round", "hypot", "copysign", "sigmoid",
+    "log", "log2", "exp10", "erf", "tanh", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "atan2",
+    "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "fmod", "round", "hypot", "copysign", "sigmoid",
 )  # fmt: skip
 _CALLED = {"powf": "pow", "pow": "pow", "power": "pow", "rint": "nearbyint", "abs": "fabs", "roundeven": "nearbyint"}
-_NATIVE_DOUBLE = ("sqrt", "rsqrt", "floor", "ceil", "trunc", "nearbyint", "fabs", "fmod", "round", "copysign")
+_NATIVE_DOUBLE = ("sqrt", "rsqrt", "floor", "ceil", "trunc", "nearbyint", "fabs", "fmod", "round")
 
 
 def call(expressions: Expressions, expr: ir.Call, lane: int) -> str:

@@ -8,7 +8,18 @@ from __future__ import annotations
 import re
 
 from greencc.errors import GreenccError
-from greencc.targets.vulkan.emitter.mathematics import FUNCTIONS
+from greencc.targets.vulkan.emitter.exponentials import EXPONENTIALS
+from greencc.targets.vulkan.emitter.rounding import ROUNDING
+from greencc.targets.vulkan.emitter.trigonometry import TRIGONOMETRY
+
+_FUNCTIONS = {
+    **{(name, "float"): function for name, function in {**EXPONENTIALS, **TRIGONOMETRY}.items()},
+    **ROUNDING,
+}
+_CONSTANTS = (
+    "#define INFINITY uintBitsToFloat(0x7f800000u)",
+    "#define NOT_A_NUMBER uintBitsToFloat(0x7fc00000u)",
+)
 
 _GENERIC = {
     "select": "T select(bool c, T a, T b) { return c ? a : b; }",
@@ -42,7 +53,7 @@ def definitions(used: set[tuple[str, str]]) -> list[str]:
         if name in _GENERIC:
             made[name, kind] = _typed(_GENERIC[name], kind)
             return
-        function = FUNCTIONS.get((name, kind))
+        function = _FUNCTIONS.get((name, kind))
         if function is None:
             raise GreenccError(f"vulkan: no function '{name}' of {kind}")
         for needed in function.calls:
@@ -51,7 +62,7 @@ def definitions(used: set[tuple[str, str]]) -> list[str]:
 
     for name, kind in sorted(used):
         make(name, kind)
-    return list(made.values())
+    return [*_CONSTANTS, *made.values()] if made else []
 
 
 def _typed(source: str, kind: str) -> str:
