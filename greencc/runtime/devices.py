@@ -53,6 +53,9 @@ class Driver(Protocol):
     def refusal(self, device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
         """Why a device can't run what was compiled for a target, or None."""
 
+    def statistics(self, index: int) -> dict[str, int]:
+        """Counters of a device since the process began; nothing where none are kept."""
+
 
 def driver(kind: str) -> Driver:
     """The driver of a kind of GPU. It is loaded when it is asked for: most models run on a CPU."""
