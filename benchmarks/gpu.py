@@ -80,7 +80,8 @@ def line(row: dict[str, Any], target: str) -> str:
     times = [row["milliseconds"][kind]["median"] for kind in (target, "cpu", "onnxruntime")]
     counts = "".join(f"{work.get(name, 0):>11}" for name in ("dispatches", "barriers", "submits", "waits"))
     ratio = "".join(f"{row['ratio'][other][0]:>9.2f}" for other in ("cpu", "onnxruntime"))
-    return f"{row['model']:<14}" + "".join(f"{ms:>11.2f}" for ms in times) + ratio + f"{row['relative_l2']:>10.1e}" + counts
+    shown = "".join(f"{ms:>11.2f}" for ms in times)
+    return f"{row['model']:<14}{shown}{ratio}{row['relative_l2']:>10.1e}{counts}"
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from benchmarks import export_minilm, models
+from benchmarks import bert_onnx, models
 
 # What the sums of another order are apart, of outputs around 1 to 10.
 ATOL = 1e-3
@@ -18,6 +18,7 @@ LIGHT = (
     "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
     "vgg19", "zfnet512",
 )  # fmt: skip
+SHAPES = dict.fromkeys(bert_onnx.INPUTS, (1, 128))
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.vulkan]
 
 Compiled = Callable[..., Any]
@@ -48,20 +49,20 @@ def sentences(batch: int, length: int) -> dict[str, np.ndarray]:
 
 
 def test_an_encoder_of_any_length_from_one_artifact(compiled: Compiled) -> None:
-    path = export_minilm.minilm_exports()["dynamo_dynamic"]
+    path = bert_onnx.encoder_onnx(models.minilm_hf())
     model = compiled(path, target="vulkan", dynamic={"batch": (1, 8), "sequence": (1, 512)})
     for batch, length in ((1, 7), (2, 128), (1, 200)):
         assert_close(model, path, sentences(batch, length))
 
 
 def test_an_int8_encoder(compiled: Compiled) -> None:
-    path = export_minilm.minilm_exports()["dynamo_static"]
-    model = compiled(path, target="vulkan", quantize="int8-all")
+    path = bert_onnx.encoder_onnx(models.minilm_hf())
+    model = compiled(path, target="vulkan", shapes=SHAPES, quantize="int8-all")
     inputs = sentences(1, 128)
     got, want = model(inputs)["last_hidden_state"], reference(path, inputs)["last_hidden_state"]
     distance = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert distance < 0.07
-    on_cpu = compiled(path, quantize="int8-all")(inputs)["last_hidden_state"]
+    on_cpu = compiled(path, shapes=SHAPES, quantize="int8-all")(inputs)["last_hidden_state"]
     # The same levels, but for those that lie where rounding decides.
     assert np.linalg.norm(got - on_cpu) / np.linalg.norm(want) < 0.01
 
