@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import struct
 import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from greencc.errors import ArtifactError, GreenccError, UserError
-from greencc.runtime.library import Library, load_library
+from greencc.runtime.library import Library
 
 _DRIVER = "libcuda.so.1"
 _CUDART = "libcudart.so.13"
@@ -36,6 +37,7 @@ _TYPES = {
     "float64": (2, 64),
     "float32": (2, 32),
 }
+_ARCH = re.compile(r"sm_(?P<capability>\d+)(?P<suffix>[af]?)")
 # CUdevice_attribute.
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
@@ -43,37 +45,44 @@ _lock = threading.Lock()
 _loaded: list[ctypes.CDLL] = []
 
 
-class Device(TypedDict):
-    """A GPU.
+def devices() -> list[dict[str, Any]]:
+    """The NVIDIA GPUs of this machine.
 
-    Attributes:
-        index: its number, as in `cuda:1`.
-        name: the model.
-        capability: ten times the compute capability: 90 for 9.0.
-        memory_bytes: all of its memory.
-        multiprocessors: how many it has.
+    Of each: `index` (its number, as in `cuda:1`), `name`, `capability` (ten times the compute capability: 90 for 9.0),
+    `memory_bytes`, `multiprocessors`.
+
+    Raises:
+        UserError: there is no driver.
     """
-
-    index: int
-    name: str
-    capability: int
-    memory_bytes: int
-    multiprocessors: int
-
-
-def devices() -> list[Device]:
-    """This machine's NVIDIA GPUs; none without a driver."""
-    try:
-        driver = ctypes.CDLL(_DRIVER)
-    except OSError:
-        return []
+    driver = _driver()
     count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return []
     return [_describe(driver, index) for index in range(count.value)]
 
 
-def _describe(driver: ctypes.CDLL, index: int) -> Device:
+def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
+    """Why a GPU can't run what was compiled for a target, or None.
+
+    Machine code runs on GPUs of the same major compute capability and no lower minor one; with the suffix a, on its
+    own capability alone.
+    """
+    match = _ARCH.fullmatch(str(target.get("arch")))
+    if match is None:
+        return f"compiled for the CUDA architecture {target.get('arch')!r}, which this greencc doesn't know"
+    built, has = int(match["capability"]), int(device["capability"])
+    fits = built == has if match["suffix"] == "a" else built // 10 == has // 10 and built <= has
+    return None if fits else f"compiled for {match[0]}; {device['name']} is sm_{has}: compile it with --target cuda:sm_{has}"
+
+
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(_DRIVER)
+    except OSError as error:
+        raise UserError(f"no NVIDIA driver on this machine ({_DRIVER} doesn't load): CUDA code can't run") from error
+
+
+def _describe(driver: ctypes.CDLL, index: int) -> dict[str, Any]:
     device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
     _call(driver, "cuDeviceGet", ctypes.byref(device), index)
     _call(driver, "cuDeviceGetName", name, len(name), device)
@@ -84,13 +93,13 @@ def _describe(driver: ctypes.CDLL, index: int) -> Device:
         _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), number, device)
         return value.value
 
-    return Device(
-        index=index,
-        name=name.value.decode("utf-8", "replace"),
-        capability=10 * attribute(_MAJOR) + attribute(_MINOR),
-        memory_bytes=memory.value,
-        multiprocessors=attribute(_MULTIPROCESSORS),
-    )
+    return {
+        "index": index,
+        "name": name.value.decode("utf-8", "replace"),
+        "capability": 10 * attribute(_MAJOR) + attribute(_MINOR),
+        "memory_bytes": memory.value,
+        "multiprocessors": attribute(_MULTIPROCESSORS),
+    }
 
 
 def _call(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:
@@ -99,25 +108,19 @@ def _call(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:
         raise GreenccError(f"NVIDIA's driver: {function} failed with error {status}")
 
 
-def load_runtime() -> Library:
-    """TVM's runtime with CUDA in it. Loads once per process; safe from several threads.
+def load_runtime(library: Library) -> None:
+    """Load the CUDA part of TVM's runtime. Once per process; safe from several threads.
 
     Raises:
         UserError: this machine has no NVIDIA driver, no GPU, or no CUDA runtime library.
         GreenccError: TVM's runtime doesn't load.
     """
-    library = load_library()
     with _lock:
         if not _loaded:
             _loaded.append(_load(library))
-    return library
 
 
 def _load(library: Library) -> ctypes.CDLL:
-    try:
-        ctypes.CDLL(_DRIVER)
-    except OSError as error:
-        raise UserError(f"no NVIDIA driver on this machine ({_DRIVER} doesn't load): CUDA code can't run") from error
     if not devices():
         raise UserError("NVIDIA's driver finds no GPU on this machine: CUDA code can't run")
     # The loader knows a library by its name, so this one serves TVM's, wherever it lies.
@@ -146,19 +149,21 @@ def _loads(paths: Iterable[Path]) -> bool:
     return False
 
 
-def load_kernels(library: Library, table: bytes, cubin: bytes) -> Any:
+def load_members(library: Library, members: Mapping[str, bytes]) -> Any:
     """TVM's module of an artifact's kernels, to be imported into the module of its machine code.
 
     Args:
-        library: what `load_runtime` returned.
-        table: the member kernels.json.
-        cubin: the member kernels.cubin.
+        library: TVM's runtime.
+        members: the artifact's members by name.
 
     Raises:
-        ArtifactError: the table isn't one of this version.
-        GreenccError: the runtime has no CUDA modules.
+        UserError: this machine can't run CUDA code.
+        ArtifactError: a member isn't what it should be.
+        GreenccError: TVM's CUDA runtime doesn't load.
     """
-    return library.function(_LOADER)(module_bytes(read_table(table), cubin))
+    data = module_bytes(read_table(members["kernels.json"]), members["kernels.cubin"])
+    load_runtime(library)
+    return library.function(_LOADER)(data)
 
 
 def read_table(data: bytes) -> Mapping[str, tuple[list[str], list[str]]]:
@@ -176,16 +181,17 @@ def read_table(data: bytes) -> Mapping[str, tuple[list[str], list[str]]]:
         raise ArtifactError("kernels.json is not a table of CUDA kernels of version 1: compile the model again")
     found = {}
     for name, function in functions.items():
-        fields = [function.get(key) for key in ("arguments", "launch")] if isinstance(function, dict) else []
-        arguments, launch = fields if len(fields) == 2 else (None, None)
-        if not _is_texts(arguments) or not _is_texts(launch) or not set(arguments) <= set(_TYPES):
+        arguments, launch = (_texts(function, key) for key in ("arguments", "launch"))
+        if not arguments or not launch or not set(arguments) <= set(_TYPES):
             raise ArtifactError(f"kernels.json: kernel {name!r} is not described as a CUDA kernel: compile again")
         found[name] = (arguments, launch)
     return found
 
 
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _texts(function: object, key: str) -> list[str]:
+    """A list of texts in a JSON object; nothing in it where there is none."""
+    value = function.get(key) if isinstance(function, dict) else None
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
 
 
 def module_bytes(functions: Mapping[str, tuple[list[str], list[str]]], code: bytes, form: str = "cubin") -> bytes:

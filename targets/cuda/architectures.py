@@ -39,24 +39,13 @@ def capability_of(arch: str) -> int:
     raise UserError(f"CUDA architecture {arch!r}: unknown; known: {known}, with the suffix a or f where CUDA has one")
 
 
-def runs_on(arch: str, capability: int) -> bool:
-    """Whether code for `arch` runs on a GPU of `capability`: the same major version, and no later minor one.
-
-    Code with the suffix a runs on its own capability only.
-    """
-    built = capability_of(arch)
-    if arch.endswith(_EXACT):
-        return built == capability
-    return built // 10 == capability // 10 and built <= capability
-
-
 def nearest(capability: int) -> str:
     """The latest architecture whose code runs on a GPU of `capability`.
 
     Raises:
         UserError: greencc makes no code for this GPU.
     """
-    fitting = [known for known in ARCHITECTURES if runs_on(f"sm_{known}", capability)]
+    fitting = [known for known in ARCHITECTURES if known // 10 == capability // 10 and known <= capability]
     if not fitting:
         known = ", ".join(f"sm_{known}" for known in ARCHITECTURES)
         raise UserError(f"a GPU of compute capability {capability / 10} runs code for none of {known}")
@@ -76,7 +65,8 @@ def capabilities_of(arch: str) -> Capabilities:
         has_float64=True,
         has_dot4=True,
         has_tensor_cores=True,
-        matrix_types=("float16", "int8") if capability < 80 else ("float16", "bfloat16", "int8"),
+        has_tensor_bfloat16=capability >= 80,
+        has_tensor_int8=True,
         alignment=256,
         max_buffer_bytes=1 << 40,
         max_groups=(1 << 31) - 1,

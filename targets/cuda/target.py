@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 
-from greencc.errors import UserError
+from greencc.errors import GreenccError, UserError
 from greencc.runtime import cuda
-from greencc.targets.base import Rule
-from greencc.targets.cpu.target import host_target
-from greencc.targets.cuda.architectures import DEFAULT, capabilities_of, capability_of, nearest, runs_on
-from greencc.targets.gpu.capabilities import Capabilities
+from greencc.targets.base import Code, Rule
+from greencc.targets.cuda.architectures import DEFAULT, capabilities_of, capability_of, nearest
+from greencc.targets.gpu.build import build, host_description
+from greencc.targets.gpu.capabilities import Capabilities, refuse_threads
 
 
 @dataclass(frozen=True)
 class CudaTarget:
-    """A GPU to compile for, and the processor that launches its kernels: this machine's.
+    """An NVIDIA GPU to compile for.
 
     Attributes:
         arch: CUDA's name of the architecture: sm_80.
+        device: the number of the GPU of this machine that it is; None for one that is described.
 
     Raises:
         UserError: the architecture is unknown.
     """
 
     arch: str = DEFAULT
+    device: int | None = None
 
     def __post_init__(self) -> None:
         capability_of(self.arch)
@@ -38,7 +41,7 @@ class CudaTarget:
 
     @property
     def threads(self) -> int:
-        """Host threads of a run: the one that launches."""
+        """The one that launches."""
         return 1
 
     @property
@@ -48,35 +51,36 @@ class CudaTarget:
 
     @property
     def runs_here(self) -> bool:
-        """Whether a driver and a GPU that runs this architecture's code are present."""
-        return any(runs_on(self.arch, device["capability"]) for device in cuda.devices())
+        """Whether a GPU of this machine runs this architecture's code."""
+        return self.device is not None or _fitting(self) is not None
+
+    @property
+    def place(self) -> str:
+        """The GPU of this machine that runs its code."""
+        return f"{self.kind}:{_fitting(self) or 0 if self.device is None else self.device}"
+
+    @property
+    def alignment(self) -> int:
+        """What CUDA's own allocations begin at multiples of."""
+        return self.gpu.alignment
 
     def tvm_target(self) -> tvm.target.Target:
-        """The same target for TVM, with a host."""
+        """The same target for TVM."""
         gpu = self.gpu
-        return tvm.target.Target(
-            {
-                "kind": "cuda",
-                "arch": self.arch,
-                "max_num_threads": gpu.max_threads,
-                "max_threads_per_block": gpu.max_threads,
-                "max_shared_memory_per_block": gpu.shared_bytes,
-                "thread_warp_size": gpu.subgroup,
-            },
-            host=host_target(1).llvm_target(),
-        )
-
-    def describe(self) -> dict[str, object]:
-        """What the manifest records; the runtime compares it with its host."""
-        host = host_target(1)
-        return {
+        description = {
             "kind": self.kind,
             "arch": self.arch,
-            "triple": host.triple,
-            "mcpu": host.cpu,
-            "features": list(host.features),
-            "threads": self.threads,
+            "max_num_threads": gpu.max_threads,
+            "max_threads_per_block": gpu.max_threads,
+            "max_shared_memory_per_block": gpu.shared_bytes,
+            "thread_warp_size": gpu.subgroup,
         }
+        return tvm.target.Target(description, host=host_description())
+
+    def describe(self) -> dict[str, object]:
+        """What the manifest records."""
+        triple = str(host_description()["mtriple"])
+        return {"kind": self.kind, "triple": triple, "threads": self.threads, "arch": self.arch}
 
     def legalize(self, module: tvm.IRModule) -> tvm.IRModule:
         """Lower every operator to PrimFuncs."""
@@ -90,34 +94,53 @@ class CudaTarget:
 
         return rules(self)
 
-    def build(self, module: tvm.IRModule) -> bytes:
-        """Machine code as a shared library."""
-        from greencc.targets.gpu.build import build
+    def build(self, module: tvm.IRModule) -> Code:
+        """A library that launches kernels, and the kernels in machine code and PTX."""
+        from greencc.targets.cuda.compile import compile_kernels
 
-        return build(module, self)
+        return build(module, self, lambda kernels: compile_kernels(kernels, self.arch))
 
 
-def local_target(index: int = 0) -> CudaTarget:
-    """The architecture of a GPU of this machine; sm_80 on one that has none, whose later models run its code too.
+def local_target(device: str, threads: int | None) -> CudaTarget:
+    """A GPU of this machine, by its number, or an architecture by its name; sm_80 where there is neither.
 
     Raises:
-        UserError: the GPU is older than anything that greencc makes code for, or there is no GPU of this number.
+        UserError: there is no GPU of that number, none of its kind is known, or the architecture is unknown.
     """
-    found = cuda.devices()
-    if not found:
+    refuse_threads(threads)
+    if device and not device.isdecimal():
+        return CudaTarget(device)
+    try:
+        found = cuda.devices()
+    except GreenccError:
+        if device:
+            raise
+        found = []
+    if not device and not found:
         return CudaTarget()
+    index = int(device or 0)
     if index >= len(found):
-        raise UserError(f"--target cuda:{index}: this machine has {len(found)} CUDA device(s)")
-    return CudaTarget(nearest(found[index]["capability"]))
+        raise UserError(f"--target cuda:{device}: this machine has {len(found)} CUDA devices, counted from 0")
+    return CudaTarget(nearest(found[index]["capability"]), index)
 
 
-def described_target(description: Mapping[str, object]) -> CudaTarget:
-    """The target of `CudaTarget.describe`, or of a JSON file {"kind": "cuda", "arch": "sm_90"}.
+def described_target(fields: Mapping[str, Any], where: str, threads: int | None) -> CudaTarget:
+    """The target that a JSON object describes: {"kind": "cuda", "arch": "sm_90"}.
 
     Raises:
         UserError: no architecture, or an unknown one.
     """
-    arch = description.get("arch")
+    refuse_threads(threads)
+    arch = fields.get("arch")
     if not isinstance(arch, str):
-        raise UserError('--target: a cuda target needs the text field "arch", as in "sm_80"')
+        raise UserError(f'{where}: a cuda target needs the text field "arch", as in "sm_80"')
     return CudaTarget(arch)
+
+
+def _fitting(target: CudaTarget) -> int | None:
+    """The first GPU of this machine that runs a target's code."""
+    try:
+        found = cuda.devices()
+    except GreenccError:
+        return None
+    return next((d["index"] for d in found if cuda.refusal(d, target.describe()) is None), None)
