@@ -33,6 +33,7 @@ from greencc.runtime.features import (
     missing_features,
     physical_cores,
 )
+from greencc.runtime.devices import has_device
 from greencc.runtime.model import Model, load, load_artifact
 from greencc.sources import find_source, remember_source
 
@@ -81,8 +82,9 @@ def compile(
     Args:
         model: an .onnx file or a Hugging Face folder.
         out: the folder to write; a greencc artifact that is there is replaced.
-        target: `cpu` for this machine, or the path of a JSON file that describes another CPU.
-        threads: how many threads a run will use; None for the target's physical cores.
+        target: `cpu`, `vulkan` or `cuda` for this machine's, `vulkan:1` for a certain GPU, `cuda:sm_90` for an
+            architecture, or the path of a JSON file that describes another CPU or GPU.
+        threads: how many threads a run will use; None for the target's physical cores. Of no meaning for GPUs.
         shapes: fixed shapes by input name.
         dynamic: bounds by name of a dimension that stays symbolic.
         outputs: the outputs to keep; None for all.
@@ -126,8 +128,10 @@ def compile(
     check_destination(out)
     if not model.exists():
         raise UserError(f"{model}: there is no such file or folder")
-    chosen = _target(target, threads)
     from greencc.pipeline import compile_model
+    from greencc.targets.registry import make_target
+
+    chosen = make_target(target, threads)
 
     result = compile_model(
         model,
@@ -173,7 +177,14 @@ def compile(
     return report
 
 
-def run(artifact: AnyPath, inputs: AnyPath, outputs: AnyPath, *, threads: int | None = None) -> None:
+def run(
+    artifact: AnyPath,
+    inputs: AnyPath,
+    outputs: AnyPath,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+) -> None:
     """Run an artifact on the arrays of one .npz file and write its outputs to another.
 
     Raises:
@@ -182,7 +193,7 @@ def run(artifact: AnyPath, inputs: AnyPath, outputs: AnyPath, *, threads: int | 
     """
     check_writable(Path(outputs))
     given = read_npz(Path(inputs))
-    write_npz(Path(outputs), load(artifact, threads=threads)(given))
+    write_npz(Path(outputs), load(artifact, threads=threads, device=device)(given))
 
 
 def bench(
@@ -193,6 +204,7 @@ def bench(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     inputs: AnyPath | None = None,
     threads: int | None = None,
+    device: str | None = None,
     repeat: int | None = None,
     profile: bool = False,
     watts_per_core: float | None = None,
@@ -208,6 +220,7 @@ def bench(
         shapes: shapes by input name, for artifacts with symbolic dimensions; None for the golden inputs.
         inputs: an .npz with arrays by input name, instead of `shapes`.
         threads: how many threads each may use; None as in `greencc.load`.
+        device: which GPU the artifact runs on; None as in `greencc.load`.
         repeat: timed runs of each; None for two seconds' worth.
         profile: also time every kernel.
         watts_per_core: what an estimate of energy rests on, where the hardware has no counters; None for
@@ -229,6 +242,7 @@ def bench(
         shapes=shapes or {},
         inputs=None if inputs is None else Path(inputs),
         threads=threads,
+        device=device,
         repeat=repeat,
         with_profile=profile,
         watts_per_core=DEFAULT_WATTS_PER_CORE if watts_per_core is None else watts_per_core,
@@ -267,6 +281,7 @@ def verify(
     model: AnyPath | None = None,
     metric: str | None = None,
     threads: int | None = None,
+    device: str | None = None,
 ) -> dict[str, object]:
     """Prove that an artifact is whole and still computes what it did when it was compiled.
 
@@ -277,6 +292,7 @@ def verify(
         model: the original model for that; None for the one that the artifact was compiled from.
         metric: where the script of the budget's metric lies, FILE.py:FUNCTION; None where it is in this folder.
         threads: how many threads to run with; None as in `greencc.load`.
+        device: which GPU to run on; None as in `greencc.load`.
 
     Returns:
         Sizes of the verified members, and for `golden` and `data` the largest difference and the tolerance.
@@ -300,7 +316,7 @@ def verify(
     }
     if data is None and not _runs_here(whole.manifest.target):
         return result
-    loaded = load_artifact(whole, threads)
+    loaded = load_artifact(whole, threads, device)
     if whole.golden_outputs:
         outputs = loaded(whole.golden_inputs)
         result["golden"] = _compared(
@@ -392,26 +408,14 @@ def devices() -> dict[str, object]:
     return {"devices": [cpu]}
 
 
-def _target(name: str, threads: int | None) -> Target:
-    """The target that `--target` names: `cpu`, or a JSON file."""
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads {threads}: at least one is needed")
-    from greencc.targets.cpu.target import host_target, load_target
-
-    if name == "cpu":
-        return host_target(threads)
-    if name.endswith(".json"):
-        return load_target(Path(name), threads)
-    raise UserError(f"--target {name}: unknown target; write cpu, or the path of a .json file")
-
-
 def _runs_here(target: Mapping[str, Any]) -> bool:
     """Whether this machine can run what was compiled, and so compute its golden outputs."""
     architecture = str(target.get("triple") or machine()).partition("-")[0]
-    features = target.get("features") or ()
-    return (
-        target.get("kind") == "cpu" and architecture == machine() and not missing_features(map(str, features))
-    )
+    if architecture != machine():
+        return False
+    if target.get("kind") == "cpu":
+        return not missing_features(map(str, target.get("features") or ()))
+    return has_device(target)
 
 
 def _run_staged(staged: Path, inputs: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -38,6 +38,7 @@ def bench_artifact(
     shapes: Mapping[str, tuple[int, ...]],
     inputs: Path | None,
     threads: int | None,
+    device: str | None,
     repeat: int | None,
     with_profile: bool,
     watts_per_core: float,
@@ -47,7 +48,7 @@ def bench_artifact(
     if repeat is not None and repeat < 1:
         raise UserError(f"--repeat {repeat}: at least one run is needed")
     progress("loading the artifact")
-    ours = load(artifact, threads=threads)
+    ours = load(artifact, threads=threads, device=device)
     if shapes and inputs is not None:
         raise UserError("bench: --shape and --inputs both say what to run on; give one of them")
     given = make_inputs(ours, shapes) if inputs is None else read_npz(inputs)
@@ -88,9 +89,9 @@ def bench_artifact(
         progress("profiling")
         launches = profile(ours, given)
         progress("measuring the machine's limits")
-        from greencc.targets.cpu.target import described_target  # loads the compiler, which nothing else here needs
+        from greencc.targets.cpu.target import recorded_target  # loads the compiler, which nothing else here needs
 
-        limits = measure_limits(described_target(ours.artifact.manifest.target, ours.threads))
+        limits = measure_limits(recorded_target(ours.artifact.manifest.target, ours.threads))
         result["limits"] = asdict(limits)
         result["share_of_arithmetic"] = share_of_arithmetic(operations, series[_OURS].summary()["median"], limits)
         result["profile"] = [asdict(rate) for rate in rates(launches, symbols, limits)]

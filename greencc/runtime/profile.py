@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -43,10 +43,10 @@ def profile(model: Model, inputs: Mapping[str, object], runs: int = 5) -> tuple[
     arrays = model.bind(inputs)
     recorded: list[list[tuple[str, float]]] = []
     for _ in range(runs + 1):
-        recorder = _Recorder([], [])
-        vm = model.new_vm()
-        vm["set_instrument"](load_library().ffi.convert(recorder))
-        model.run_bound(arrays, vm)
+        recorder = _Recorder(model.synchronize, [], [])
+        machine = model.new_machine()
+        machine.vm["set_instrument"](load_library().ffi.convert(recorder))
+        model.run_bound(arrays, machine)
         recorded.append(recorder.launches)
     kernels = [name for name, _ in recorded[0]]
     times = [median(run[i][1] for run in recorded[1:]) for i in range(len(kernels))]
@@ -56,13 +56,15 @@ def profile(model: Model, inputs: Mapping[str, object], runs: int = 5) -> tuple[
 
 @dataclass(frozen=True)
 class _Recorder:
-    """The VM calls this before and after everything it calls."""
+    """The VM calls this before and after everything it calls. A device has finished what was before, each time."""
 
+    synchronize: Callable[[], None]
     launches: list[tuple[str, float]]
     started: list[float]
 
     def __call__(self, function: object, name: str, before: bool, result: object, *arguments: object) -> int:
         if not name.startswith(_NOT_KERNELS):
+            self.synchronize()
             if before:
                 self.started.append(time.perf_counter())
             else:

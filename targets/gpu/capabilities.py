@@ -7,6 +7,7 @@ from typing import Protocol
 
 import tvm
 
+from greencc.errors import UserError
 from greencc.targets.base import Target
 
 
@@ -51,3 +52,9 @@ class GpuTarget(Target, Protocol):
 
     def tvm_target(self) -> tvm.target.Target:
         """The same target for TVM, with a host."""
+
+
+def refuse_threads(threads: int | None) -> None:
+    """Raise UserError where a number of threads is asked for: one launches all kernels."""
+    if threads is not None:
+        raise UserError(f"--threads {threads}: a GPU's kernels are launched by one thread; leave it out")

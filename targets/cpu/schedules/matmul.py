@@ -38,9 +38,10 @@ from greencc.targets.cpu.schedules.kernel import (
     parameter_index,
     widened,
 )
-from greencc.targets.cpu.schedules.matmul_tiles import GROUP_ATTR, TASK_ROWS, GroupScheme, Product, Tile, Tiles
+from greencc.targets.cpu.schedules.matmul_tiles import TASK_ROWS, GroupScheme, Product, Tile, Tiles
 from greencc.targets.cpu.schedules.multiply import DotArithmetic, FloatArithmetic
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.lowerings import GROUP_ATTR
 from greencc.targets.packing import ColumnPanels, DotPanels, NibblePanels
 from greencc.targets.tir import as_int, i64, loads, unravel, volume
 
