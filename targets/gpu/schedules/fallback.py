@@ -1,8 +1,8 @@
 """The schedule for everything that no other rule takes: several launches, with memory of their own between them.
 
-    maps over one space        one launch, a thread for each element
-    reductions of common rows  one launch, as in `rowwise`
-    other statements           one launch of one thread
+maps over one space        one launch, a thread for each element
+reductions of common rows  one launch, as in `rowwise`
+other statements           one launch of one thread
 """
 
 from __future__ import annotations
