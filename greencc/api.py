@@ -25,7 +25,7 @@ from greencc.errors import BudgetError, GreenccError, InputError, UserError
 from greencc.npz import check_writable, read_npz, write_npz
 from greencc.padding import ElidedPadding
 from greencc.peers import RUNTIMES
-from greencc.runtime.devices import has_device
+from greencc.runtime.devices import GPU_KINDS, driver, has_device
 from greencc.runtime.features import (
     cpu_name,
     known_features,
@@ -402,7 +402,29 @@ def devices() -> dict[str, object]:
         "threads": physical_cores(),
         "energy": {"method": choice.meter.method, "note": choice.meter.note, "reason": choice.reason},
     }
-    return {"devices": [cpu]}
+    found, absent = [cpu], {}
+    for kind in GPU_KINDS:
+        try:
+            found += [{"kind": kind, **device} for device in driver(kind).devices()]
+        except GreenccError as error:
+            absent[kind] = str(error)
+    return {"devices": found, "absent": absent}
+
+
+def build_vulkan(progress: Progress = _silent) -> dict[str, object]:
+    """Compile greencc's runtime for Vulkan devices into the user's cache, where every process finds it.
+
+    Returns:
+        `library`, the file, and `seconds`.
+
+    Raises:
+        UserError: there is no C++ compiler, or the headers of Vulkan are missing.
+    """
+    from greencc.runtime.vulkan_build import build_sidecar
+
+    started = time.perf_counter()
+    library = build_sidecar(progress)
+    return {"library": str(library), "seconds": time.perf_counter() - started}
 
 
 def _runs_here(target: Mapping[str, Any]) -> bool:

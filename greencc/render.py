@@ -227,7 +227,10 @@ def pack_report(result: Result) -> RenderableType:
 
 def device_list(result: Result) -> RenderableType:
     """The devices of this machine."""
-    return Group(*(_facts(_device(device)) for device in result["devices"]))
+    lists = {"cpu": _cpu, "cuda": _cuda, "vulkan": _vulkan}
+    absent = [(kind, Text(reason, "dim")) for kind, reason in result["absent"].items()]
+    blocks = [lists[device["kind"]](device) for device in result["devices"]] + ([absent] if absent else [])
+    return Group(*(_facts(block) for block in blocks))
 
 
 def size(count: float) -> str:
@@ -245,7 +248,7 @@ def _place(result: Result) -> tuple[str, str]:
     return "device", f"{result['device']} (a peer: {result['threads']} thread(s) on {result['environment']['cpu']})"
 
 
-def _device(device: Result) -> list[tuple[str, str]]:
+def _cpu(device: Result) -> list[tuple[str, str]]:
     energy = device["energy"]
     reason = f" ({energy['reason']})" if energy["reason"] else ""
     return [

@@ -13,6 +13,7 @@ from greencc.runtime.library import Library
 _TYPES = {"cpu": 1, "cuda": 2, "vulkan": 7}
 """DLDeviceType of DLPack, by kind."""
 KINDS = tuple(_TYPES)
+GPU_KINDS = ("vulkan", "cuda")
 
 
 @dataclass(frozen=True)
