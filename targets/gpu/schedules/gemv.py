@@ -1,7 +1,7 @@
 """Products of few rows: a workgroup makes some columns of all of them, its threads share out the depth.
 
 Every element of B is read once and multiplied with all rows, so that the time is that of reading B. The threads' sums
-are added up in shared memory, halving their number each time.
+are added up in shared memory, in two steps.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ class Gemv:
         if not is_multiple(b.limit, plan.columns):
             column = tirx.min(column, b.limit - i64(b.wide))
         self._accumulate(a, b, (first[0], column), along, sums)
-        memory = self._reduce(sums, across, along)
-        self._store(memory, first, thread)
+        self._store(*self._reduce(sums, (across, along), thread), first, thread)
 
     def _accumulate(
         self, a: RowSource, b: Source, place: tuple[tirx.Expr, tirx.Expr], along: tirx.Expr, sums: tirx.Var
@@ -143,9 +142,14 @@ class Gemv:
         chunks = tirx.ceildiv(self.depth, i64(deep)) if depth is None else i64(-(-depth // deep))
         return tirx.floordiv(chunks - along + i64(self.plan.along - 1), i64(self.plan.along))
 
-    def _reduce(self, sums: tirx.Var, across: tirx.Expr, along: tirx.Expr) -> tirx.Var:
-        """Emit the addition of all threads' sums; gives where they lie, rows of columns."""
-        plan = self.plan
+    def _reduce(
+        self, sums: tirx.Var, own: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr
+    ) -> tuple[tirx.Var, int]:
+        """Emit the addition of most of the threads' sums.
+
+        Gives where they lie, as [parts, rows, columns], and how many parts are left to be added up.
+        """
+        plan, (across, along) = self.plan, own
         count = plan.rows * plan.columns
         memory = shared(count * plan.along, self.arithmetic.sums)
         places = [
@@ -153,22 +157,30 @@ class Gemv:
             for r in range(plan.rows)
             for w in range(plan.wide)
         ]
-        for own, place in places:
-            T.buffer_store(memory, tirx.BufferLoad(sums, [i64(own)]), [along * i64(count) + place])
-        half = plan.along // 2
-        while half:
-            barrier()
-            with T.If(along < i64(half)), T.Then():
-                for _, place in places:
-                    where = along * i64(count) + place
-                    other = tirx.BufferLoad(memory, [where + i64(half * count)])
-                    T.buffer_store(memory, tirx.BufferLoad(memory, [where]) + other, [where])
-            half //= 2
+        for i, place in places:
+            T.buffer_store(memory, tirx.BufferLoad(sums, [i64(i)]), [along * i64(count) + place])
         barrier()
-        return memory
+        # As many partial sums as there are threads.
+        parts = 1 << max(0, (plan.threads // count).bit_length() - 1)
+        if parts == 1 or parts >= plan.along:
+            return memory, plan.along
+        total = local(1, self.arithmetic.sums)
+        last = i64(parts * count - 1)
+        index = thread if parts * count == plan.threads else tirx.min(thread, last)
+        T.buffer_store(total, tirx.BufferLoad(memory, [index]), [i64(0)])
+        for number in range(1, plan.along // parts):
+            other = tirx.BufferLoad(memory, [index + i64(number * parts * count)])
+            T.buffer_store(total, tirx.BufferLoad(total, [i64(0)]) + other, [i64(0)])
+        barrier()
+        # Threads that are too many write what the last one writes.
+        T.buffer_store(memory, tirx.BufferLoad(total, [i64(0)]), [index])
+        barrier()
+        return memory, parts
 
-    def _store(self, memory: tirx.Var, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr) -> None:
-        """Emit the tails, neighbouring threads' columns side by side."""
+    def _store(
+        self, memory: tirx.Var, parts: int, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr
+    ) -> None:
+        """Emit the last addition and the tails, neighbouring threads' columns side by side."""
         plan, count = self.plan, self.plan.rows * self.plan.columns
         rounds = -(-count // plan.threads)
         for number in range(rounds):
@@ -180,7 +192,12 @@ class Gemv:
                 inside.append(index < i64(count))
 
             def store(row: tirx.Expr = row, column: tirx.Expr = column, index: tirx.Expr = index) -> None:
-                value = tirx.BufferLoad(memory, [index])
+                total = local(1, self.arithmetic.sums)
+                T.buffer_store(total, tirx.BufferLoad(memory, [index]), [i64(0)])
+                with T.serial(i64(1), i64(parts)) as part:
+                    other = tirx.BufferLoad(memory, [part * i64(count) + index])
+                    T.buffer_store(total, tirx.BufferLoad(total, [i64(0)]) + other, [i64(0)])
+                value = tirx.BufferLoad(total, [i64(0)])
                 self.epilogue.store(lambda _: value, first[0] + row, first[1] + column, 1)
 
             if not inside:

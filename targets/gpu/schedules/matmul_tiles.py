@@ -207,8 +207,8 @@ class _Staged:
         kind, lanes = source.raw
 
         def read(number: int) -> None:
-            major, depth = self._place(number, step)
-            value = source.read(self._clamped(major), depth)
+            major, depth = self._memory_place(number, step)
+            value = source.read(major, depth)
             where = [ramp(i64(0), lanes)]
             if is_multiple(self.depth, self.step_depth):
                 T.buffer_store(self.held[number], value, where)
@@ -223,18 +223,17 @@ class _Staged:
 
     def write(self, step: tirx.Expr) -> None:
         """Emit what was read to shared memory, in the form that is multiplied."""
-        source, side = self.side.source, self.side
+        source = self.side.source
         kind, lanes = source.raw
 
         def write(number: int) -> None:
-            major, depth = self._place(number, step)
+            inside, k = self._place(number)
             parts = [tirx.BufferLoad(self.held[number], [i64(i)]) for i in range(lanes)]
-            inside, k = major - side.first, depth - step * i64(self.step_depth)
             if source.deep == 1 and lanes == source.wide > 1 and kind in ("float32", "int32"):
                 whole = tirx.BufferLoad(self.held[number], [ramp(i64(0), lanes)])
                 T.buffer_store(self.memory, whole, [ramp(k * i64(self.stride) + inside, lanes)])
                 return
-            for i, value in enumerate(source.values(parts, self._clamped(major), depth)):
+            for i, value in enumerate(source.values(parts, *self._memory_place(number, step))):
                 deep, wide = divmod(i, source.wide)
                 T.buffer_store(self.memory, value, [(k + i64(deep)) * i64(self.stride) + inside + i64(wide)])
 
@@ -256,20 +255,21 @@ class _Staged:
                 with T.If(self.thread < i64(self.chunks - number * self.threads)), T.Then():
                     body(number)
 
-    def _place(self, number: int, step: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """Row (column) and depth of the thread's chunk."""
+    def _place(self, number: int) -> tuple[tirx.Expr, tirx.Expr]:
+        """Row (column) and depth of the thread's chunk in the tile."""
         source = self.side.source
         chunk = self.thread + i64(number * self.threads)
         if source.depth_first:
             major, k = divided(chunk, self.step_depth // source.deep)
         else:
             k, major = divided(chunk, self.side.size // source.wide)
-        major, k = major * i64(source.wide), k * i64(source.deep)
-        return self.side.first + major, step * i64(self.step_depth) + k
+        return major * i64(source.wide), k * i64(source.deep)
 
-    def _clamped(self, major: tirx.Expr) -> tirx.Expr:
-        """A row (column) that can be read."""
+    def _memory_place(self, number: int, step: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        """Row (column) and depth of the thread's chunk, held within what can be read but for the depth."""
         source = self.side.source
-        if is_multiple(source.limit, self.side.size):
-            return major
-        return tirx.min(major, source.limit - i64(source.wide))
+        inside, k = self._place(number)
+        major = self.side.first + inside
+        if not is_multiple(source.limit, self.side.size):
+            major = tirx.min(major, source.limit - i64(source.wide))
+        return major, step * i64(self.step_depth) + k
