@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from tvm import sym, tirx
+from tvm import s_tir, sym, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -27,6 +27,17 @@ def launch(groups: tirx.Expr, threads: int, body: Body) -> tirx.Stmt:
         ):
             body(group, thread)
     return ib.get()
+
+
+def one_thread(block: s_tir.SBlock) -> tirx.Stmt:
+    """A launch of a single thread that runs a block of statements at every point of its axes."""
+
+    def body(_group: tirx.Expr, _thread: tirx.Expr) -> None:
+        with ExitStack() as loops:
+            places = [loops.enter_context(T.serial(i64(0), axis.dom.extent)) for axis in block.iter_vars]
+            T.add_to_parent(s_tir.SBlockRealize(places, tirx.const(True, "bool"), block))
+
+    return launch(i64(1), 1, body)
 
 
 @contextmanager

@@ -88,8 +88,6 @@ def find_rows(stages: Sequence[Stage]) -> Rows | str:
     results: dict[tirx.Var, list[int | None]] = {}
     all_axes = []
     for stage in stages:
-        if stage.is_reduction and not stage.is_in_order:
-            return "a reduction stores in another order than that of its axes"
         axes = _row_axes(stage, results, extents)
         if axes is None:
             return "its reductions and outputs are of different rows"
@@ -98,10 +96,10 @@ def find_rows(stages: Sequence[Stage]) -> Rows | str:
         written = {buffer for other in stages for buffer in other.writes} - set(results) - set(stage.writes)
         if any(load.source in written for load in stage.reads()):
             return "a stage reads what another one stores"
-        if stage.is_reduction:
+        if stage.is_reduction and stage.is_in_order:
             for buffer in stage.writes:
                 results[buffer] = [_position(axis, axes) for axis in stage.axes]
-        elif any(load.source.same_as(buffer) for buffer in stage.writes for other in stages for load in other.reads()):
+        elif any(load.source.same_as(b) for b in stage.writes for other in stages if other is not stage for load in other.reads()):
             return "a stage reads what another one stores"
         all_axes.append(axes)
     return Rows(extents, tuple(all_axes))
@@ -205,8 +203,8 @@ class _Rows:
             first = None if self._threads.lanes == 1 else tirx.EQ(self._threads.lane, i64(0))
             with when(_both(self._threads.exists, first)):
                 for store in kept:
-                    where = [place[index] for index in store.indices] if store.indices else [i64(0)]
-                    T.buffer_store(store.buffer, self._results[store.buffer], where[: len(store.indices)])
+                    where = [substitute(index, place) for index in store.indices]
+                    T.buffer_store(store.buffer, self._results[store.buffer], where)
 
     def _tree(self, stage: Stage, partial: dict[tirx.Var, tirx.Var]) -> dict[tirx.Var, tirx.Expr]:
         """Combine the lanes of each row; the places of the results."""
