@@ -1,8 +1,12 @@
 """The schedule for everything that no other rule takes: several launches, with memory of their own between them.
 
+A kernel is taken apart into launches, in order:
+
     maps over one space        one launch, a thread for each element
     reductions of common rows  one launch, as in `rowwise`
     other statements           one launch of one thread
+
+Each is as long as it can be.
 """
 
 from __future__ import annotations

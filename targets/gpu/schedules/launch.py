@@ -20,12 +20,12 @@ def launch(groups: tirx.Expr, threads: int, body: Body) -> tirx.Stmt:
     `body` gets the number of the workgroup and that of the thread in it, both int64, and emits statements. The grid has
     one dimension only, so that a device's limit on it can be met by several launches.
     """
-    with IRBuilder() as ib:
-        with (
-            T.thread_binding(i64(0), groups, thread="blockIdx.x") as group,
-            T.thread_binding(i64(0), i64(threads), thread="threadIdx.x") as thread,
-        ):
-            body(group, thread)
+    with (
+        IRBuilder() as ib,
+        T.thread_binding(i64(0), groups, thread="blockIdx.x") as group,
+        T.thread_binding(i64(0), i64(threads), thread="threadIdx.x") as thread,
+    ):
+        body(group, thread)
     return ib.get()
 
 
@@ -61,7 +61,7 @@ def barrier() -> None:
 
 
 def ceildiv(value: tirx.Expr, divisor: int) -> tirx.Expr:
-    """value / divisor, rounded up."""
+    """The quotient value / divisor, rounded up."""
     return sym.Analyzer().simplify(tirx.floordiv(value + i64(divisor - 1), i64(divisor)))
 
 

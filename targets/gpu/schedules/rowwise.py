@@ -23,7 +23,7 @@ from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.combine import combined, elements_of, updated
 from greencc.targets.gpu.schedules.elementwise import overwritable
 from greencc.targets.gpu.schedules.launch import barrier, below, ceildiv, launch, power_of_two, when
-from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, updates_in_place
+from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, reads, updates_in_place
 from greencc.targets.tir import as_int, i64, rewrite, substitute, unravel, uses_var, volume
 
 _GROUP = 128
@@ -94,12 +94,12 @@ def find_rows(stages: Sequence[Stage]) -> Rows | str:
         if stage.is_reduction and len(_long_axes(stage)) != len(axes):
             return "its reductions run over different axes"
         written = {buffer for other in stages for buffer in other.writes} - set(results) - set(stage.writes)
-        if any(load.source in written for load in stage.reads()):
+        if any(reads(stage, buffer) for buffer in written):
             return "a stage reads what another one stores"
         if stage.is_reduction and stage.is_in_order:
             for buffer in stage.writes:
                 results[buffer] = [_position(axis, axes) for axis in stage.axes]
-        elif any(load.source.same_as(b) for b in stage.writes for other in stages if other is not stage for load in other.reads()):
+        elif any(reads(other, buffer) for buffer in stage.writes for other in stages if other is not stage):
             return "a stage reads what another one stores"
         all_axes.append(axes)
     return Rows(extents, tuple(all_axes))
@@ -353,7 +353,8 @@ def _overwrites(func: tirx.PrimFunc, stages: Sequence[Stage], rows: Rows) -> tup
     for stage, own in zip(before, rows.axes, strict=False):
         for load in stage.reads():
             at = [i for i, size in zip(load.indices, load.source.ty.shape, strict=True) if as_int(size) != 1]
-            if not leading or not all(a.same_as(b) for a, b in zip(at[: len(own)], own, strict=False)) or len(at) < len(own):
+            of_row = len(at) >= len(own) and all(a.same_as(b) for a, b in zip(at, own, strict=False))
+            if not leading or not of_row:
                 foreign.add(load.source)
     return tuple(n for n in overwritable(func, last) if func.params[n] not in foreign)
 

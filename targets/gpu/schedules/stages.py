@@ -106,7 +106,7 @@ def inlined(stages: Sequence[Stage], outputs: Sequence[tirx.Var]) -> list[Stage]
     while pending:
         stage, *pending = pending
         if _can_move(stage, pending, outputs):
-            readers = [other for other in pending if _reads_any(other, stage.writes)]
+            readers = [other for other in pending if reads(other, stage.stores[0].buffer)]
             if readers and all(_is_worthwhile(stage, other) for other in readers):
                 pending = [_with_definition(other, stage) if other in readers else other for other in pending]
                 if not any(stage.stores[0].buffer.same_as(param) for param in outputs):
@@ -252,20 +252,21 @@ def _with_definition(reader: Stage, stage: Stage) -> Stage:
     return _simplified(replace(reader, stores=stores))
 
 
-def _reads_any(stage: Stage, buffers: Sequence[tirx.Var]) -> bool:
-    return any(load.source.same_as(buffer) for load in stage.reads() for buffer in buffers)
-
-
 def _mentions(block: s_tir.SBlock, buffer: tirx.Var) -> bool:
     """Whether statements of a block read or write a buffer."""
-    return any(buffer.same_as(var) for var in tirx.analysis.undefined_vars(block.body))
+    return bool(any(buffer.same_as(var) for var in tirx.analysis.undefined_vars(block.body)))
 
 
 def reads_or_writes(stage: Stage, buffer: tirx.Var) -> bool:
     """Whether a stage reads or writes a buffer."""
     if stage.is_opaque:
         return _mentions(stage.block, buffer)
-    return any(buffer.same_as(other) for other in stage.writes) or _reads_any(stage, [buffer])
+    return any(buffer.same_as(other) for other in stage.writes) or reads(stage, buffer)
+
+
+def reads(stage: Stage, buffer: tirx.Var) -> bool:
+    """Whether a stage's stores read a buffer."""
+    return any(load.source.same_as(buffer) for load in stage.reads())
 
 
 def size_of(*values: tirx.Expr) -> int:
