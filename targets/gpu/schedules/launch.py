@@ -20,13 +20,19 @@ def launch(groups: tirx.Expr, threads: int, body: Body) -> tirx.Stmt:
     `body` gets the number of the workgroup and that of the thread in it, both int64, and emits statements. The grid has
     one dimension only, so that a device's limit on it can be met by several launches.
     """
+    with IRBuilder() as ib, grid(groups, threads) as (group, thread):
+        body(group, thread)
+    return ib.get()
+
+
+@contextmanager
+def grid(groups: tirx.Expr, threads: int) -> Iterator[tuple[tirx.Expr, tirx.Expr]]:
+    """The frame of what a launch's threads do: the number of the workgroup, and that of the thread in it."""
     with (
-        IRBuilder() as ib,
         T.thread_binding(i64(0), groups, thread="blockIdx.x") as group,
         T.thread_binding(i64(0), i64(threads), thread="threadIdx.x") as thread,
     ):
-        body(group, thread)
-    return ib.get()
+        yield group, thread
 
 
 def one_thread(block: s_tir.SBlock) -> tirx.Stmt:
