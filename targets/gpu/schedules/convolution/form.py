@@ -74,12 +74,12 @@ def read_reduction(func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, Tail] | str:
     Also gives the kernel so inlined.
     """
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
+    if not any(is_reduction(schedule.get(rv)) for rv in blocks(schedule)):
+        return "no reduction"
     try:
         inline_side_blocks(schedule)
         found = blocks(schedule)
         while len(found) > 1 and not is_reduction(schedule.get(found[0])):
-            if not any(is_reduction(schedule.get(rv)) for rv in found[1:]):
-                return "no reduction"
             schedule.compute_inline(found[0])
             found = blocks(schedule)
     except s_tir.ScheduleError:
@@ -88,8 +88,6 @@ def read_reduction(func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, Tail] | str:
     tail = inline_tail(inlined)
     if isinstance(tail, str):
         return tail
-    if not is_reduction(tail.producer):
-        return "no reduction"
     reason = check_tail(tail)
     if reason is not None:
         return reason
