@@ -28,7 +28,7 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cost import BITS_ATTR
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.columns import Columns, Groups, InPlace, Packed
-from greencc.targets.cpu.schedules.matmul_tiles import GROUP_ATTR, TASK_ROWS, GroupScheme, Product, Tile, Tiles
+from greencc.targets.cpu.schedules.matmul_tiles import TASK_ROWS, GroupScheme, Product, Tile, Tiles
 from greencc.targets.cpu.schedules.multiply import DotArithmetic, FloatArithmetic
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.kernel import (
@@ -42,6 +42,7 @@ from greencc.targets.kernel import (
     parameter_index,
     widened,
 )
+from greencc.targets.lowerings import GROUP_ATTR
 from greencc.targets.packing import ColumnPanels, DotPanels, NibblePanels
 from greencc.targets.tir import as_int, i64, loads, unravel, volume
 

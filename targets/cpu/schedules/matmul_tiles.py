@@ -16,8 +16,6 @@ from greencc.targets.tir import i64, rewrite, unravel
 
 # Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
 TASK_ROWS = 128
-GROUP_ATTR = "greencc.group"
-"""On the block of a product whose second factor is levels in groups: rows that share a scale."""
 
 
 @dataclass(frozen=True)
