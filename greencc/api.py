@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greencc.artifact.bundle import Array
 from greencc.artifact.format import check_destination, read_artifact, write_artifact
@@ -25,6 +25,7 @@ from greencc.errors import BudgetError, GreenccError, InputError, UserError
 from greencc.npz import check_writable, read_npz, write_npz
 from greencc.padding import ElidedPadding
 from greencc.peers import RUNTIMES
+from greencc.runtime.devices import GPU_KINDS, driver, has_device
 from greencc.runtime.features import (
     cpu_name,
     known_features,
@@ -35,9 +36,6 @@ from greencc.runtime.features import (
 )
 from greencc.runtime.model import Model, load, load_artifact
 from greencc.sources import find_source, remember_source
-
-if TYPE_CHECKING:
-    from greencc.targets.base import Target
 
 AnyPath = str | PathLike[str]
 Progress = Callable[[str], None]
@@ -81,8 +79,9 @@ def compile(
     Args:
         model: an .onnx file or a Hugging Face folder.
         out: the folder to write; a greencc artifact that is there is replaced.
-        target: `cpu` for this machine, or the path of a JSON file that describes another CPU.
-        threads: how many threads a run will use; None for the target's physical cores.
+        target: `cpu`, `vulkan` or `cuda` for this machine's, `vulkan:1` for a certain GPU, `cuda:sm_90` for an
+            architecture, or the path of a JSON file that describes another CPU or GPU.
+        threads: how many threads a run will use; None for the target's physical cores. Of no meaning for GPUs.
         shapes: fixed shapes by input name.
         dynamic: bounds by name of a dimension that stays symbolic.
         outputs: the outputs to keep; None for all.
@@ -126,8 +125,10 @@ def compile(
     check_destination(out)
     if not model.exists():
         raise UserError(f"{model}: there is no such file or folder")
-    chosen = _target(target, threads)
     from greencc.pipeline import compile_model
+    from greencc.targets.registry import make_target
+
+    chosen = make_target(target, threads)
 
     result = compile_model(
         model,
@@ -173,7 +174,14 @@ def compile(
     return report
 
 
-def run(artifact: AnyPath, inputs: AnyPath, outputs: AnyPath, *, threads: int | None = None) -> None:
+def run(
+    artifact: AnyPath,
+    inputs: AnyPath,
+    outputs: AnyPath,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+) -> None:
     """Run an artifact on the arrays of one .npz file and write its outputs to another.
 
     Raises:
@@ -182,7 +190,7 @@ def run(artifact: AnyPath, inputs: AnyPath, outputs: AnyPath, *, threads: int | 
     """
     check_writable(Path(outputs))
     given = read_npz(Path(inputs))
-    write_npz(Path(outputs), load(artifact, threads=threads)(given))
+    write_npz(Path(outputs), load(artifact, threads=threads, device=device)(given))
 
 
 def bench(
@@ -193,6 +201,7 @@ def bench(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     inputs: AnyPath | None = None,
     threads: int | None = None,
+    device: str | None = None,
     repeat: int | None = None,
     profile: bool = False,
     watts_per_core: float | None = None,
@@ -208,6 +217,7 @@ def bench(
         shapes: shapes by input name, for artifacts with symbolic dimensions; None for the golden inputs.
         inputs: an .npz with arrays by input name, instead of `shapes`.
         threads: how many threads each may use; None as in `greencc.load`.
+        device: which GPU the artifact runs on; None as in `greencc.load`.
         repeat: timed runs of each; None for two seconds' worth.
         profile: also time every kernel.
         watts_per_core: what an estimate of energy rests on, where the hardware has no counters; None for
@@ -229,6 +239,7 @@ def bench(
         shapes=shapes or {},
         inputs=None if inputs is None else Path(inputs),
         threads=threads,
+        device=device,
         repeat=repeat,
         with_profile=profile,
         watts_per_core=DEFAULT_WATTS_PER_CORE if watts_per_core is None else watts_per_core,
@@ -267,6 +278,7 @@ def verify(
     model: AnyPath | None = None,
     metric: str | None = None,
     threads: int | None = None,
+    device: str | None = None,
 ) -> dict[str, object]:
     """Prove that an artifact is whole and still computes what it did when it was compiled.
 
@@ -277,6 +289,7 @@ def verify(
         model: the original model for that; None for the one that the artifact was compiled from.
         metric: where the script of the budget's metric lies, FILE.py:FUNCTION; None where it is in this folder.
         threads: how many threads to run with; None as in `greencc.load`.
+        device: which GPU to run on; None as in `greencc.load`.
 
     Returns:
         Sizes of the verified members, and for `golden` and `data` the largest difference and the tolerance.
@@ -300,7 +313,7 @@ def verify(
     }
     if data is None and not _runs_here(whole.manifest.target):
         return result
-    loaded = load_artifact(whole, threads)
+    loaded = load_artifact(whole, threads, device)
     if whole.golden_outputs:
         outputs = loaded(whole.golden_inputs)
         result["golden"] = _compared(
@@ -389,29 +402,39 @@ def devices() -> dict[str, object]:
         "threads": physical_cores(),
         "energy": {"method": choice.meter.method, "note": choice.meter.note, "reason": choice.reason},
     }
-    return {"devices": [cpu]}
+    found, absent = [cpu], {}
+    for kind in GPU_KINDS:
+        try:
+            found += [{"kind": kind, **device} for device in driver(kind).devices()]
+        except GreenccError as error:
+            absent[kind] = str(error)
+    return {"devices": found, "absent": absent}
 
 
-def _target(name: str, threads: int | None) -> Target:
-    """The target that `--target` names: `cpu`, or a JSON file."""
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads {threads}: at least one is needed")
-    from greencc.targets.cpu.target import host_target, load_target
+def build_vulkan(progress: Progress = _silent) -> dict[str, object]:
+    """Compile greencc's runtime for Vulkan devices into the user's cache, where every process finds it.
 
-    if name == "cpu":
-        return host_target(threads)
-    if name.endswith(".json"):
-        return load_target(Path(name), threads)
-    raise UserError(f"--target {name}: unknown target; write cpu, or the path of a .json file")
+    Returns:
+        `library`, the file, and `seconds`.
+
+    Raises:
+        UserError: there is no C++ compiler, or the headers of Vulkan are missing.
+    """
+    from greencc.runtime.vulkan_build import build_sidecar
+
+    started = time.perf_counter()
+    library = build_sidecar(progress)
+    return {"library": str(library), "seconds": time.perf_counter() - started}
 
 
 def _runs_here(target: Mapping[str, Any]) -> bool:
     """Whether this machine can run what was compiled, and so compute its golden outputs."""
     architecture = str(target.get("triple") or machine()).partition("-")[0]
-    features = target.get("features") or ()
-    return (
-        target.get("kind") == "cpu" and architecture == machine() and not missing_features(map(str, features))
-    )
+    if architecture != machine():
+        return False
+    if target.get("kind") == "cpu":
+        return not missing_features(map(str, target.get("features") or ()))
+    return has_device(target)
 
 
 def _run_staged(staged: Path, inputs: Mapping[str, Array]) -> Mapping[str, Array]:

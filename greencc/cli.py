@@ -29,6 +29,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _threads = click.option(
     "--threads", type=int, metavar="N", help="Threads of one run. [default: physical cores]"
 )
+_device = click.option(
+    "--device", metavar="KIND:N", help="Which of several GPUs to run on, as in vulkan:1. [default: the first]"
+)
 
 
 @click.group(context_settings=_CONTEXT, no_args_is_help=False)
@@ -40,7 +43,12 @@ def cli() -> None:
 @cli.command("compile")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "out", required=True, type=click.Path(path_type=Path), help="Artifact folder to write.")
-@click.option("--target", default="cpu", metavar="cpu|FILE.json", help="This CPU, or one a file describes.")
+@click.option(
+    "--target",
+    default="cpu",
+    metavar="cpu|vulkan[:N]|cuda[:N|:sm_NN]|FILE.json",
+    help="This machine's CPU or GPU, an architecture, or what a file describes.",
+)
 @_threads
 @click.option("--shape", "shapes", multiple=True, metavar="INPUT=D,D,...", help="Fix an input's shape.")
 @click.option("--dynamic", multiple=True, metavar="DIM=LO..HI", help="Keep a dimension symbolic, bounded.")
@@ -142,13 +150,14 @@ def compile_command(
 @click.option("--inputs", required=True, type=click.Path(path_type=Path), help="Arrays by input name (.npz).")
 @click.option("--outputs", required=True, type=click.Path(path_type=Path), help="File to write (.npz).")
 @_threads
-def run_command(artifact: Path, inputs: Path, outputs: Path, threads: int | None) -> None:
+@_device
+def run_command(artifact: Path, inputs: Path, outputs: Path, threads: int | None, device: str | None) -> None:
     """Run an artifact on the arrays of an .npz file."""
     from greencc import api
 
     with _working() as progress:
         progress("running")
-        api.run(artifact, inputs, outputs, threads=threads)
+        api.run(artifact, inputs, outputs, threads=threads, device=device)
 
 
 @cli.command("bench")
@@ -166,6 +175,7 @@ def run_command(artifact: Path, inputs: Path, outputs: Path, threads: int | None
 @click.option("--repeat", type=int, metavar="N", help="Timed runs of each. [default: two seconds' worth]")
 @click.option("--profile", is_flag=True, help="Time every kernel, too.")
 @_threads
+@_device
 @click.option("--watts-per-core", type=float, metavar="W", help="For estimates of energy. [default: 5]")
 @_json
 def bench_command(
@@ -177,6 +187,7 @@ def bench_command(
     repeat: int | None,
     profile: bool,
     threads: int | None,
+    device: str | None,
     watts_per_core: float | None,
     as_json: bool,
 ) -> None:
@@ -194,6 +205,7 @@ def bench_command(
             shapes=parse_shapes(shapes),
             inputs=inputs,
             threads=threads,
+            device=device,
             repeat=repeat,
             profile=profile,
             watts_per_core=watts_per_core,
@@ -222,7 +234,10 @@ def inspect_command(path: Path, as_json: bool) -> None:
 )
 @click.option("--model", type=click.Path(path_type=Path), help="The original model. [default: the one compiled]")
 @click.option("--metric", metavar="FILE.py:FUNCTION", help="Where the script of the budget's metric lies.")
-def verify_command(artifact: Path, data: Path | None, model: Path | None, metric: str | None) -> None:
+@_device
+def verify_command(
+    artifact: Path, data: Path | None, model: Path | None, metric: str | None, device: str | None
+) -> None:
     """Prove that an artifact is whole and right.
 
     Every byte of ARTIFACT is checked, and its golden inputs must give its golden outputs. With --data, the expected
@@ -232,7 +247,7 @@ def verify_command(artifact: Path, data: Path | None, model: Path | None, metric
 
     with _working() as progress:
         progress("verifying")
-        result = api.verify(artifact, data=data, model=model, metric=metric)
+        result = api.verify(artifact, data=data, model=model, metric=metric, device=device)
     _print(result, False, "verification")
 
 
@@ -266,11 +281,15 @@ def unpack_command(file: Path, out: Path) -> None:
 
 
 @cli.command("devices")
+@click.option("--build-vulkan", is_flag=True, help="First compile the runtime for Vulkan devices.")
 @_json
-def devices_command(as_json: bool) -> None:
-    """List devices and what greencc would use."""
+def devices_command(build_vulkan: bool, as_json: bool) -> None:
+    """List devices, their limits, and what they would refuse."""
     from greencc import api
 
+    if build_vulkan:
+        with _working() as progress:
+            api.build_vulkan(progress)
     _print(api.devices(), as_json, "device_list")
 
 

@@ -202,7 +202,7 @@ def compile_model(
     progress("scheduling")
     lowered = lower(result.module, target)
     progress("generating code")
-    library = target.build(lowered.module)
+    code = target.build(lowered.module)
     nodes_after, edges_after = count_graph(result.module)
     facts: dict[str, Any] = {
         "nodes_before": imported.nodes,
@@ -221,7 +221,8 @@ def compile_model(
     }
     main = result.module["main"]
     compiled = Compiled(
-        library=library,
+        library=code.library,
+        kernels=code.kernels,
         weights=lowered.weights,
         inputs=_specs(main.params, _names(main, INPUTS_ATTR)),
         outputs=_output_specs(main),

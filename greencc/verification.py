@@ -6,7 +6,6 @@ The reference of an ONNX model is ONNX Runtime on the original file; of other so
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,10 @@ from greencc.errors import GreenccError, UserError
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, PADDING_ATTR
 from greencc.padding import ElidedPadding
 from greencc.passes.registry import PASSES
+from greencc.runtime.binding import aligned
+from greencc.runtime.devices import parse_device
+from greencc.runtime.executable import Executable
+from greencc.targets.base import Code
 from greencc.targets.lower import lower
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ class Verifier:
 
     def after_build(self, compiled: Compiled) -> float:
         """Largest absolute deviation of the final code from the original model."""
-        outputs = BuiltProgram(compiled, self._target.threads)(self._inputs)
+        outputs = BuiltProgram(compiled, self._target)(self._inputs)
         self._compare("code generation", outputs)
         return max((deviation(outputs[n], a) for n, a in self._original.items() if n in outputs), default=0.0)
 
@@ -110,11 +113,11 @@ class Runnable:
     """Machine code and weights, loaded in this process."""
 
     def __init__(
-        self, library: bytes, weights: Mapping[str, np.ndarray], inputs: list[str], outputs: list[str], threads: int
+        self, code: Code, weights: Mapping[str, np.ndarray], inputs: list[str], outputs: list[str], target: Target
     ) -> None:
-        self._library = Library(library, weights)
+        self._library = Library(code, weights, target.place)
         self._inputs, self._outputs = inputs, outputs
-        self._threads = threads
+        self._threads = target.threads
         self.weight_bytes = sum(array.nbytes for array in weights.values())
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -133,9 +136,9 @@ class Runnable:
 class BuiltProgram(Runnable):
     """What an artifact will hold, to be run here several times."""
 
-    def __init__(self, compiled: Compiled, threads: int) -> None:
+    def __init__(self, compiled: Compiled, target: Target) -> None:
         inputs, outputs = [spec.name for spec in compiled.inputs], [spec.name for spec in compiled.outputs]
-        super().__init__(compiled.library, compiled.weights, inputs, outputs, threads)
+        super().__init__(Code(compiled.library, compiled.kernels), compiled.weights, inputs, outputs, target)
 
 
 class Program(Runnable):
@@ -145,7 +148,7 @@ class Program(Runnable):
         lowered = lower(module, target)
         attrs = module["main"].attrs
         inputs, outputs = ([str(name) for name in attrs[key]] for key in (INPUTS_ATTR, OUTPUTS_ATTR))
-        super().__init__(target.build(lowered.module), lowered.weights, inputs, outputs, target.threads)
+        super().__init__(target.build(lowered.module), lowered.weights, inputs, outputs, target)
 
 
 def run_module(
@@ -156,36 +159,29 @@ def run_module(
 
 
 class Library:
-    """A compiled library and its weights, loaded in this process."""
+    """Compiled code and its weights, loaded in this process.
 
-    def __init__(self, library: bytes, weights: Mapping[str, np.ndarray]) -> None:
-        import tvm_ffi
+    Args:
+        code: what a target built.
+        weights: in call order.
+        device: of the target: `cpu`, or a GPU as in `vulkan:1`.
+    """
 
+    def __init__(self, code: Code, weights: Mapping[str, np.ndarray], device: str = "cpu") -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "code.so"
-            path.write_bytes(library)
-            self._machine = tvm_ffi.load_module(str(path))["vm_load_executable"]()
-        self._machine["vm_initialization"](1, 0, 2)
-        self._weights = [_tensor(array) for array in weights.values()]
+            path.write_bytes(code.library)
+            executable = Executable(path, code.kernels, parse_device(device))
+        self._machine = executable.new_machine()
+        self._weights = executable.place([aligned(array) for array in weights.values()])
 
     def __call__(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         """Outputs in order."""
-        outputs = self._machine["main"](*map(_tensor, inputs), *self._weights)
-        return [np.from_dlpack(output).copy() for output in outputs]
+        return [output.copy() for output in self._machine.run([aligned(array) for array in inputs], self._weights)]
 
     def seconds(self, inputs: list[np.ndarray], runs: int) -> float:
         """Wall time of so many runs."""
-        arguments = [*map(_tensor, inputs), *self._weights]
-        started = time.perf_counter()
-        for _ in range(runs):
-            self._machine["main"](*arguments)
-        return time.perf_counter() - started
-
-
-def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
-    from tvm.runtime import tensor
-
-    return tensor(np.asarray(array, order="C"))
+        return self._machine.seconds([aligned(array) for array in inputs], self._weights, runs)
 
 
 def _onnxruntime(model: Path) -> Reference:

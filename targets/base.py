@@ -19,6 +19,19 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
+class Code:
+    """What a target makes of a module.
+
+    Attributes:
+        library: a shared library for the machine that runs the model; its entry is `vm_load_executable`.
+        kernels: what the device needs besides, by name of the artifact's member; nothing where the library holds all.
+    """
+
+    library: bytes
+    kernels: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Scheduled:
     """A scheduled kernel.
 
@@ -58,6 +71,10 @@ class Target(Protocol):
     def runs_here(self) -> bool:
         """Whether code for this target runs on this machine."""
 
+    @property
+    def place(self) -> str:
+        """The device of this machine that runs its code: `cpu`, or a GPU as in `vulkan:1`."""
+
     def describe(self) -> dict[str, object]:
         """What the artifact's manifest records; the runtime compares it with its host."""
 
@@ -67,8 +84,12 @@ class Target(Protocol):
     def rules(self) -> Sequence[Rule]:
         """Schedule rules, in order; the first that applies wins."""
 
-    def build(self, module: tvm.IRModule) -> bytes:
-        """Machine code of a module of scheduled PrimFuncs and a lowered `main`, as a shared library."""
+    @property
+    def alignment(self) -> int:
+        """Bytes that the place of a tensor in memory is a multiple of."""
+
+    def build(self, module: tvm.IRModule) -> Code:
+        """Machine code of a module of scheduled PrimFuncs and a lowered `main`."""
 
 
 class Rule(Protocol):

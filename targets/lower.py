@@ -56,7 +56,7 @@ def lower(module: tvm.IRModule, target: Target) -> Lowered:
         _describe(module, call, nodes) for call, nodes in zip(kernel_calls(module), origins, strict=True)
     )
     module, weights = lift_constants(module, scheduled)
-    placed = place_tensors(module)
+    placed = place_tensors(module, target.alignment)
     launched = tuple(call for i, call in enumerate(calls) if i not in placed.copies_saved)
     rules = {name: item.rule for name, item in scheduled.items()}
     return Lowered(placed.module, weights, launched, rules, placed.arena_bytes)

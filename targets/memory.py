@@ -32,8 +32,6 @@ from greencc.padding import TOKENS_SYMBOL, ElidedPadding
 CONCAT_ATTR = "greencc.concat"
 # Of a PrimFunc: numbers of the parameters whose memory its result may take.
 OVERWRITES_ATTR = "greencc.overwrites"
-# Kernels take buffers to begin at multiples of this.
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,13 @@ class _Tensor:
     parts: list[_Tensor] = field(default_factory=list)
 
 
-def place_tensors(module: tvm.IRModule) -> Placed:
-    """Plan the memory of every function of a module of scheduled kernels."""
+def place_tensors(module: tvm.IRModule, alignment: int) -> Placed:
+    """Plan the memory of every function of a module of scheduled kernels.
+
+    Args:
+        module: the module.
+        alignment: kernels take buffers to begin at multiples of this many bytes.
+    """
     explicit = tvm.transform.Sequential(
         [relax.transform.ToNonDataflow(), relax.transform.RemovePurityChecking(), relax.transform.CallTIRRewrite()]
     )(module)
@@ -86,7 +89,7 @@ def place_tensors(module: tvm.IRModule) -> Placed:
     saved: set[int] = set()
     arena_bytes = calls = 0
     for gv, function in relax_functions(explicit):
-        plan = _Plan(explicit, function)
+        plan = _Plan(explicit, function, alignment)
         saved.update(calls + number for number in plan.saved)
         calls += plan.calls
         if gv.name_hint == "main":
@@ -98,8 +101,8 @@ def place_tensors(module: tvm.IRModule) -> Placed:
 class _Plan:
     """The plan for one function."""
 
-    def __init__(self, module: tvm.IRModule, function: relax.Function) -> None:
-        self._module, self._function = module, function
+    def __init__(self, module: tvm.IRModule, function: relax.Function, alignment: int) -> None:
+        self._module, self._function, self._alignment = module, function, alignment
         self._bindings = [binding for block in function.body.blocks for binding in block.bindings]
         self._analyzer = _bounded(function)
         self._tensors: dict[relax.Var, _Tensor] = {}
@@ -112,7 +115,7 @@ class _Plan:
         self._overwrite()
         roots = (tensor for tensor in self._tensors.values() if tensor.parent is None)
         self._planned = [tensor for tensor in roots if not tensor.escapes and tensor.bytes is not None]
-        self.arena_bytes = _pack(self._planned)
+        self.arena_bytes = _pack(self._planned, alignment)
 
     # -- what there is -------------------------------------------------------------------------------------
 
@@ -191,7 +194,7 @@ class _Plan:
             for t, source in zip(tensors, sources, strict=True)
         )
         offsets = [sum(t.bytes or 0 for t in tensors[:i]) for i in range(len(tensors))]
-        if not free or len(set(tensors)) < len(tensors) or any(at % ALIGNMENT for at in offsets):
+        if not free or len(set(tensors)) < len(tensors) or any(at % self._alignment for at in offsets):
             return False
         for tensor, offset in zip(tensors, offsets, strict=True):
             tensor.parent, tensor.offset = whole, offset
@@ -282,12 +285,12 @@ def _root(tensor: _Tensor) -> tuple[_Tensor, int]:
     return tensor, offset
 
 
-def _pack(tensors: list[_Tensor]) -> int:
+def _pack(tensors: list[_Tensor], alignment: int) -> int:
     """Give each tensor its offset in the arena, the largest first, each in the tightest gap; the arena's size."""
     placed: list[_Tensor] = []
     end = 0
     for tensor in sorted(tensors, key=lambda t: (-(t.bytes or 0), t.index)):
-        size = _aligned(tensor.bytes or 0)
+        size = _aligned(tensor.bytes or 0, alignment)
         overlapping = sorted(
             (other for other in placed if other.index <= tensor.last and tensor.index <= other.last),
             key=lambda other: other.offset,
@@ -298,15 +301,15 @@ def _pack(tensors: list[_Tensor]) -> int:
             gap = other.offset - at
             if gap >= size and (best is None or gap < best[0]):
                 best = gap, at
-            at = max(at, other.offset + _aligned(other.bytes or 0))
+            at = max(at, other.offset + _aligned(other.bytes or 0, alignment))
         tensor.offset = at if best is None else best[1]
         placed.append(tensor)
         end = max(end, tensor.offset + size)
     return end
 
 
-def _aligned(size: int) -> int:
-    return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
+def _aligned(size: int, alignment: int) -> int:
+    return -(-max(size, 1) // alignment) * alignment
 
 
 def _bytes(expr: relax.Expr) -> int | None:

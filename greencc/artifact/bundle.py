@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,11 @@ class Compiled:
         outputs: the outputs, in the order of the returned tuple.
         symbols: bounds (lowest, highest or None) of every symbol that a shape names.
         target: `kind`, `mcpu`, `features` (instruction sets the code needs, by LLVM's names),
-            `threads` (None for the machine's own count) and `triple`.
+            `threads` (None for the machine's own count) and `triple`; of a GPU its `gpu`, what it can do.
         calls: kernel launches of one run, in order.
         report: what the compiler did, for people and scripts; nothing in it may vary between two
             compilations of the same model (no times, no paths).
+        kernels: what a GPU runs, by name of the member: those of `greencc.artifact.manifest.KERNELS` for the kind.
     """
 
     library: bytes
@@ -85,3 +86,4 @@ class Compiled:
     target: Mapping[str, object]
     calls: tuple[KernelCall, ...]
     report: Mapping[str, object]
+    kernels: Mapping[str, bytes] = field(default_factory=dict)

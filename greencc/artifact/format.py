@@ -1,5 +1,7 @@
 """Artifact version 1: a folder of manifest.json, code.so, weights.safetensors and golden.safetensors.
 
+One for a GPU holds its kernels besides (`greencc.artifact.manifest.KERNELS`).
+
 Written whole or not at all: everything goes to a new folder beside the destination, which then takes its
 place. The same model compiled twice by the same versions gives the same bytes: nothing tells the time or a
 path.
@@ -16,14 +18,24 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from pathlib import Path
 
 import numpy as np
 
 from greencc.artifact.bundle import Array, Compiled
-from greencc.artifact.manifest import FORMAT, MANIFEST, MEMBERS, Manifest, Member, Source, render_manifest
+from greencc.artifact.manifest import (
+    FORMAT,
+    KERNELS,
+    MANIFEST,
+    MEMBERS,
+    Manifest,
+    Member,
+    Source,
+    members_for,
+    render_manifest,
+)
 from greencc.artifact.tensors import map_tensors, write_tensors
 from greencc.artifact.verify import verify_members
 from greencc.errors import ArtifactError, UserError
@@ -31,6 +43,7 @@ from greencc.version import __version__
 
 CODE, GOLDEN, WEIGHTS = MEMBERS
 _INPUT, _OUTPUT = "input.", "output."
+_FILES = {MANIFEST, *MEMBERS, *(name for names in KERNELS.values() for name in names)}
 
 Runner = Callable[[Path, Mapping[str, Array]], Mapping[str, Array]]
 """Loads the artifact at a path and runs it on inputs: how the golden outputs are made."""
@@ -47,6 +60,7 @@ class Artifact:
         golden_inputs: inputs of the golden pair.
         golden_outputs: what the compiling machine got from them; empty when it could not run the code
             (an artifact compiled for another machine).
+        kernels: what a GPU runs, by name of the member; nothing for a CPU.
     """
 
     path: Path
@@ -54,6 +68,7 @@ class Artifact:
     weights: Mapping[str, Array]
     golden_inputs: Mapping[str, Array]
     golden_outputs: Mapping[str, Array]
+    kernels: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def code(self) -> Path:
@@ -109,6 +124,8 @@ def write_artifact(
     try:
         staged.mkdir()
         _write(staged / CODE, compiled.library)
+        for name, data in compiled.kernels.items():
+            _write(staged / name, data)
         _write_tensors(staged / WEIGHTS, compiled.weights)
         _write_tensors(staged / GOLDEN, golden)
         manifest = _write_manifest(staged, compiled, source)
@@ -141,7 +158,12 @@ def read_artifact(path: Path) -> Artifact:
         {name: weights[name] for name in verified.manifest.weights},
         _with_prefix(golden, _INPUT),
         _with_prefix(golden, _OUTPUT),
+        {name: verified.data[name].tobytes() for name in _kernels_of(verified.manifest)},
     )
+
+
+def _kernels_of(manifest: Manifest) -> tuple[str, ...]:
+    return KERNELS.get(str(manifest.target.get("kind")), ())
 
 
 def _with_prefix(tensors: Mapping[str, Array], prefix: str) -> dict[str, Array]:
@@ -162,7 +184,7 @@ def _write_manifest(folder: Path, compiled: Compiled, source: Source) -> Manifes
         target=dict(compiled.target),
         calls=compiled.calls,
         report=dict(compiled.report),
-        members={name: _member(folder / name) for name in MEMBERS},
+        members={name: _member(folder / name) for name in members_for(compiled.target)},
         source=source,
     )
     _write(folder / MANIFEST, render_manifest(manifest))
@@ -198,7 +220,7 @@ def _flush(descriptor: int) -> None:
 
 def _is_artifact(path: Path) -> bool:
     """Whether a folder holds a greencc artifact, whole or damaged, and nothing of the user's."""
-    if not path.is_dir() or {entry.name for entry in path.iterdir()} - {MANIFEST, *MEMBERS}:
+    if not path.is_dir() or {entry.name for entry in path.iterdir()} - _FILES:
         return False
     try:
         document = json.loads((path / MANIFEST).read_bytes())

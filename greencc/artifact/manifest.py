@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from greencc.artifact.bundle import ARITHMETIC, DTYPES, KernelCall, TensorSpec
@@ -19,7 +19,12 @@ MANIFEST = "manifest.json"
 FORMAT = "greencc-artifact"
 VERSION = 2
 MEMBERS = ("code.so", "golden.safetensors", "weights.safetensors")
-"""Every file of an artifact but the manifest. The set is closed: a manifest can't name any other file."""
+"""Files of every artifact besides the manifest."""
+KERNELS = {
+    "cuda": ("kernels.cubin", "kernels.json", "kernels.ptx"),
+    "vulkan": ("kernels.json", "kernels.spv"),
+}
+"""Further files by the kind of GPU that they are for. The set is closed: a manifest can't name any other file."""
 
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_DIM = 1 << 48
@@ -72,6 +77,11 @@ class Manifest:
     report: Mapping[str, object]
     members: Mapping[str, Member]
     source: Source
+
+
+def members_for(target: Mapping[str, object]) -> tuple[str, ...]:
+    """Every file of an artifact for `target` but the manifest."""
+    return tuple(sorted((*MEMBERS, *KERNELS.get(str(target.get("kind")), ()))))
 
 
 def render_manifest(manifest: Manifest) -> bytes:
@@ -148,7 +158,7 @@ class _Fields:
             target=self.table(document["target"], "target"),
             calls=self.calls(document["calls"]),
             report=self.table(document["report"], "report"),
-            members=self.members(document["members"]),
+            members=self.members(document["members"], members_for(self.table(document["target"], "target"))),
             source=self.source(document["source"]),
         )
         for spec in result.inputs:
@@ -239,11 +249,11 @@ class _Fields:
             result.append(KernelCall(self.text(table["kernel"], "calls"), nodes, operations, moved, arithmetic))
         return tuple(result)
 
-    def members(self, value: object) -> dict[str, Member]:
+    def members(self, value: object, names: Sequence[str]) -> dict[str, Member]:
         table = self.table(value, "members")
-        if table.keys() != set(MEMBERS):
-            raise self.fail("members", f"does not list exactly: {', '.join(MEMBERS)}")
-        return {name: self.member(table[name]) for name in MEMBERS}
+        if table.keys() != set(names):
+            raise self.fail("members", f"does not list exactly: {', '.join(names)}")
+        return {name: self.member(table[name]) for name in names}
 
     def member(self, value: object) -> Member:
         table = self.record(value, "members", ("bytes", "sha256"))

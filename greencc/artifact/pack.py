@@ -29,7 +29,7 @@ import zstandard
 from greencc.artifact.bundle import Array
 from greencc.artifact.encodings import KINDS, MOST_GROWTH, PLANES, WIDTHS, Bytes, decode, encodings
 from greencc.artifact.format import GOLDEN, WEIGHTS, check_destination, take_place
-from greencc.artifact.manifest import MANIFEST, MEMBERS
+from greencc.artifact.manifest import KERNELS, MANIFEST, members_for
 from greencc.artifact.tensors import tensor_spans
 from greencc.artifact.verify import verify_members
 from greencc.caching import cache_folder
@@ -50,7 +50,8 @@ _LITERALS = zstandard.ZstdCompressionParameters.from_level(1, min_match=7, hash_
 # A block of Zstandard holds at most 128 kB, and takes at least 4 bytes.
 _MOST_EXPANSION = (128 << 10) // 4
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NAMES = (MANIFEST, *MEMBERS)
+# What a packed artifact may hold, in order: the members of one for a CPU, or for a kind of GPU.
+_NAMES = [[MANIFEST, *members_for({"kind": kind})] for kind in ("cpu", *KERNELS)]
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,7 @@ def pack(artifact: Path, file: Path) -> dict[str, int]:
     contents = {MANIFEST: np.frombuffer((artifact / MANIFEST).read_bytes(), np.uint8), **verified.data}
     members: list[Member] = []
     streams: list[bytes] = []
-    for name in _NAMES:
-        data = contents[name]
+    for name, data in contents.items():
         made = [_packed(data[begin:end], width) for begin, end, width in _parts(data, name)]
         digest = hashlib.sha256(data.data).hexdigest()
         members.append(Member(name, data.size, digest, tuple(piece for piece, _ in made)))
@@ -240,7 +240,7 @@ def _header(stream: BinaryIO, file: Path) -> list[Member]:
         members = [Member.of(entry) for entry in json.loads(_read(stream, length, file))["members"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{file}: its header is damaged ({type(error).__name__})") from error
-    if [member.name for member in members] != list(_NAMES) or not all(member.is_sane for member in members):
+    if [member.name for member in members] not in _NAMES or not all(member.is_sane for member in members):
         raise ArtifactError(f"{file}: its header does not list an artifact's members")
     missing = sum(piece.packed for member in members for piece in member.pieces) - _left(stream)
     if missing:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from greencc.artifact.bundle import Array
-from greencc.artifact.manifest import MANIFEST, MEMBERS, Manifest, Member, parse_manifest
+from greencc.artifact.manifest import MANIFEST, Manifest, Member, parse_manifest
 from greencc.errors import ArtifactError
 
 
@@ -41,10 +41,10 @@ def verify_members(path: Path) -> VerifiedMembers:
             or not a regular file. The message names the member.
     """
     manifest = read_manifest(path)
-    extra = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *MEMBERS})
+    extra = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *manifest.members})
     if extra:
         raise ArtifactError(f"{path}: {extra[0]} is not part of the artifact: remove it")
-    data = {name: _verified(path, name, manifest.members[name]) for name in MEMBERS}
+    data = {name: _verified(path, name, manifest.members[name]) for name in manifest.members}
     return VerifiedMembers(path, manifest, data)
 
 

@@ -8,7 +8,7 @@ import tvm
 import tvm_ffi
 
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR
-from greencc.targets.base import Rule, Target
+from greencc.targets.base import Code, Rule, Target
 
 
 class RememberedBuilds:
@@ -16,7 +16,7 @@ class RememberedBuilds:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._known: dict[int, list[tuple[tvm.IRModule, bytes]]] = {}
+        self._known: dict[int, list[tuple[tvm.IRModule, Code]]] = {}
 
     @property
     def kind(self) -> str:
@@ -33,6 +33,16 @@ class RememberedBuilds:
         """See Target."""
         return self._target.runs_here
 
+    @property
+    def place(self) -> str:
+        """See Target."""
+        return self._target.place
+
+    @property
+    def alignment(self) -> int:
+        """See Target."""
+        return self._target.alignment
+
     def describe(self) -> dict[str, object]:
         """See Target."""
         return self._target.describe()
@@ -45,7 +55,7 @@ class RememberedBuilds:
         """See Target."""
         return self._target.rules()
 
-    def build(self, module: tvm.IRModule) -> bytes:
+    def build(self, module: tvm.IRModule) -> Code:
         """See Target."""
         main = module["main"]
         for name in (INPUTS_ATTR, OUTPUTS_ATTR):

@@ -119,7 +119,7 @@ class Compression:
             raise RuntimeError("judged before anything was compressed")
         budget, found = self._budget, self._found
         self._progress(f"judging on {len(budget.splits.judged)} runs")
-        program = BuiltProgram(compiled, self._target.threads)
+        program = BuiltProgram(compiled, self._target)
         drop = measure_drop(budget.metric, budget.dataset, self._references, program, budget.splits.judged)
         if drop.value > budget.max_drop:
             raise BudgetError(

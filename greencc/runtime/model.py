@@ -8,32 +8,24 @@ loaded with one thread runs in its caller's thread, any number of calls at a tim
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from greencc.artifact.bundle import Array, TensorSpec
 from greencc.artifact.format import Artifact, read_artifact
 from greencc.artifact.manifest import Manifest
 from greencc.artifact.pack import artifact_folder
-from greencc.errors import ArtifactError, GreenccError, InputError
+from greencc.errors import ArtifactError, GreenccError, InputError, UserError
 from greencc.runtime.binding import aligned, bind_inputs
+from greencc.runtime.devices import KINDS, Device, check_device, parse_device
+from greencc.runtime.executable import Executable, Machine
 from greencc.runtime.features import machine, missing_features, physical_cores
-from greencc.runtime.library import load_library
 from greencc.runtime.threads import run_with_threads
 
-_CPU = 1
-"""kDLCPU of DLPack."""
-_POOLED = 2
-"""The VM's allocator that keeps freed buffers for the next call."""
 
-
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
+def load(path: str | os.PathLike[str], threads: int | None = None, device: str | None = None) -> Model:
     """Load an artifact.
 
     Every byte is verified first, then the machine is compared with what the artifact was built for; only then
@@ -43,19 +35,27 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Model:
         path: the artifact's folder, or its packed form, which is expanded to the user's cache once.
         threads: how many threads one call uses. None means what the artifact was compiled for, at most this
             machine's physical cores; all of those when it was compiled for no particular number.
+        device: which of several GPUs to run on, as in `vulkan:1`. None means the first one of the kind that the
+            artifact was compiled for.
 
     Raises:
-        ArtifactError: the artifact is damaged, of another version, or built for another machine.
+        ArtifactError: the artifact is damaged, of another version, or built for another machine or device.
         InputError: `threads` is not a positive integer.
+        UserError: there is no such device, or no driver or runtime for it.
         GreenccError: TVM's runtime library is not installed.
     """
-    return load_artifact(read_artifact(artifact_folder(Path(path))), threads)
+    return load_artifact(read_artifact(artifact_folder(Path(path))), threads, device)
 
 
-def load_artifact(artifact: Artifact, threads: int | None = None) -> Model:
+def load_artifact(artifact: Artifact, threads: int | None = None, device: str | None = None) -> Model:
     """Load an artifact that has been read, and so verified, already; otherwise as `load`."""
     _check_machine(artifact)
-    return Model(artifact, _thread_count(artifact.manifest, threads))
+    kind = str(artifact.manifest.target.get("kind"))
+    chosen = Device(kind) if device is None else parse_device(device)
+    if chosen.kind != kind:
+        raise UserError(f"--device {device}: {artifact.path} was compiled for {kind}")
+    check_device(chosen, artifact.manifest.target, str(artifact.path))
+    return Model(artifact, _thread_count(artifact.manifest, threads), chosen)
 
 
 class Model:
@@ -64,21 +64,24 @@ class Model:
     Attributes:
         artifact: the verified artifact.
         threads: how many threads one call uses.
+        device: what it runs on.
     """
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, device: Device) -> None:
         self.artifact = artifact
         self.threads = threads
-        self._ffi = load_library().ffi
+        self.device = device
         try:
-            self._module = _load_code(self._ffi, artifact.code.resolve())
+            self._executable = Executable(artifact.code.resolve(), artifact.kernels, device)
+        except GreenccError:
+            raise
         except (RuntimeError, OSError) as error:
             raise ArtifactError(f"{artifact.code} can't be loaded: {_first_line(error)}") from error
-        self._weights = [self._ffi.from_dlpack(array) for array in artifact.weights.values()]
+        self._weights = self._executable.place(list(artifact.weights.values()))
         ranges = [_byte_range(array) for array in artifact.weights.values()]
         self._weight_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0, 0)
         # A VM runs one call at a time. Calls that overlap (one thread each) take one each from here.
-        self._idle = [self.new_vm()["main"]]
+        self._idle = [self.new_machine()]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -97,7 +100,8 @@ class Model:
 
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.inputs, self.outputs))
-        return f"<greencc.Model {self.artifact.path.name}: ({inputs}) -> ({outputs}), threads={self.threads}>"
+        where = f"threads={self.threads}" if self.device.kind == "cpu" else str(self.device)
+        return f"<greencc.Model {self.artifact.path.name}: ({inputs}) -> ({outputs}), {where}>"
 
     def __call__(self, inputs: Mapping[str, object] | None = None, /, **named: object) -> dict[str, Array]:
         """Run the model.
@@ -127,23 +131,22 @@ class Model:
         """
         return [aligned(array) for array in bind_inputs(self.inputs, self.symbols, given)]
 
-    def run_bound(self, arrays: Sequence[Array], vm: Any = None) -> dict[str, Array]:
+    def run_bound(self, arrays: Sequence[Array], machine: Machine | None = None) -> dict[str, Array]:
         """Run on arrays that `bind` returned.
 
         Args:
             arrays: the inputs, in call order.
-            vm: a VM of `new_vm` that nothing else is using; None for one of the model's own.
+            machine: one of `new_machine` that nothing else is using; None for one of the model's own.
 
         Raises:
             GreenccError: the machine code failed.
         """
-        tensors = [self._ffi.from_dlpack(array) for array in arrays]
 
         def work() -> list[Array]:
-            main = self._take() if vm is None else vm["main"]
-            results: list[Array] = [np.from_dlpack(tensor) for tensor in main(*tensors, *self._weights)]
-            if vm is None:  # not reached after a failure: a VM that stopped half-way is not used again
-                self._idle.append(main)
+            chosen = self._take() if machine is None else machine
+            results = chosen.run(arrays, self._weights)
+            if machine is None:  # not reached after a failure: a VM that stopped half-way is not used again
+                self._idle.append(chosen)
             return results
 
         try:
@@ -160,17 +163,19 @@ class Model:
         owned = _Owned([self._weight_range, *map(_byte_range, arrays)])
         return {spec.name: owned.take(array) for spec, array in zip(self.outputs, results, strict=True)}
 
-    def new_vm(self) -> Any:
-        """A new VM over the artifact's code, with its own state."""
-        vm = self._module["vm_load_executable"]()
-        vm["vm_initialization"](_CPU, 0, _POOLED)
-        return vm
+    def new_machine(self) -> Machine:
+        """A VM over the artifact's code, with its own state."""
+        return self._executable.new_machine()
 
-    def _take(self) -> Any:
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was asked to."""
+        self._executable.synchronize()
+
+    def _take(self) -> Machine:
         try:
             return self._idle.pop()
         except IndexError:
-            return self.new_vm()["main"]
+            return self.new_machine()
 
 
 class _Owned:
@@ -197,18 +202,6 @@ def _byte_range(array: Array) -> tuple[int, int]:
     return start, start + array.nbytes
 
 
-def _load_code(ffi: Any, path: Path) -> Any:
-    """Load a shared library, the one that lies at `path` now.
-
-    The system's loader knows libraries by name: an artifact that was replaced since this process loaded it would
-    come back as it was, and meet the new one's weights. So every load has a name of its own.
-    """
-    with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
-        name = Path(folder) / path.name
-        name.symlink_to(path)
-        return ffi.load_module(str(name))
-
-
 def _thread_count(manifest: Manifest, threads: int | None) -> int:
     if threads is None:
         compiled_for = manifest.target.get("threads")
@@ -223,8 +216,8 @@ def _check_machine(artifact: Artifact) -> None:
     """Refuse code that this machine, or the TVM runtime on it, can't run, before any of it is loaded."""
     manifest, where = artifact.manifest, artifact.path
     kind = manifest.target.get("kind")
-    if kind != "cpu":
-        raise ArtifactError(f"{where}: compiled for {kind!r}; this greencc runs artifacts for 'cpu'")
+    if kind not in KINDS:
+        raise ArtifactError(f"{where}: compiled for {kind!r}; this greencc runs artifacts for {', '.join(KINDS)}")
     triple = manifest.target.get("triple")
     built_for = str(triple).partition("-")[0] if triple else machine()
     if built_for != machine():

@@ -15,7 +15,6 @@ from tvm import relax, te, tirx
 from greencc.errors import GreenccError
 from greencc.ir import constant, constant_array
 from greencc.ops import Conv2dAttrs, scheme_of
-from greencc.targets.cpu.emitted import EmittedKernels
 from greencc.targets.cpu.intrinsics.dot import DotProduct, dot_product
 from greencc.targets.cpu.quantized_norms import quantized_by_norm
 from greencc.targets.cpu.schedules.channel_words import channel_words_kernel, word_count
@@ -23,6 +22,7 @@ from greencc.targets.cpu.schedules.quantize_images import quantize_images_kernel
 from greencc.targets.cpu.schedules.quantize_rows import padded_depth, quantize_rows_kernel, quantized_rows_types
 from greencc.targets.cpu.static_int8 import dequantize, quantize_rows, zero_level
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.emitted import EmittedKernels
 from greencc.targets.tir import as_int
 
 _ONES = (1, 1, 1)

@@ -119,7 +119,7 @@ def _compiled(
             )
         builder.emit_func_output(result)
     return Compiled(
-        library=target.build(builder.get()),
+        library=target.build(builder.get()).library,
         weights={},
         inputs=(TensorSpec("x", dtype, given),),
         outputs=(TensorSpec("out", out, made),),

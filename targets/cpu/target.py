@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm.target import codegen
 
 from greencc.errors import UserError
 from greencc.runtime.features import physical_cores
-from greencc.targets.base import Rule
+from greencc.targets.base import Code, Rule
 
 # Feature -> (what it needs, in LLVM's names). What isn't listed is of no interest to a schedule.
 X86_FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avxvnni")
@@ -73,6 +73,11 @@ class CpuTarget:
         return same and set(self.features) <= set(host.features)
 
     @property
+    def place(self) -> str:
+        """See Target."""
+        return "cpu"
+
+    @property
     def vector_bits(self) -> int:
         """Width of a vector register."""
         if "avx512f" in self.features:
@@ -123,7 +128,12 @@ class CpuTarget:
 
         return rules(self)
 
-    def build(self, module: tvm.IRModule) -> bytes:
+    @property
+    def alignment(self) -> int:
+        """A line of the caches, and the widest vector."""
+        return 64
+
+    def build(self, module: tvm.IRModule) -> Code:
         """Machine code as a shared library."""
         from greencc.targets.cpu.build import build
 
@@ -145,34 +155,43 @@ def host_target(threads: int | None = None) -> CpuTarget:
     return CpuTarget(triple, cpu, features, threads or physical_cores())
 
 
-def described_target(description: Mapping[str, object], threads: int) -> CpuTarget:
+def local_target(device: str, threads: int | None) -> CpuTarget:
+    """The CPU of this machine.
+
+    Raises:
+        UserError: `device` names one of several.
+    """
+    if device:
+        raise UserError(f"--target cpu:{device}: a machine has one CPU target; write cpu")
+    return host_target(threads)
+
+
+def recorded_target(description: Mapping[str, object], threads: int) -> CpuTarget:
     """The target that `CpuTarget.describe` described: the instructions that an artifact's code may use."""
     features = description["features"]
     names = tuple(map(str, features)) if isinstance(features, list) else ()
     return CpuTarget(str(description["triple"]), str(description["mcpu"]), names, threads)
 
 
-def load_target(path: Path, threads: int | None = None) -> CpuTarget:
-    """A target from a JSON file: {"kind": "cpu", "triple": ..., "cpu": ..., "features": [...], "threads": N}."""
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--target {path}: not a readable JSON file ({error})") from error
-    if not isinstance(fields, dict) or fields.get("kind", "cpu") != "cpu":
-        raise UserError(f"--target {path}: expected an object with \"kind\": \"cpu\"")
+def described_target(fields: Mapping[str, Any], where: str, threads: int | None = None) -> CpuTarget:
+    """A target from a JSON object: {"kind": "cpu", "triple": ..., "cpu": ..., "features": [...], "threads": N}.
+
+    Raises:
+        UserError: a field is missing, unknown or of the wrong type; `where` names the object.
+    """
     missing = [name for name in ("triple", "cpu") if not isinstance(fields.get(name), str)]
     if missing:
-        raise UserError(f"--target {path}: missing text field(s) {', '.join(missing)}")
+        raise UserError(f"{where}: missing text field(s) {', '.join(missing)}")
     features = fields.get("features", [])
     known = {*X86_FEATURES, *ARM_FEATURES}
     if not isinstance(features, list):
-        raise UserError(f"--target {path}: features must be a list of names, not {features!r}")
+        raise UserError(f"{where}: features must be a list of names, not {features!r}")
     unknown = [str(f) for f in features if f not in known]
     if unknown:
-        raise UserError(f"--target {path}: unknown feature(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise UserError(f"{where}: unknown feature(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     count = threads or fields.get("threads", 1)
     if not isinstance(count, int) or count < 1:
-        raise UserError(f"--target {path}: threads must be a positive integer, not {count}")
+        raise UserError(f"{where}: threads must be a positive integer, not {count}")
     return CpuTarget(fields["triple"], fields["cpu"], tuple(sorted(_with_implied(features))), count)
 
 

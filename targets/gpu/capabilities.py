@@ -7,6 +7,7 @@ from typing import Protocol
 
 import tvm
 
+from greencc.errors import UserError
 from greencc.targets.base import Target
 
 
@@ -23,7 +24,9 @@ class Capabilities:
         has_int64: 64-bit integers as data.
         has_float64: arithmetic and data in float64.
         has_dot4: `__dp4a`: int32 plus the dot product of two words of four signed bytes.
-        has_tensor_cores: products of 16 x 16 matrices of float16 or bfloat16 by a warp.
+        has_tensor_cores: products of 16 x 16 matrices of float16 by a warp, summed in float32.
+        has_tensor_bfloat16: the same of bfloat16.
+        has_tensor_int8: the same of int8, summed in int32.
         alignment: bytes that the offset of a tensor in its memory must be a multiple of.
         max_buffer_bytes: the largest tensor that a kernel can be given.
         max_groups: workgroups of a launch along x; more are split over several launches.
@@ -37,6 +40,8 @@ class Capabilities:
     has_float64: bool = False
     has_dot4: bool = False
     has_tensor_cores: bool = False
+    has_tensor_bfloat16: bool = False
+    has_tensor_int8: bool = False
     alignment: int = 256
     max_buffer_bytes: int = 128 << 20
     max_groups: int = 65535
@@ -51,3 +56,9 @@ class GpuTarget(Target, Protocol):
 
     def tvm_target(self) -> tvm.target.Target:
         """The same target for TVM, with a host."""
+
+
+def refuse_threads(threads: int | None) -> None:
+    """Raise UserError where a number of threads is asked for: one launches all kernels."""
+    if threads is not None:
+        raise UserError(f"--threads {threads}: a GPU's kernels are launched by one thread; leave it out")

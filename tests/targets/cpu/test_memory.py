@@ -15,7 +15,6 @@ from tvm.relax import op
 
 from greencc.ir import bindings_of
 from greencc.targets.lower import lower
-from greencc.targets.memory import ALIGNMENT
 
 CHANNELS, SIZE = 16, 6
 
@@ -175,7 +174,7 @@ def test_tensors_that_live_at_the_same_time_do_not_overlap(layers: list[tuple[in
     tensors, size = places(lowered.module)
     assert size == lowered.arena_bytes
     for i, (first, last, begin, end) in enumerate(tensors):
-        assert begin % ALIGNMENT == 0
+        assert begin % host().alignment == 0
         assert end <= size
         for other_first, other_last, other_begin, other_end in tensors[:i]:
             apart = last < other_first or other_last < first

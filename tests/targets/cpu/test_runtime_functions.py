@@ -11,8 +11,8 @@ from running import function, host
 from tvm import relax, topi
 
 from greencc.errors import GreenccError
-from greencc.targets.cpu.runtime_functions import RUNTIME_FUNCTIONS
 from greencc.targets.lower import lower
+from greencc.targets.runtime_functions import RUNTIME_FUNCTIONS
 
 
 def test_the_small_runtime_holds_every_listed_function() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greencc import UserError
-from greencc.targets.cpu.target import load_target
+from greencc.targets.registry import make_target
 
 
 def described(folder: Path, **fields: Any) -> Path:
@@ -23,7 +23,7 @@ def described(folder: Path, **fields: Any) -> Path:
     [([], 128), (["sse4.2"], 128), (["fma", "avx2"], 256), (["avxvnni"], 256), (["avx512vnni"], 512)],
 )
 def test_a_feature_brings_what_it_implies(tmp_path: Path, features: list[str], bits: int) -> None:
-    target = load_target(described(tmp_path, features=features, threads=2))
+    target = make_target(str(described(tmp_path, features=features, threads=2)))
     assert set(features) <= set(target.features)
     assert target.vector_bits == bits
     assert ("avx" in target.features) == (bits > 128)
@@ -33,4 +33,4 @@ def test_a_feature_brings_what_it_implies(tmp_path: Path, features: list[str], b
 @pytest.mark.parametrize("features", ["avx2", 5, [5], ["avx3"]])
 def test_features_are_a_list_of_known_names(tmp_path: Path, features: Any) -> None:
     with pytest.raises(UserError, match="feature"):
-        load_target(described(tmp_path, features=features))
+        make_target(str(described(tmp_path, features=features)))

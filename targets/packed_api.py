@@ -6,52 +6,65 @@ begins. Here the entry adds the offset to the address instead, and refuses only 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import ir, tirx
 from tvm.tirx import compilation_pipeline
 
-from greencc.targets.memory import ALIGNMENT
-
-PIPELINE = "greencc"
 # Fields of a tensor by the numbers that `tvm_struct_get` takes.
 _DATA, _BYTE_OFFSET = 1, 8
 
 
-def register_pipeline() -> str:
-    """Register TVM's own pipeline with the other entries, under the name that this returns."""
-    compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
-    return PIPELINE
+Step = Callable[[tvm.IRModule], tvm.IRModule]
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
+def register_pipeline(name: str, alignment: int, after_lowering: Step | None = None) -> str:
+    """Register TVM's own pipeline with the other entries, under the name that this returns.
+
+    Args:
+        name: of the pipeline.
+        alignment: what the entry of a kernel asks of a tensor's byte offset.
+        after_lowering: is given the module of lowered host and device functions; what it returns is built.
+    """
     lower, finalize_host, finalize_device = tirx.get_tir_pipeline("s_tir")
-    entries = tvm.ir.transform.module_pass(_accept_offsets, opt_level=0)
-    return lower, lambda: tvm.ir.transform.Sequential([entries, finalize_host()]), finalize_device
+    accept = functools.partial(_accept_offsets, alignment)
+    entries = tvm.ir.transform.module_pass(lambda module, _context: accept(module), opt_level=0)
+    if after_lowering is not None:
+        step = after_lowering
+        last = tvm.ir.transform.module_pass(lambda module, _context: step(module), opt_level=0)
+        lower = tvm.ir.transform.Sequential([lower, last])
+
+    def pipeline() -> tuple[Any, Any, Any]:
+        return lower, lambda: tvm.ir.transform.Sequential([entries, finalize_host()]), finalize_device
+
+    compilation_pipeline.register_tir_pipeline(name, pipeline)
+    return name
 
 
-def _accept_offsets(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+def _accept_offsets(alignment: int, module: tvm.IRModule) -> tvm.IRModule:
     result = module.clone()
     for gv, func in module.functions_items():
         if isinstance(func, tirx.PrimFunc) and int(func.attrs.get("calling_conv", 0)) == 1:
-            result.update_func(gv, func.with_body(_entry(func.body)))
+            result.update_func(gv, func.with_body(_entry(func.body, alignment)))
     return result
 
 
-def _entry(stmt: tirx.Stmt) -> tirx.Stmt:
+def _entry(stmt: tirx.Stmt, alignment: int) -> tirx.Stmt:
     """The statements of an entry, down to the kernel's own."""
     if isinstance(stmt, tirx.SeqStmt):
-        return tirx.SeqStmt([_entry(part) for part in stmt.seq])
+        return tirx.SeqStmt([_entry(part, alignment) for part in stmt.seq])
     if isinstance(stmt, tirx.AttrStmt):
         if stmt.attr_key == "compute_scope":
             return stmt
-        return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, _entry(stmt.body), stmt.span)
+        return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, _entry(stmt.body, alignment), stmt.span)
     if isinstance(stmt, tirx.AssertStmt):
         offset = _checked_offset(stmt.condition)
         if offset is None:
             return stmt
-        aligned = tirx.EQ(tirx.floormod(offset, tirx.const(ALIGNMENT, "uint64")), tirx.const(0, "uint64"))
+        aligned = tirx.EQ(tirx.floormod(offset, tirx.const(alignment, "uint64")), tirx.const(0, "uint64"))
         return tirx.AssertStmt(aligned, stmt.error_kind, stmt.message_parts, stmt.span)
     if isinstance(stmt, tirx.DeclBuffer):
         return tirx.DeclBuffer(stmt.buffer, data=_shifted(stmt.data), span=stmt.span)

@@ -1,0 +1,136 @@
+"""Loaded machine code: where its tensors lie, how arrays get there and results come back."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from greencc.artifact.bundle import Array
+from greencc.runtime.binding import aligned_empty
+from greencc.runtime.devices import Device, driver
+from greencc.runtime.library import load_library
+
+_CPU = Device()
+_POOLED = 2
+"""The VM's allocator that keeps freed buffers for the next call."""
+
+Tensor: TypeAlias = Any
+"""A tensor of tvm_ffi."""
+
+
+class Executable:
+    """A library of machine code with the kernels of its device."""
+
+    def __init__(self, code: Path, kernels: Mapping[str, bytes], device: Device) -> None:
+        self.device = device
+        self._library = load_library()
+        self._ffi = self._library.ffi
+        self._module = self._load(code)
+        if device.is_gpu:
+            self._module.import_module(driver(device.kind).load_members(self._library, kernels))
+            self._where = self._ffi.device(device.kind, device.index)
+            self._allocate = self._library.function("runtime.TVMTensorAllocWithScope")
+            self._copy = self._library.function("runtime.TVMTensorCopyFromTo")
+            self._synchronize = self._library.function("runtime.Device_StreamSync")
+
+    def new_machine(self) -> Machine:
+        """A VM over the code, with its own state."""
+        return Machine(self)
+
+    def place(self, arrays: Sequence[Array]) -> list[Tensor]:
+        """The arrays where kernels read them: themselves on the CPU, else copies on the device."""
+        tensors = [self.as_tensor(array) for array in arrays]
+        if not self.device.is_gpu:
+            return tensors
+        placed = [self.copied(tensor, self.empty(tensor.shape, str(tensor.dtype))) for tensor in tensors]
+        self.synchronize()
+        return placed
+
+    def as_tensor(self, array: Array) -> Tensor:
+        """A view of an array that is aligned and contiguous."""
+        return self._ffi.from_dlpack(array)
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Tensor:
+        """A tensor on the device, of unknown content."""
+        return self._allocate(self._ffi.Shape(tuple(shape)), self._ffi.dtype(dtype), self._where, None)
+
+    def copied(self, source: Tensor, target: Tensor) -> Tensor:
+        """`target`, into which `source` will have been copied when the device is synchronized."""
+        if math.prod(target.shape):
+            self._copy(source, target, None)
+        return target
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        if self.device.is_gpu:
+            self._synchronize(self._where, None)
+
+    def fetch(self, results: Sequence[Tensor]) -> list[Array]:
+        """Results as arrays: views on the CPU, else copies that are made with one wait."""
+        if not self.device.is_gpu:
+            return [np.from_dlpack(result) for result in results]
+        arrays: list[Array] = [aligned_empty(result.shape, str(result.dtype)) for result in results]
+        for result, array in zip(results, arrays, strict=True):
+            self.copied(result, self.as_tensor(array))
+        self.synchronize()
+        return arrays
+
+    def start(self) -> Any:
+        """A VM of TVM, initialised for the device."""
+        vm = self._module["vm_load_executable"]()
+        devices = (self.device, _CPU) if self.device.is_gpu else (_CPU,)
+        vm["vm_initialization"](*(n for device in devices for n in (device.type, device.index, _POOLED)))
+        return vm
+
+    def _load(self, path: Path) -> Any:
+        """Load a shared library, the one that lies at `path` now.
+
+        The system's loader knows libraries by name: an artifact that was replaced since this process loaded it would
+        come back as it was, and meet the new one's weights. So every load has a name of its own.
+        """
+        with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
+            name = Path(folder) / path.name
+            name.symlink_to(path)
+            return self._ffi.load_module(str(name))
+
+
+class Machine:
+    """A VM, and the memory on its device that inputs are copied to."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._executable = executable
+        self.vm = executable.start()
+        self._main = self.vm["main"]
+        self._inputs: dict[int, Tensor] = {}
+
+    def run(self, arrays: Sequence[Array], weights: Sequence[Tensor]) -> list[Array]:
+        """The outputs for inputs in call order. On a GPU they are in memory of their own."""
+        return self._executable.fetch(self._main(*self._given(arrays), *weights))
+
+    def seconds(self, arrays: Sequence[Array], weights: Sequence[Tensor], runs: int) -> float:
+        """Wall time of so many runs, one after the other; without the ways to the device and back."""
+        given = self._given(arrays)
+        self._executable.synchronize()
+        started = time.perf_counter()
+        for _ in range(runs):
+            self._main(*given, *weights)
+            self._executable.synchronize()
+        return time.perf_counter() - started
+
+    def _given(self, arrays: Sequence[Array]) -> list[Tensor]:
+        executable = self._executable
+        if not executable.device.is_gpu:
+            return executable.place(arrays)
+        return [executable.copied(executable.as_tensor(array), self._input(i, array)) for i, array in enumerate(arrays)]
+
+    def _input(self, index: int, array: Array) -> Tensor:
+        kept = self._inputs.get(index)
+        if kept is None or tuple(kept.shape) != array.shape:
+            kept = self._inputs[index] = self._executable.empty(array.shape, str(array.dtype))
+        return kept

@@ -1,0 +1,144 @@
+"""A Vulkan device as a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tvm
+
+from greencc.errors import GreenccError, UserError
+from greencc.runtime import vulkan
+from greencc.targets.base import Code, Rule
+from greencc.targets.gpu.build import build, host_description
+from greencc.targets.gpu.capabilities import Capabilities, refuse_threads
+
+
+@dataclass(frozen=True)
+class VulkanTarget:
+    """A GPU with a Vulkan driver to compile for.
+
+    Attributes:
+        gpu: what it can do.
+        device: its number on this machine; None for one that is described.
+    """
+
+    gpu: Capabilities
+    device: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Name in the registry."""
+        return "vulkan"
+
+    @property
+    def threads(self) -> int:
+        """The one that launches."""
+        return 1
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether it is a device of this machine."""
+        return self.device is not None
+
+    @property
+    def place(self) -> str:
+        """The device of this machine that it is."""
+        return f"{self.kind}:{self.device or 0}"
+
+    @property
+    def alignment(self) -> int:
+        """What the offset of a storage buffer must be a multiple of, at least 64."""
+        return max(self.gpu.alignment, 64)
+
+    def tvm_target(self) -> tvm.target.Target:
+        """The same target for TVM."""
+        gpu = self.gpu
+        description = {
+            "kind": self.kind,
+            "max_num_threads": gpu.max_threads,
+            "max_threads_per_block": gpu.max_threads,
+            "max_shared_memory_per_block": gpu.shared_bytes,
+            # With one thread in a warp TVM reduces through shared memory, which is right on every device.
+            "thread_warp_size": gpu.subgroup or 1,
+            "supports_float16": gpu.has_float16,
+            "supports_float64": gpu.has_float64,
+            "supports_int8": True,
+            "supports_int16": True,
+            "supports_int64": gpu.has_int64,
+        }
+        return tvm.target.Target(description, host=host_description())
+
+    def describe(self) -> dict[str, object]:
+        """What the manifest records."""
+        triple = str(host_description()["mtriple"])
+        return {"kind": self.kind, "triple": triple, "threads": self.threads, "gpu": asdict(self.gpu)}
+
+    def legalize(self, module: tvm.IRModule) -> tvm.IRModule:
+        """Lower every operator to PrimFuncs."""
+        from greencc.targets.gpu.legalize import legalize
+
+        return legalize(module, self)
+
+    def rules(self) -> Sequence[Rule]:
+        """Schedule rules, in order; the first that applies wins."""
+        from greencc.targets.gpu.schedules import rules
+
+        return rules(self)
+
+    def build(self, module: tvm.IRModule) -> Code:
+        """A library that launches kernels, and the kernels in SPIR-V."""
+        from greencc.targets.vulkan.emitter import compile_kernels
+
+        return build(module, self, lambda kernels: compile_kernels(kernels, self.gpu))
+
+
+def local_target(device: str, threads: int | None) -> VulkanTarget:
+    """A device of this machine; without a number the first one, or what every device can do where there is none.
+
+    Raises:
+        UserError: there is no device of that number, or nothing to find one with.
+    """
+    refuse_threads(threads)
+    if device and not device.isdecimal():
+        raise UserError(f"--target vulkan:{device}: write the device's number, as in vulkan:1")
+    try:
+        found = vulkan.devices()
+    except GreenccError:
+        if device:
+            raise
+        found = []
+    if not device and not found:
+        return VulkanTarget(Capabilities())
+    index = int(device or 0)
+    if index >= len(found):
+        raise UserError(f"--target vulkan:{device}: this machine has {len(found)} Vulkan devices, counted from 0")
+    return VulkanTarget(_capabilities(found[index]), index)
+
+
+def described_target(fields: Mapping[str, Any], where: str, threads: int | None) -> VulkanTarget:
+    """The target that a JSON object describes: fields of Capabilities under "gpu", defaults for those it lacks.
+
+    Raises:
+        UserError: a field is unknown or has another type than its default.
+    """
+    refuse_threads(threads)
+    given = fields.get("gpu", {})
+    known = Capabilities.__dataclass_fields__
+    if not isinstance(given, Mapping):
+        raise UserError(f'{where}: "gpu" must be an object of {", ".join(known)}')
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"{where}: unknown field {name!r} of \"gpu\"; known: {', '.join(known)}")
+        default = known[name].default
+        kinds = (int, type(None)) if default is None else (type(default),)
+        if type(value) not in kinds:
+            raise UserError(f"{where}: {name} of \"gpu\" must be like {default!r}, not {value!r}")
+    return VulkanTarget(Capabilities(**given))
+
+
+def _capabilities(device: Mapping[str, Any]) -> Capabilities:
+    """What a device of `greencc.runtime.vulkan.devices` can do."""
+    known = Capabilities.__dataclass_fields__
+    return Capabilities(**{name: value for name, value in device["capabilities"].items() if name in known})
