@@ -16,10 +16,8 @@ from tvm import ir, s_tir, sym, tirx
 
 from greencc.targets.cost import BITS_ATTR
 from greencc.targets.kernel import Tail, is_const_zero, is_reduction
+from greencc.targets.lowerings import GROUP_ATTR
 from greencc.targets.tir import as_int, i64, loads, unravel, volume
-
-GROUP_ATTR = "greencc.group"
-"""On the block of a product whose second factor is levels in groups: rows that share a scale."""
 
 FLOATS = ("float32", "float16", "bfloat16")
 
