@@ -44,7 +44,7 @@ def attention_kernel(
         T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
         mask = operands[3] if len(operands) > 3 else None
         if decodes:
-            decode = DecodeEmitter(attrs, as_int(rows) or 1)
+            decode = DecodeEmitter(attrs, target.gpu, as_int(batch), as_int(rows) or 1)
             with T.launch_thread("blockIdx.x", batch * i64(attrs.kv_heads)) as group:
                 element, head = split_index(group, [batch, i64(attrs.kv_heads)])
                 sequence = Sequence(attrs, element, i64(0), rows, keys, element, *operands[:3], mask, result)
