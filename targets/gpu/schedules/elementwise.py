@@ -61,7 +61,8 @@ def are_one_map(stages: Sequence[Stage]) -> bool:
         if not all(map(analyzer.can_prove_equal, stage.extents, first.extents)):
             return False
     written = [buffer for stage in stages for buffer in stage.writes]
-    return len(stages) == 1 or not any(load.source.same_as(b) for stage in stages for load in stage.reads() for b in written)
+    read = [load.source for stage in stages for load in stage.reads()]
+    return len(stages) == 1 or not any(source.same_as(buffer) for source in read for buffer in written)
 
 
 def map_launch(stages: Sequence[Stage], target: GpuTarget) -> tirx.Stmt:
@@ -100,11 +101,9 @@ def _is_vector(stage: Stage) -> bool:
     extent = as_int(stage.extents[-1]) if stage.extents else None
     if extent is None or extent % LANES or not stage.is_in_order:
         return False
-    along = stage.axes[-1]
-    return all(
-        str(store.buffer.ty.dtype) in _VECTOR_TYPES and all(_is_vector_node(node, along) for node in _values(store.value))
-        for store in stage.stores
-    )
+    nodes = [node for store in stage.stores for node in _values(store.value)]
+    types = [str(store.buffer.ty.dtype) for store in stage.stores]
+    return set(types) <= set(_VECTOR_TYPES) and all(_is_vector_node(node, stage.axes[-1]) for node in nodes)
 
 
 def _values(value: tirx.Expr) -> list[tirx.Expr]:
@@ -131,10 +130,10 @@ def _overwrites(func: tirx.PrimFunc, stages: Sequence[Stage]) -> tuple[int, ...]
     """Parameters that the result of a single stage may overwrite: each is read only at the element that is written."""
     if len(stages) != 1 or len(stages[0].stores) != 1 or not stages[0].is_in_order:
         return ()
-    return overwritable(func, stages[0], len(stages[0].axes))
+    return overwritable(func, stages[0])
 
 
-def overwritable(func: tirx.PrimFunc, stage: Stage, _: int = 0) -> tuple[int, ...]:
+def overwritable(func: tirx.PrimFunc, stage: Stage) -> tuple[int, ...]:
     """Parameters of the shape and type of a map's result that it reads nowhere but at the element that it stores."""
     (store,) = stage.stores
     analyzer = sym.Analyzer()

@@ -1,8 +1,12 @@
 """The schedule for everything that no other rule takes: several launches, with memory of their own between them.
 
-maps over one space        one launch, a thread for each element
-reductions of common rows  one launch, as in `rowwise`
-other statements           one launch of one thread
+A kernel is taken apart into launches, in order:
+
+    maps over one space        one launch, a thread for each element
+    reductions of common rows  one launch, as in `rowwise`
+    other statements           one launch of one thread
+
+Each is as long as it can be.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm import tirx
+from tvm import s_tir, tirx
 
+from greencc.errors import GreenccError
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.elementwise import are_one_map, map_launch
@@ -39,10 +44,10 @@ class FallbackRule:
         return "gpu-fallback"
 
     def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
-        """Never declines."""
+        """Schedule any kernel that is made of blocks."""
         stages = read_stages(func)
-        if stages is None:
-            return Scheduled(func.with_body(one_thread(func.body)), self.name)
+        if not stages:
+            return Declined("it isn't made of blocks")
         left = stages if updates_in_place(func, stages) else inlined(stages, func.params)
         groups = together(left, func.params)
         launches = [self._launch(group, left, func.params) for group in groups]
@@ -51,14 +56,14 @@ class FallbackRule:
 
     def _launch(self, group: Sequence[Stage], stages: Sequence[Stage], params: Sequence[tirx.Var]) -> tirx.Stmt:
         if group[0].is_opaque:
-            return one_thread(group[0].block.body, group[0].block.alloc_buffers)
+            return one_thread(group[0].block)
         if not any(stage.is_reduction for stage in group):
             return map_launch(group, self.target)
         others = [stage for stage in stages if stage not in group]
         read = [buffer for stage in group for buffer in stage.writes if any(reads_or_writes(o, buffer) for o in others)]
         rows = find_rows(group)
         if isinstance(rows, str):
-            return serial_launch(group[0], self.target)
+            raise GreenccError(f"no launch for a reduction by itself: {rows}")
         return rows_launch(group, rows, self.target, [*params, *read])
 
 
@@ -86,5 +91,5 @@ def _fits(group: Sequence[Stage]) -> bool:
 
 def _with_memory(body: tirx.Stmt, buffers: Sequence[tirx.Var]) -> tirx.Stmt:
     """A root block that allocates what the launches hand on."""
-    root = tirx.SBlock([], [], [], "root", body, alloc_buffers=list(buffers))
-    return tirx.SBlockRealize([], tirx.const(True, "bool"), root)
+    root = s_tir.SBlock([], [], [], "root", body, alloc_buffers=list(buffers))
+    return s_tir.SBlockRealize([], tirx.const(True, "bool"), root)

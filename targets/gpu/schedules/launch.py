@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from tvm import sym, tirx
+from tvm import s_tir, sym, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -20,12 +20,30 @@ def launch(groups: tirx.Expr, threads: int, body: Body) -> tirx.Stmt:
     `body` gets the number of the workgroup and that of the thread in it, both int64, and emits statements. The grid has
     one dimension only, so that a device's limit on it can be met by several launches.
     """
-    with (
-        IRBuilder() as ib, T.thread_binding(i64(0), groups, thread="blockIdx.x") as group,
-        T.thread_binding(i64(0), i64(threads), thread="threadIdx.x") as thread,
-    ):
+    with IRBuilder() as ib, grid(groups, threads) as (group, thread):
         body(group, thread)
     return ib.get()
+
+
+@contextmanager
+def grid(groups: tirx.Expr, threads: int) -> Iterator[tuple[tirx.Expr, tirx.Expr]]:
+    """The frame of what a launch's threads do: the number of the workgroup, and that of the thread in it."""
+    with (
+        T.thread_binding(i64(0), groups, thread="blockIdx.x") as group,
+        T.thread_binding(i64(0), i64(threads), thread="threadIdx.x") as thread,
+    ):
+        yield group, thread
+
+
+def one_thread(block: s_tir.SBlock) -> tirx.Stmt:
+    """A launch of a single thread that runs a block of statements at every point of its axes."""
+
+    def body(_group: tirx.Expr, _thread: tirx.Expr) -> None:
+        with ExitStack() as loops:
+            places = [loops.enter_context(T.serial(i64(0), axis.dom.extent)) for axis in block.iter_vars]
+            T.add_to_parent(s_tir.SBlockRealize(places, tirx.const(True, "bool"), block))
+
+    return launch(i64(1), 1, body)
 
 
 @contextmanager
@@ -49,7 +67,7 @@ def barrier() -> None:
 
 
 def ceildiv(value: tirx.Expr, divisor: int) -> tirx.Expr:
-    """Value / divisor, rounded up."""
+    """The quotient value / divisor, rounded up."""
     return sym.Analyzer().simplify(tirx.floordiv(value + i64(divisor - 1), i64(divisor)))
 
 

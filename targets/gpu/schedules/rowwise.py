@@ -23,7 +23,7 @@ from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.combine import combined, elements_of, updated
 from greencc.targets.gpu.schedules.elementwise import overwritable
 from greencc.targets.gpu.schedules.launch import barrier, below, ceildiv, launch, power_of_two, when
-from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, updates_in_place
+from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, reads, updates_in_place
 from greencc.targets.tir import as_int, i64, rewrite, substitute, unravel, uses_var, volume
 
 _GROUP = 128
@@ -88,20 +88,18 @@ def find_rows(stages: Sequence[Stage]) -> Rows | str:
     results: dict[tirx.Var, list[int | None]] = {}
     all_axes = []
     for stage in stages:
-        if stage.is_reduction and not stage.is_in_order:
-            return "a reduction stores in another order than that of its axes"
         axes = _row_axes(stage, results, extents)
         if axes is None:
             return "its reductions and outputs are of different rows"
         if stage.is_reduction and len(_long_axes(stage)) != len(axes):
             return "its reductions run over different axes"
         written = {buffer for other in stages for buffer in other.writes} - set(results) - set(stage.writes)
-        if any(load.source in written for load in stage.reads()):
+        if any(reads(stage, buffer) for buffer in written):
             return "a stage reads what another one stores"
-        if stage.is_reduction:
+        if stage.is_reduction and stage.is_in_order:
             for buffer in stage.writes:
                 results[buffer] = [_position(axis, axes) for axis in stage.axes]
-        elif any(load.source.same_as(buffer) for buffer in stage.writes for other in stages for load in other.reads()):
+        elif any(reads(other, buffer) for buffer in stage.writes for other in stages if other is not stage):
             return "a stage reads what another one stores"
         all_axes.append(axes)
     return Rows(extents, tuple(all_axes))
@@ -205,8 +203,8 @@ class _Rows:
             first = None if self._threads.lanes == 1 else tirx.EQ(self._threads.lane, i64(0))
             with when(_both(self._threads.exists, first)):
                 for store in kept:
-                    where = [place[index] for index in store.indices] if store.indices else [i64(0)]
-                    T.buffer_store(store.buffer, self._results[store.buffer], where[: len(store.indices)])
+                    where = [substitute(index, place) for index in store.indices]
+                    T.buffer_store(store.buffer, self._results[store.buffer], where)
 
     def _tree(self, stage: Stage, partial: dict[tirx.Var, tirx.Var]) -> dict[tirx.Var, tirx.Expr]:
         """Combine the lanes of each row; the places of the results."""
@@ -355,7 +353,8 @@ def _overwrites(func: tirx.PrimFunc, stages: Sequence[Stage], rows: Rows) -> tup
     for stage, own in zip(before, rows.axes, strict=False):
         for load in stage.reads():
             at = [i for i, size in zip(load.indices, load.source.ty.shape, strict=True) if as_int(size) != 1]
-            if not leading or not all(a.same_as(b) for a, b in zip(at[: len(own)], own, strict=False)) or len(at) < len(own):
+            of_row = len(at) >= len(own) and all(a.same_as(b) for a, b in zip(at, own, strict=False))
+            if not leading or not of_row:
                 foreign.add(load.source)
     return tuple(n for n in overwritable(func, last) if func.params[n] not in foreign)
 

@@ -52,7 +52,7 @@ class Stage:
     reduced: tuple[tirx.Var, ...]
     reduced_extents: tuple[tirx.Expr, ...]
     stores: tuple[Store, ...]
-    block: tirx.SBlock
+    block: s_tir.SBlock
 
     @property
     def is_opaque(self) -> bool:
@@ -106,7 +106,7 @@ def inlined(stages: Sequence[Stage], outputs: Sequence[tirx.Var]) -> list[Stage]
     while pending:
         stage, *pending = pending
         if _can_move(stage, pending, outputs):
-            readers = [other for other in pending if _reads_any(other, stage.writes)]
+            readers = [other for other in pending if reads(other, stage.stores[0].buffer)]
             if readers and all(_is_worthwhile(stage, other) for other in readers):
                 pending = [_with_definition(other, stage) if other in readers else other for other in pending]
                 if not any(stage.stores[0].buffer.same_as(param) for param in outputs):
@@ -133,12 +133,12 @@ def updates_in_place(func: tirx.PrimFunc, stages: Sequence[Stage]) -> bool:
 def allocated(func: tirx.PrimFunc) -> list[tirx.Var]:
     """The buffers between the blocks of a kernel."""
     body = func.body
-    if isinstance(body, tirx.SBlockRealize):
+    if isinstance(body, s_tir.SBlockRealize):
         return list(body.block.alloc_buffers)
     return []
 
 
-def _stage(block: tirx.SBlock, loops: int) -> Stage:
+def _stage(block: s_tir.SBlock, loops: int) -> Stage:
     kinds = [int(axis.iter_type) for axis in block.iter_vars]
     stores = _stores(block) if loops == len(kinds) and set(kinds) <= {_DATA_PARALLEL, _REDUCE} else None
     kept = [axis for axis, kind in zip(block.iter_vars, kinds, strict=True) if kind == _DATA_PARALLEL]
@@ -156,7 +156,7 @@ def _stage(block: tirx.SBlock, loops: int) -> Stage:
     return _simplified(stage)
 
 
-def _stores(block: tirx.SBlock) -> list[Store] | None:
+def _stores(block: s_tir.SBlock) -> list[Store] | None:
     body = _statements(block.body)
     init = [] if block.init is None else _statements(block.init)
     names: dict[tirx.Var, tirx.Expr] = {}
@@ -252,25 +252,21 @@ def _with_definition(reader: Stage, stage: Stage) -> Stage:
     return _simplified(replace(reader, stores=stores))
 
 
-def _reads_any(stage: Stage, buffers: Sequence[tirx.Var]) -> bool:
-    return any(load.source.same_as(buffer) for load in stage.reads() for buffer in buffers)
-
-
-def _mentions(block: tirx.SBlock, buffer: tirx.Var) -> bool:
+def _mentions(block: s_tir.SBlock, buffer: tirx.Var) -> bool:
     """Whether statements of a block read or write a buffer."""
-    found = False
+    return bool(any(buffer.same_as(var) for var in tirx.analysis.undefined_vars(block.body)))
 
-    def visit(node: object) -> None:
-        nonlocal found
-        if isinstance(node, (ir.TensorLoad,)):
-            found = found or node.source.same_as(buffer)
-        elif isinstance(node, tirx.BufferStore):
-            found = found or node.buffer.same_as(buffer)
-        elif isinstance(node, tirx.Var):
-            found = found or node.same_as(buffer)
 
-    tirx.stmt_functor.post_order_visit(block.body, visit)
-    return found
+def reads_or_writes(stage: Stage, buffer: tirx.Var) -> bool:
+    """Whether a stage reads or writes a buffer."""
+    if stage.is_opaque:
+        return _mentions(stage.block, buffer)
+    return any(buffer.same_as(other) for other in stage.writes) or reads(stage, buffer)
+
+
+def reads(stage: Stage, buffer: tirx.Var) -> bool:
+    """Whether a stage's stores read a buffer."""
+    return any(load.source.same_as(buffer) for load in stage.reads())
 
 
 def size_of(*values: tirx.Expr) -> int:
