@@ -15,7 +15,9 @@ from tvm.tirx.script import builder as T
 from greencc.ops import AttentionAttrs
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.attention_sequence import NEGATIVE_INFINITY, Sequence, finite
-from greencc.targets.gpu.schedules.shared_tiles import ceiling, local, share_out, shared, where
+from greencc.targets.gpu.schedules.launch import when
+from greencc.targets.gpu.schedules.shared_tiles import ceiling, share_out
+from greencc.targets.gpu.schedules.threads import local, shared
 from greencc.targets.tir import as_int, i64, ramp
 
 # Threads of a workgroup: many where there are few workgroups, since each thread asks for one key at a time.
@@ -76,11 +78,12 @@ class DecodeEmitter:
             self.teams *= 2
         self.team, self.lane = tirx.floordiv(thread, i64(self.lanes)), tirx.floormod(thread, i64(self.lanes))
         self.own = self.value_lanes * self.value_parts
-        self.query = shared(self.rows * self.attrs.head_dim)
-        self.powers = shared(self.rows * self.threads)
-        self.gathered = shared(self.rows * PARTS)
-        self.scores, self.peaks, self.totals = (local(self.rows) for _ in range(3))
-        self.sums, self.part, self.factor = local(self.rows * self.own), local(4), local(1)
+        self.query = shared(self.rows * self.attrs.head_dim, "float32")
+        self.powers = shared(self.rows * self.threads, "float32")
+        self.gathered = shared(self.rows * PARTS, "float32")
+        self.scores, self.peaks, self.totals = (local(self.rows, "float32") for _ in range(3))
+        self.sums = local(self.rows * self.own, "float32")
+        self.part, self.factor = local(4, "float32"), local(1, "float32")
         self._clear()
         with T.serial(i64(0), ceiling(sequence.keys, self.threads)) as block:
             first = block * i64(self.threads)
@@ -153,7 +156,7 @@ class DecodeEmitter:
 
     def _weigh(self) -> None:
         """Powers of the block's scores, and what was summed up so far by the new largest score."""
-        scale = local(1)
+        scale = local(1, "float32")
 
         def weigh(r: tirx.Expr, found: tirx.Expr) -> None:
             peak = tirx.max(self.peaks[r], found)
@@ -171,7 +174,7 @@ class DecodeEmitter:
     def _add_values(self, first: tirx.Expr) -> None:
         """Powers times values: a team's keys, a thread's columns."""
         count = tirx.min(self.sequence.keys - first, i64(self.threads))
-        with where(self._works()), T.serial(i64(0), ceiling(count, self.teams)) as step:
+        with when(self._works()), T.serial(i64(0), ceiling(count, self.teams)) as step:
             key = step * i64(self.teams) + self.team
             with self._each(self.value_parts) as part:
                 value = self.sequence.value(first + key, self.kv_head, self._column(part), self.value_lanes)
@@ -193,15 +196,15 @@ class DecodeEmitter:
     def _store(self) -> None:
         """Sums of all threads and teams, and the rows' results."""
         size, pitch = self.attrs.value_dim, self.lanes * self.own
-        inverse = local(self.rows)
+        inverse = local(self.rows, "float32")
 
         def invert(r: tirx.Expr, total: tirx.Expr) -> None:
             T.buffer_store(inverse, self.sequence.inverse(total), [r])
 
         self._combine(self.totals, 0.0, lambda a, b: a + b, invert)
-        teams = shared(self.teams * pitch)
+        teams = shared(self.teams * pitch, "float32")
         with T.unroll(i64(0), i64(self.rows)) as r:
-            with where(self._works()), self._each(self.value_parts) as part, self._each(self.value_lanes) as lane:
+            with when(self._works()), self._each(self.value_parts) as part, self._each(self.value_lanes) as lane:
                 place = self.team * i64(pitch) + (part * i64(self.lanes) + self.lane) * i64(self.value_lanes) + lane
                 T.buffer_store(teams, self.sums[r * i64(self.own) + part * i64(self.value_lanes) + lane], [place])
             head, row = self._place(r)
