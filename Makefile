@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?=
+TARGET ?= cpu
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint conditions bench bench-check node-suite clean
+.PHONY: help demo test check lint conditions bench bench-check node-suite vulkan clean
 
 help:
 	@echo "make demo        compile a sentence encoder for this machine, embed sentences, compare with ONNX Runtime"
@@ -16,7 +17,8 @@ help:
 	@echo "make conditions  take every legality condition away in turn; a test must fail each time"
 	@echo "make bench       time real models against ONNX Runtime and OpenVINO"
 	@echo "make bench-check the same, and fail where a ratio is worse than the stored one for this kind of CPU"
-	@echo "make node-suite  run the ONNX operator test suite and print a table"
+	@echo "make node-suite  run the ONNX operator test suite and print a table (TARGET=vulkan: on a GPU)"
+	@echo "make vulkan      compile the runtime for Vulkan devices (needs a C++ compiler and Vulkan's headers)"
 	@echo "make clean       remove .venv and build outputs"
 
 demo: $(VENV)/.installed-demo
@@ -41,7 +43,10 @@ bench-check: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run --check
 
 node-suite: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.node_suite
+	$(BIN)/python -m benchmarks.node_suite --target $(TARGET)
+
+vulkan: $(VENV)/.installed-vulkan
+	$(BIN)/greencc devices --build-vulkan
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

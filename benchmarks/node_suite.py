@@ -1,6 +1,6 @@
 """Runs the ONNX node suite (1,884 cases) through greencc and prints what passes, by operator.
 
-Usage: python benchmarks/node_suite.py [--sample N] [--filter TEXT] [--json FILE] [--jobs N] [--no-peer]
+Usage: python -m benchmarks.node_suite [--target T] [--sample N] [--filter TEXT] [--json FILE] [--jobs N] [--no-peer]
 
 Every case runs in a worker process, so that neither a crash nor a hang takes the others along. Classes:
   pass      outputs agree with the suite's: dtype, shape, integers exactly, floats within tolerance
@@ -56,7 +56,9 @@ def sample(cases: Sequence[Case], count: int) -> list[Case]:
     return sorted(ranked[:count], key=lambda case: case.name)
 
 
-def run_cases(cases: Iterable[Case], *, engine: str = "greencc", jobs: int = 2) -> list[Outcome]:
+def run_cases(
+    cases: Iterable[Case], *, engine: str = "greencc", target: str = "cpu", jobs: int = 2
+) -> list[Outcome]:
     """Run cases in `jobs` worker processes; outcomes in the order of the names."""
     todo: queue.Queue[Case] = queue.Queue()
     total = 0
@@ -72,7 +74,7 @@ def run_cases(cases: Iterable[Case], *, engine: str = "greencc", jobs: int = 2) 
                 case = todo.get_nowait()
             except queue.Empty:
                 break
-            worker = worker or _Worker(engine)
+            worker = worker or _Worker(engine, target)
             outcome = worker.run(case.name)
             if not worker.alive:
                 worker.close()
@@ -94,9 +96,9 @@ def run_cases(cases: Iterable[Case], *, engine: str = "greencc", jobs: int = 2) 
 class _Worker:
     """A child process that runs cases one by one: names in, JSON lines out."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, target: str) -> None:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        command = [sys.executable, str(Path(__file__).with_name("node_worker.py")), engine]
+        command = [sys.executable, str(Path(__file__).with_name("node_worker.py")), engine, target]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -178,9 +180,19 @@ def table(cases: Sequence[Case], outcomes: Sequence[Outcome], peer: dict[str, bo
     return "\n".join(lines)
 
 
+def beside_cpu(cases: Sequence[Case], outcomes: Sequence[Outcome], target: str, jobs: int) -> str:
+    """Those that pass on the CPU and not on `target`, with reasons."""
+    missed = {outcome.name: outcome for outcome in outcomes if outcome.status != "pass"}
+    on_cpu = run_cases([case for case in cases if case.name in missed], jobs=jobs)
+    lost = [missed[outcome.name] for outcome in on_cpu if outcome.status == "pass"]
+    lines = ["", f"{len(lost)} pass on the CPU and not on {target}:"]
+    return "\n".join([*lines, *(f"  {outcome.status:<8} {outcome.name}: {outcome.reason}" for outcome in lost)])
+
+
 def main() -> int:
     """Run the suite; exit status 1 when a case is wrong, crashes or hangs."""
     parser = argparse.ArgumentParser(description="ONNX node suite through greencc")
+    parser.add_argument("--target", default="cpu", help="cpu, vulkan, vulkan:1, ...")
     parser.add_argument("--sample", type=int, help="only N cases, chosen by hash")
     parser.add_argument(
         "--filter", help="only cases whose name or operator contains one of these (comma-separated)"
@@ -195,9 +207,11 @@ def main() -> int:
         cases = [case for case in cases if any(part in case.name or part == case.op for part in parts)]
     if options.sample:
         cases = sample(cases, options.sample)
-    outcomes = run_cases(cases, jobs=options.jobs)
+    outcomes = run_cases(cases, target=options.target, jobs=options.jobs)
     peer = {} if options.no_peer else peer_passes(options.jobs)
     print(table(cases, outcomes, peer))
+    if options.target != "cpu":
+        print(beside_cpu(cases, outcomes, options.target, options.jobs))
     if options.json:
         record = {
             "cases": len(cases),

@@ -8,8 +8,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,6 +18,9 @@ import numpy as np
 import onnx
 
 from benchmarks.node_cases import Case, bind_controls, load_cases
+
+if TYPE_CHECKING:
+    from greencc.targets.base import Target
 
 # Runtime functions that need more than libtvm_runtime: an artifact that calls one would not run.
 FOREIGN = ("tvm.contrib.", "relax.run.", "vm.builtin.call_py_func")
@@ -52,10 +56,11 @@ def run_greencc(case: Case) -> dict[str, Any]:
 def _compile_and_run(case: Case, path: Path, inputs: list[np.ndarray], bound: list[str]) -> dict[str, Any]:
     """All that `greencc compile` and `greencc run` do, but for writing the artifact."""
     from greencc.pipeline import compile_model
-    from greencc.targets.cpu.target import host_target
+    from greencc.targets.base import Code
     from greencc.verification import Library
 
-    compiled = compile_model(path, target=host_target(threads=1)).compiled
+    target = _target()
+    compiled = compile_model(path, target=target).compiled
     foreign = [name for name in FOREIGN if name.encode() in compiled.library]
     if foreign:
         return {
@@ -63,9 +68,18 @@ def _compile_and_run(case: Case, path: Path, inputs: list[np.ndarray], bound: li
             "reason": f"calls {foreign[0]}*, which libtvm_runtime lacks",
             "bound": bound,
         }
-    outputs = Library(compiled.library, compiled.weights)(inputs)
+    outputs = Library(Code(compiled.library, compiled.kernels), compiled.weights, target.place)(inputs)
     difference = compare(case, outputs)
     return {"status": "wrong" if difference else "pass", "reason": difference, "bound": bound}
+
+
+@cache
+def _target() -> Target:
+    """What the worker's second argument names; a run on the CPU has one thread, as a worker is one of several."""
+    from greencc.targets.registry import make_target
+
+    name = sys.argv[2]
+    return make_target(name, 1 if name == "cpu" else None)
 
 
 def compare(case: Case, outputs: list[np.ndarray]) -> str:

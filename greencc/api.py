@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greencc.artifact.bundle import Array
 from greencc.artifact.format import check_destination, read_artifact, write_artifact
@@ -25,6 +25,7 @@ from greencc.errors import BudgetError, GreenccError, InputError, UserError
 from greencc.npz import check_writable, read_npz, write_npz
 from greencc.padding import ElidedPadding
 from greencc.peers import RUNTIMES
+from greencc.runtime.devices import GPU_KINDS, driver, has_device
 from greencc.runtime.features import (
     cpu_name,
     known_features,
@@ -33,12 +34,8 @@ from greencc.runtime.features import (
     missing_features,
     physical_cores,
 )
-from greencc.runtime.devices import has_device
 from greencc.runtime.model import Model, load, load_artifact
 from greencc.sources import find_source, remember_source
-
-if TYPE_CHECKING:
-    from greencc.targets.base import Target
 
 AnyPath = str | PathLike[str]
 Progress = Callable[[str], None]
@@ -405,7 +402,29 @@ def devices() -> dict[str, object]:
         "threads": physical_cores(),
         "energy": {"method": choice.meter.method, "note": choice.meter.note, "reason": choice.reason},
     }
-    return {"devices": [cpu]}
+    found, absent = [cpu], {}
+    for kind in GPU_KINDS:
+        try:
+            found += [{"kind": kind, **device} for device in driver(kind).devices()]
+        except GreenccError as error:
+            absent[kind] = str(error)
+    return {"devices": found, "absent": absent}
+
+
+def build_vulkan(progress: Progress = _silent) -> dict[str, object]:
+    """Compile greencc's runtime for Vulkan devices into the user's cache, where every process finds it.
+
+    Returns:
+        `library`, the file, and `seconds`.
+
+    Raises:
+        UserError: there is no C++ compiler, or the headers of Vulkan are missing.
+    """
+    from greencc.runtime.vulkan_build import build_sidecar
+
+    started = time.perf_counter()
+    library = build_sidecar(progress)
+    return {"library": str(library), "seconds": time.perf_counter() - started}
 
 
 def _runs_here(target: Mapping[str, Any]) -> bool:

@@ -13,14 +13,14 @@ from greencc.artifact.bundle import Array, TensorSpec
 from greencc.compare import Comparison, Tolerance, compare
 from greencc.energy.meter import Meter, choose_meter
 from greencc.errors import UserError
-from greencc.limits import measure_limits
+from greencc.limits import Limits, measure_limits
 from greencc.npz import read_npz
 from greencc.padding import TOKENS_SYMBOL, ElidedPadding
 from greencc.peers import Peer, open_peer, runtime_called
 from greencc.roofline import operations_of, rates, share_of_arithmetic, symbol_values
 from greencc.runtime.features import cpu_name, physical_cores
 from greencc.runtime.model import Model, load
-from greencc.runtime.profile import profile
+from greencc.runtime.profile import device_work, profile
 from greencc.sources import find_source
 from greencc.timing import Series, measure, ratio_of
 
@@ -72,6 +72,7 @@ def bench_artifact(
         "artifact": artifact.name,
         "source": ours.artifact.manifest.source.name,
         "threads": ours.threads,
+        "device": str(ours.device),
         "approximated_by": ours.artifact.manifest.report.get("approximated_by", []),
         "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in given.items()},
         "elided_padding": None if elided is None else elided.as_json() | {"tokens": elided.tokens(given)},
@@ -88,14 +89,25 @@ def bench_artifact(
     if with_profile:
         progress("profiling")
         launches = profile(ours, given)
-        progress("measuring the machine's limits")
-        from greencc.targets.cpu.target import recorded_target  # loads the compiler, which nothing else here needs
-
-        limits = measure_limits(recorded_target(ours.artifact.manifest.target, ours.threads))
-        result["limits"] = asdict(limits)
-        result["share_of_arithmetic"] = share_of_arithmetic(operations, series[_OURS].summary()["median"], limits)
+        limits = _limits(ours, progress)
+        share = None
+        if limits is not None:
+            share = share_of_arithmetic(operations, series[_OURS].summary()["median"], limits)
+        result["limits"] = None if limits is None else asdict(limits)
+        result["share_of_arithmetic"] = share
+        result["device_work"] = device_work(ours, given)
         result["profile"] = [asdict(rate) for rate in rates(launches, symbols, limits)]
     return result
+
+
+def _limits(ours: Model, progress: Callable[[str], None]) -> Limits | None:
+    """The limits of the machine's CPU; those of GPUs are not measured."""
+    if ours.device.is_gpu:
+        return None
+    progress("measuring the machine's limits")
+    from greencc.targets.cpu.target import recorded_target  # loads the compiler, which nothing else here needs
+
+    return measure_limits(recorded_target(ours.artifact.manifest.target, ours.threads))
 
 
 def _open_peers(

@@ -281,11 +281,15 @@ def unpack_command(file: Path, out: Path) -> None:
 
 
 @cli.command("devices")
+@click.option("--build-vulkan", is_flag=True, help="First compile the runtime for Vulkan devices.")
 @_json
-def devices_command(as_json: bool) -> None:
-    """List devices and what greencc would use."""
+def devices_command(build_vulkan: bool, as_json: bool) -> None:
+    """List devices, their limits, and what they would refuse."""
     from greencc import api
 
+    if build_vulkan:
+        with _working() as progress:
+            api.build_vulkan(progress)
     _print(api.devices(), as_json, "device_list")
 
 

@@ -143,7 +143,7 @@ def bench_report(result: Result) -> RenderableType:
                 ("artifact", f"{result['artifact']} (from {result['source']})"),
                 ("inputs", shapes),
                 *_tokens(result),
-                ("threads", f"{result['threads']} on {result['environment']['cpu']}"),
+                _place(result),
                 ("runs", str(result["latency_ms"]["runs"])),
                 ("energy", str(energy["note"])),
                 *((("difference", f"at most {', '.join(differences)}"),) if differences else ()),
@@ -152,21 +152,38 @@ def bench_report(result: Result) -> RenderableType:
         table,
     ]
     if "profile" in result:
-        limits = result["limits"]
-        parts.append(
-            _facts(
-                [
-                    (
-                        "limits",
-                        f"{limits['float32'] / 1e9:.0f} GFLOP/s float32, {limits['int8'] / 1e9:.0f} Gop/s int8, "
-                        f"{limits['bandwidth'] / 1e9:.1f} GB/s, measured",
-                    ),
-                    ("of the limit", f"{result['share_of_arithmetic']:.1%} of the median time is arithmetic at peak"),
-                ]
-            )
-        )
+        parts.append(_facts([*_limits(result), *_device_work(result["device_work"])]))
         parts.append(_profile_table(result["profile"]))
     return Group(*parts)
+
+
+def _limits(result: Result) -> list[tuple[str, str]]:
+    limits = result["limits"]
+    if limits is None:
+        return []
+    return [
+        (
+            "limits",
+            f"{limits['float32'] / 1e9:.0f} GFLOP/s float32, {limits['int8'] / 1e9:.0f} Gop/s int8, "
+            f"{limits['bandwidth'] / 1e9:.1f} GB/s, measured",
+        ),
+        ("of the limit", f"{result['share_of_arithmetic']:.1%} of the median time is arithmetic at peak"),
+    ]
+
+
+def _device_work(work: Result | None) -> list[tuple[str, str]]:
+    """What a run asks of a GPU, in words."""
+    if work is None:
+        return []
+    moved = (
+        f"{work['uploads']} to the device ({size(work['upload_bytes'])}), "
+        f"{work['downloads']} back ({size(work['download_bytes'])}), {work['copies']} on it"
+    )
+    return [
+        ("a run", f"{work['dispatches']} dispatches, {work['barriers']} barriers"),
+        ("transfers", moved),
+        ("host", f"{work['submits']} submits, {work['waits']} waits"),
+    ]
 
 
 def _tokens(result: Result) -> list[tuple[str, str]]:
@@ -210,7 +227,10 @@ def pack_report(result: Result) -> RenderableType:
 
 def device_list(result: Result) -> RenderableType:
     """The devices of this machine."""
-    return Group(*(_facts(_device(device)) for device in result["devices"]))
+    lists = {"cpu": _cpu, "cuda": _cuda, "vulkan": _vulkan}
+    absent = [(kind, Text(reason, "dim")) for kind, reason in result["absent"].items()]
+    blocks = [lists[device["kind"]](device) for device in result["devices"]] + ([absent] if absent else [])
+    return Group(*(_facts(block) for block in blocks))
 
 
 def size(count: float) -> str:
@@ -222,7 +242,13 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _device(device: Result) -> list[tuple[str, str]]:
+def _place(result: Result) -> tuple[str, str]:
+    if result["device"] == "cpu":
+        return "threads", f"{result['threads']} on {result['environment']['cpu']}"
+    return "device", f"{result['device']} (a peer: {result['threads']} thread(s) on {result['environment']['cpu']})"
+
+
+def _cpu(device: Result) -> list[tuple[str, str]]:
     energy = device["energy"]
     reason = f" ({energy['reason']})" if energy["reason"] else ""
     return [

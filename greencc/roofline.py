@@ -43,18 +43,20 @@ class KernelRate:
     share_of_bandwidth: float | None
 
 
-def rates(times: Iterable[KernelTime], symbols: Mapping[str, int], limits: Limits) -> tuple[KernelRate, ...]:
+def rates(
+    times: Iterable[KernelTime], symbols: Mapping[str, int], limits: Limits | None
+) -> tuple[KernelRate, ...]:
     """What each launch of a profile reached.
 
     Args:
         times: the launches.
         symbols: sizes of the inputs' symbolic dimensions.
-        limits: the machine's.
+        limits: the machine's; None where they aren't known, and so no shares of them.
     """
     return tuple(_rate(launch, symbols, limits) for launch in times)
 
 
-def _rate(launch: KernelTime, symbols: Mapping[str, int], limits: Limits) -> KernelRate:
+def _rate(launch: KernelTime, symbols: Mapping[str, int], limits: Limits | None) -> KernelRate:
     call, seconds = launch.call, launch.milliseconds / 1e3
     operations, moved = (evaluate(amount, symbols) for amount in (call.operations, call.bytes))
     speed = operations / seconds if operations else None
@@ -68,8 +70,8 @@ def _rate(launch: KernelTime, symbols: Mapping[str, int], limits: Limits) -> Ker
         call.arithmetic,
         speed,
         traffic,
-        None if speed is None else speed / limits.operations(call.arithmetic),
-        None if traffic is None else traffic / limits.bandwidth,
+        None if speed is None or limits is None else speed / limits.operations(call.arithmetic),
+        None if traffic is None or limits is None else traffic / limits.bandwidth,
     )
 
 

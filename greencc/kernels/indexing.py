@@ -37,7 +37,8 @@ def gather_nd(data: te.Tensor, indices: te.Tensor, *, dims: list[tirx.Expr], bat
     return compute(shape, element, "gather_nd")
 
 
-def _combine(reduction: str, old: tirx.Expr, new: tirx.Expr) -> tirx.Expr:
+def combine(reduction: str, old: tirx.Expr, new: tirx.Expr) -> tirx.Expr:
+    """What an update makes of an element, for ONNX's reductions (none, add, mul, max, min)."""
     if reduction == "add":
         return old + new
     if reduction == "mul":
@@ -79,7 +80,7 @@ def scatter_elements(
                         )
                         rest = rest // indices.shape[n]
                         offset = offset + coordinate * strides[n]
-                    out[offset] = _combine(reduction, out[offset], values[i])
+                    out[offset] = combine(reduction, out[offset], values[i])
             return builder.get()
 
     return _flat_extern(data, [data, indices, updates], generate, "scatter_elements")
@@ -106,7 +107,7 @@ def scatter_nd(
                     offset: tirx.Expr = j
                     for n in range(width):
                         offset = offset + wrapped(where[i * width + n], data.shape[n]) * strides[n]
-                    out[offset] = _combine(reduction, out[offset], values[i * row_size + j])
+                    out[offset] = combine(reduction, out[offset], values[i * row_size + j])
             return builder.get()
 
     return _flat_extern(data, [data, indices, updates], generate, "scatter_nd")

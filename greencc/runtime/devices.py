@@ -13,6 +13,7 @@ from greencc.runtime.library import Library
 _TYPES = {"cpu": 1, "cuda": 2, "vulkan": 7}
 """DLDeviceType of DLPack, by kind."""
 KINDS = tuple(_TYPES)
+GPU_KINDS = ("vulkan", "cuda")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Driver(Protocol):
 
     def refusal(self, device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
         """Why a device can't run what was compiled for a target, or None."""
+
+    def statistics(self, index: int) -> dict[str, int]:
+        """Counters of a device since the process began; nothing where none are kept."""
 
 
 def driver(kind: str) -> Driver:

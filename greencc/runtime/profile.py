@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from statistics import median
 
 from greencc.artifact.bundle import KernelCall
+from greencc.runtime.devices import driver
 from greencc.runtime.library import load_library
 from greencc.runtime.model import Model
 
+WORK = (
+    "dispatches", "barriers", "submits", "waits", "uploads", "upload_bytes", "downloads", "download_bytes", "copies",
+)  # fmt: skip
+"""What is counted of a run, of the counters that a device's runtime keeps."""
 _NOT_KERNELS = ("vm.", "shape_func")
 """Beginnings of the names of what the VM calls besides kernels: its own bookkeeping."""
 
@@ -52,6 +57,25 @@ def profile(model: Model, inputs: Mapping[str, object], runs: int = 5) -> tuple[
     times = [median(run[i][1] for run in recorded[1:]) for i in range(len(kernels))]
     launched = _match(kernels, model.artifact.manifest.calls)
     return tuple(KernelTime(*launch) for launch in zip(launched, times, strict=True))
+
+
+def device_work(model: Model, inputs: Mapping[str, object]) -> dict[str, int] | None:
+    """What one run asks of the device: dispatches, barriers, submits, waits, copies and their bytes.
+
+    None for a CPU, and for a GPU whose runtime doesn't count.
+
+    Raises:
+        InputError: the arrays don't fit the model's inputs.
+        GreenccError: the machine code failed.
+    """
+    if not model.device.is_gpu:
+        return None
+    arrays = model.bind(inputs)
+    model.run_bound(arrays)  # what only the first run does is not asked of others
+    before = driver(model.device.kind).statistics(model.device.index)
+    model.run_bound(arrays)
+    after = driver(model.device.kind).statistics(model.device.index)
+    return {name: after[name] - count for name, count in before.items() if name in WORK} or None
 
 
 @dataclass(frozen=True)

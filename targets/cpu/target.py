@@ -156,7 +156,7 @@ def host_target(threads: int | None = None) -> CpuTarget:
 
 
 def local_target(device: str, threads: int | None) -> CpuTarget:
-    """This machine's CPU.
+    """The CPU of this machine.
 
     Raises:
         UserError: `device` names one of several.

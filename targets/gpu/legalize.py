@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import tvm
+from greencc.targets.gpu.int8 import GpuInt8Lowering
 from tvm import relax, tirx
 
-from greencc.kernels.base import kernel_name
-from greencc.kernels.base import legalize as legalize_kernel
 from greencc.ops import (
     ATTENTION,
     INTEGER_CONV2D,
     INTEGER_MATMUL,
-    KERNEL,
     PACKED_ATTENTION,
     QUANTIZED_CONV2D,
     QUANTIZED_MATMUL,
@@ -21,8 +19,7 @@ from greencc.ops import (
 )
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
-from greencc.targets.gpu.int8 import GpuInt8Lowering
-from greencc.targets.gpu.kernels import GPU_KERNELS
+from greencc.targets.gpu.kernels import kernel_lowerings
 from greencc.targets.gpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.lowerings import Lowering, common_lowerings
 
@@ -33,7 +30,7 @@ def legalize(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
     int8 = GpuInt8Lowering(target, kernels)
     table: dict[str, Lowering] = {
         **common_lowerings(),
-        KERNEL: lambda builder, call: GPU_KERNELS.get(kernel_name(call), legalize_kernel)(builder, call),
+        **kernel_lowerings(target, kernels),
         INTEGER_CONV2D: int8.integer_conv2d,
         INTEGER_MATMUL: int8.integer_matmul,
         QUANTIZED_CONV2D: int8.quantized_conv2d,

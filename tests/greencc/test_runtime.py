@@ -217,7 +217,7 @@ def test_aligned_arrays_are_used_in_place_and_others_copied() -> None:
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ({"kind": "cuda"}, "compiled for 'cuda'"),
+        ({"kind": "metal"}, "compiled for 'metal'; this greencc runs artifacts for cpu, cuda, vulkan"),
         ({"kind": "cpu", "triple": "riscv64-unknown-linux-gnu"}, "compiled for riscv64, this machine is"),
         ({"kind": "cpu", "features": ["sse2", "time-travel"]}, "needs time-travel, which this machine's CPU"),
     ],

@@ -8,8 +8,8 @@ import tvm
 from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
-from greencc.targets.cpu.schedules.kernel import blocks, is_reduction, is_written_in_order, overwritable
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.kernel import blocks, is_reduction, is_written_in_order, overwritable
 from greencc.targets.tir import as_int, loads, uses_var
 
 # Below this many elements threads cost more than they bring.

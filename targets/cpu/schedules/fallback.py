@@ -9,8 +9,8 @@ from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.kernel import blocks
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.kernel import blocks
 from greencc.targets.tir import as_int
 
 

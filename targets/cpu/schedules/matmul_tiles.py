@@ -9,9 +9,9 @@ from tvm import ir, tirx
 from tvm.tirx.script import builder as T
 
 from greencc.targets.cpu.schedules.columns import Columns
-from greencc.targets.cpu.schedules.kernel import Tail
 from greencc.targets.cpu.schedules.multiply import Arithmetic
 from greencc.targets.cpu.schedules.registers import Register, registers
+from greencc.targets.kernel import Tail
 from greencc.targets.tir import i64, rewrite, unravel
 
 # Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.

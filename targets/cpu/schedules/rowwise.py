@@ -13,8 +13,8 @@ from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.kernel import REDUCE, blocks, is_reduction, is_written_in_order, overwritable
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.kernel import REDUCE, blocks, is_reduction, is_written_in_order, overwritable
 from greencc.targets.tir import as_int, loads, uses_var
 
 

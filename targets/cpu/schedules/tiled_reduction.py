@@ -17,8 +17,8 @@ from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS, schedule_map
-from greencc.targets.cpu.schedules.kernel import blocks, is_reduction
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.kernel import blocks, is_reduction
 from greencc.targets.tir import as_int
 
 # Position of the output channels in NCHW.

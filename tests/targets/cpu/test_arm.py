@@ -26,7 +26,7 @@ from benchmarks import cache
 from benchmarks.bert_onnx import BertSize, random_onnx
 from greencc import UserError, api, load
 from greencc.artifact.format import read_artifact
-from greencc.targets.cpu.build import find_linker
+from greencc.targets.library import find_linker
 
 TRIPLE = "aarch64-linux-gnu"
 COMPILER, EMULATOR, SYSTEM = f"{TRIPLE}-g++", "qemu-aarch64", f"/usr/{TRIPLE}"

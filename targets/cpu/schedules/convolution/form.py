@@ -9,7 +9,8 @@ from tvm import ir, s_tir, sym, tirx
 
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.convolution.taps import DotTaps, FloatTaps, Taps
-from greencc.targets.cpu.schedules.kernel import (
+from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.kernel import (
     Tail,
     inline_side_blocks,
     inline_tail,
@@ -17,7 +18,6 @@ from greencc.targets.cpu.schedules.kernel import (
     is_reduction,
     widened,
 )
-from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, substitute
 
 

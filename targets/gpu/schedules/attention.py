@@ -1,0 +1,99 @@
+"""Scaled-dot-product attention as one kernel: scores are never in global memory, no operand is transposed there.
+
+A workgroup takes one head of one sequence and a block of query rows. It goes through the keys block by block (online
+softmax: Milakov and Gimelshein, arXiv:1805.02867; in blocks: FlashAttention, arXiv:2205.14135): each row keeps its
+largest score so far, the sum of its powers and the sum of its weighted values, and a block with a larger score scales
+both sums down. Where a sequence has few queries (decoding), there are too few rows for that: see attention_decode.
+"""
+
+from __future__ import annotations
+
+from tvm import relax, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from greencc.ops import AttentionAttrs
+from greencc.targets.cost import OPERATIONS_ATTR
+from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.schedules.attention_decode import DecodeEmitter, fits_decode
+from greencc.targets.gpu.schedules.attention_sequence import Sequence
+from greencc.targets.gpu.schedules.attention_tile import FlashEmitter, choose_tile
+from greencc.targets.gpu.schedules.shared_tiles import ceiling, split_index
+from greencc.targets.tir import as_int, i64, with_own_symbols
+
+RULE = "gpu-attention"
+
+
+def attention_kernel(
+    attrs: AttentionAttrs, args: list[relax.TensorType], out: relax.TensorType, target: GpuTarget
+) -> tirx.PrimFunc:
+    """The kernel for operands q [B, S, Cq], k [B, T, Ck], v [B, T, Cv], mask (rank 4) or none, out [B, S, H*Dv].
+
+    They are float32, or of a type that is stored narrower and computed in float32.
+    """
+    *shapes, result_shape = with_own_symbols([list(ty.shape.values) for ty in (*args, out)])
+    batch, rows, keys = shapes[0][0], shapes[0][1], shapes[1][1]
+    decodes = fits_decode(attrs, rows, target.gpu)
+    tile = choose_tile(attrs, target.gpu, as_int(batch), as_int(rows))
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        operands = [
+            T.arg(name, T.buffer(tuple(shape), str(ty.dtype)))
+            for name, shape, ty in zip(["q", "k", "v", "mask"], shapes, args, strict=False)
+        ]
+        result = T.arg("out", T.buffer(tuple(result_shape), str(out.dtype)))
+        T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
+        mask = operands[3] if len(operands) > 3 else None
+        if decodes:
+            decode = DecodeEmitter(attrs, as_int(rows) or 1)
+            with T.launch_thread("blockIdx.x", batch * i64(attrs.kv_heads)) as group:
+                element, head = split_index(group, [batch, i64(attrs.kv_heads)])
+                sequence = Sequence(attrs, element, i64(0), rows, keys, element, *operands[:3], mask, result)
+                with T.launch_thread("threadIdx.x", i64(decode.threads)) as thread:
+                    decode.emit(sequence, head, thread)
+        else:
+            blocks = ceiling(rows, tile.rows)
+            with T.launch_thread("blockIdx.x", batch * i64(attrs.heads) * blocks) as group:
+                element, head, block = split_index(group, [batch, i64(attrs.heads), blocks])
+                sequence = Sequence(attrs, element, i64(0), rows, keys, element, *operands[:3], mask, result)
+                with T.launch_thread("threadIdx.x", i64(tile.threads)) as thread:
+                    FlashEmitter(sequence, tile, head, thread).emit(block * i64(tile.rows))
+    pairs = batch * i64(attrs.heads) * rows * keys
+    return ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(_operations_per_pair(attrs)))
+
+
+def packed_attention_kernel(
+    attrs: AttentionAttrs, args: list[relax.TensorType], out: relax.TensorType, target: GpuTarget
+) -> tirx.PrimFunc:
+    """The kernel for operands q [1, N, Cq], k [1, N, Ck], v [1, N, Cv], starts [B, S], out [1, N, H*Dv]."""
+    *shapes, result_shape = with_own_symbols([list(ty.shape.values) for ty in (*args, out)])
+    tokens, (batch, longest) = shapes[0][1], shapes[3]
+    tile = choose_tile(attrs, target.gpu, as_int(batch), as_int(longest))
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        operands = [
+            T.arg(name, T.buffer(tuple(shape), str(ty.dtype)))
+            for name, shape, ty in zip(["q", "k", "v"], shapes, args, strict=False)
+        ]
+        starts = T.arg("starts", T.buffer(tuple(shapes[3]), "int64"))
+        result = T.arg("out", T.buffer(tuple(result_shape), str(out.dtype)))
+        T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
+        blocks = ceiling(longest, tile.rows)
+        with (
+            T.launch_thread("blockIdx.x", batch * i64(attrs.heads) * blocks) as group,
+            T.launch_thread("threadIdx.x", i64(tile.threads)) as thread,
+        ):
+            element, head, block = split_index(group, [batch, i64(attrs.heads), blocks])
+            first = T.bind(tirx.BufferLoad(starts, [element, i64(0)]))
+            following = tirx.BufferLoad(starts, [element + i64(1), i64(0)])
+            length = T.bind(tirx.if_then_else(element + i64(1) < batch, following, tokens) - first)
+            # A block behind the end has no rows and no keys: no branch, in which threads could not wait for another.
+            own = T.bind(tirx.Select(block * i64(tile.rows) < length, length, i64(0)))
+            sequence = Sequence(attrs, i64(0), first, own, own, element, *operands, None, result)
+            FlashEmitter(sequence, tile, head, thread).emit(block * i64(tile.rows))
+    # The count for sequences of equal length: those of the others are known when it runs.
+    pairs = i64(attrs.heads) * tokens * tirx.ceildiv(tokens, batch)
+    return ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(_operations_per_pair(attrs)))
+
+
+def _operations_per_pair(attrs: AttentionAttrs) -> int:
+    """Two products, and for every score: scale, maximum, difference, exponential, sum."""
+    return 2 * (attrs.head_dim + attrs.value_dim) + 5

@@ -1,0 +1,125 @@
+"""Calls in TIR: mathematics, conditionals, reinterpretation, atomics, synchronisation, products of matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tvm import ir, tirx
+
+from greencc.targets.vulkan.emitter.types import dtype_of
+
+if TYPE_CHECKING:
+    from greencc.targets.vulkan.emitter.expressions import Expressions
+
+Rule = Callable[["Expressions", ir.Call, int], str]
+
+# Functions of GLSL that are as exact as needed, by TIR's name.
+_OWN = {
+    "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt", "rsqrt": "inversesqrt",
+    "floor": "floor", "ceil": "ceil", "trunc": "trunc", "nearbyint": "roundEven", "fabs": "abs",
+}  # fmt: skip
+# Those of the library.
+_LIBRARY = (
+    "exp10", "erf", "tanh", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh",
+    "asinh", "acosh", "atanh", "pow", "fmod", "round", "hypot", "copysign", "sigmoid",
+)  # fmt: skip
+_CALLED = {"powf": "pow", "pow": "pow", "power": "pow", "rint": "nearbyint", "abs": "fabs", "roundeven": "nearbyint"}
+_NATIVE_DOUBLE = ("sqrt", "rsqrt", "floor", "ceil", "trunc", "nearbyint", "fabs", "fmod", "round", "copysign")
+
+
+def call(expressions: Expressions, expr: ir.Call, lane: int) -> str:
+    """One lane of a call's value."""
+    context = expressions.context
+    if not isinstance(expr.op, ir.Op):
+        raise context.fail(f"a call of {expr.op}")
+    name = expr.op.name.split(".", 1)[1]
+    rule = _RULES.get(name)
+    if rule is not None:
+        return rule(expressions, expr, lane)
+    if name in ("call_pure_extern", "call_extern"):
+        function = str(expr.args[0].value)
+        extern = _EXTERN.get(function)
+        if extern is not None:
+            return extern(expressions, expr, lane)
+        return mathematics(expressions, function, expr.args[1:], expr, lane)
+    return mathematics(expressions, name, expr.args, expr, lane)
+
+
+def mathematics(expressions: Expressions, called: str, args: list[tirx.Expr], expr: ir.Call, lane: int) -> str:
+    """A function of floating-point numbers. Half precision is computed in single precision."""
+    context = expressions.context
+    kind = context.element(dtype_of(expr))
+    name = _CALLED.get(called, called)
+    if name not in _OWN and name not in _LIBRARY and name.endswith("f"):
+        name = _CALLED.get(name[:-1], name[:-1])
+    if name not in _OWN and name not in _LIBRARY:
+        raise context.fail(f"no rule for the function '{called}'")
+    if name == "fabs" and not kind.is_float:
+        return expressions.wrapped(f"abs({expressions.value(args[0], lane)})", kind)
+    if kind.dtype == "float64":
+        if name not in _NATIVE_DOUBLE:
+            raise context.fail(f"'{called}' in double precision, which GLSL doesn't have")
+        values = [expressions.value(arg, lane) for arg in args]
+    else:
+        single = context.element("float32")
+        values = [expressions.converted(expressions.value(arg, lane), dtype_of(arg), single) for arg in args]
+    register = "double" if kind.dtype == "float64" else "float"
+    function = _OWN.get(name) or context.helper(f"math_{name}", register)
+    text = f"{function}({', '.join(values)})"
+    return text if register == "double" else expressions.converted(text, "float32", kind)
+
+
+def evaluate(expressions: Expressions, expr: tirx.Expr) -> None:
+    """A call for its effect."""
+    context = expressions.context
+    if isinstance(expr, tirx.IntImm):
+        return
+    name = expr.op.name.split(".", 1)[1] if isinstance(expr, ir.Call) and isinstance(expr.op, ir.Op) else ""
+    if name == "tvm_storage_sync":
+        _synchronise(expressions, str(expr.args[0].value))
+    elif name == "thread_return":
+        context.emit("return;")
+    elif name in ("break_loop", "continue_loop"):
+        context.emit(f"{name.split('_')[0]};")
+    elif name == "assume":
+        return
+    else:
+        context.emit(f"{expressions.value(expr)};")
+
+
+def _synchronise(expressions: Expressions, scope: str) -> None:
+    context = expressions.context
+    if scope.startswith("shared"):
+        context.emit("memoryBarrierShared();")
+        context.emit("barrier();")
+    elif scope == "warp":
+        context.need("subgroup")
+        context.emit("subgroupBarrier();")
+    else:
+        raise context.fail(f"threads of several workgroups can't wait for each other ('{scope}')")
+
+
+def _conditional(expressions: Expressions, expr: ir.Call, lane: int) -> str:
+    kind = expressions.context.element(dtype_of(expr))
+    return expressions.conditional(expr.args, lane, expressions.value, kind.register)
+
+
+def _likely(expressions: Expressions, expr: ir.Call, lane: int) -> str:
+    return expressions.value(expr.args[0], lane)
+
+
+def _is_nan(expressions: Expressions, expr: ir.Call, lane: int) -> str:
+    register = expressions.context.element(dtype_of(expr.args[0])).register
+    value = expressions.value(expr.args[0], lane)
+    if register == "float16_t":
+        value, register = f"float({value})", "float"
+    return f"{expressions.context.helper('is_nan', register)}({value})"
+
+
+_RULES: dict[str, Rule] = {
+    "if_then_else": _conditional,
+    "likely": _likely,
+    "isnan": _is_nan,
+}
+_EXTERN: dict[str, Rule] = {}

@@ -1,0 +1,91 @@
+"""Real models on a Vulkan device, through artifacts, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from benchmarks import bert_onnx, models
+
+# What the sums of another order are apart, of outputs around 1 to 10.
+ATOL = 1e-3
+LIGHT = (
+    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
+    "vgg19", "zfnet512",
+)  # fmt: skip
+SHAPES = dict.fromkeys(bert_onnx.INPUTS, (1, 128))
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.vulkan]
+
+Compiled = Callable[..., Any]
+
+
+def reference(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def assert_close(model: Any, path: Path, inputs: dict[str, np.ndarray]) -> None:
+    got, want = model(inputs), reference(path, inputs)
+    assert list(got) == list(want)
+    for name, array in want.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_allclose(got[name], array, atol=ATOL, rtol=0, err_msg=name)
+
+
+def sentences(batch: int, length: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(length)
+    ids, mask = rng.integers(1000, 30000, (batch, length)), np.ones((batch, length), np.int64)
+    mask[1:, length // 2 :] = 0
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def test_an_encoder_of_any_length_from_one_artifact(compiled: Compiled) -> None:
+    path = bert_onnx.encoder_onnx(models.minilm_hf())
+    model = compiled(path, target="vulkan", dynamic={"batch": (1, 8), "sequence": (1, 512)})
+    for batch, length in ((1, 7), (2, 128), (1, 200)):
+        assert_close(model, path, sentences(batch, length))
+
+
+def test_an_int8_encoder(compiled: Compiled) -> None:
+    path = bert_onnx.encoder_onnx(models.minilm_hf())
+    model = compiled(path, target="vulkan", shapes=SHAPES, quantize="int8-all")
+    inputs = sentences(1, 128)
+    got, want = model(inputs)["last_hidden_state"], reference(path, inputs)["last_hidden_state"]
+    distance = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert distance < 0.07
+    on_cpu = compiled(path, shapes=SHAPES, quantize="int8-all")(inputs)["last_hidden_state"]
+    # The same levels, but for those that lie where rounding decides.
+    assert np.linalg.norm(got - on_cpu) / np.linalg.norm(want) < 0.01
+
+
+def test_a_file_classifier(compiled: Compiled) -> None:
+    path = models.magika()
+    model = compiled(path, target="vulkan", dynamic={"unk__214": (1, 16)})
+    rng = np.random.default_rng(0)
+    for count in (1, 3):
+        assert_close(model, path, {"bytes": rng.integers(0, 257, (count, 2048)).astype(np.int32)})
+
+
+def test_text_recognition(compiled: Compiled) -> None:
+    path = models.ppocr_rec()
+    model = compiled(path, target="vulkan", shapes={"x": (1, 3, 48, 320)})
+    data = np.random.default_rng(0).uniform(-1, 1, (1, 3, 48, 320)).astype(np.float32)
+    assert_close(model, path, {"x": data})
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_network(name: str, compiled: Compiled) -> None:
+    path = models.light_networks()[f"light_{name}"]
+    model = compiled(path, target="vulkan")
+    (spec,) = model.artifact.manifest.inputs
+    data = np.random.default_rng(0).uniform(0, 1, spec.shape).astype(np.float32)
+    assert_close(model, path, {spec.name: data})
