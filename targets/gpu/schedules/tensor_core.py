@@ -27,6 +27,7 @@ from tvm.tirx.script import builder as T
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.epilogue import Epilogue
+from greencc.targets.gpu.schedules.launch import when
 from greencc.targets.gpu.schedules.products import Factor, Product, check_tail, match_product
 from greencc.targets.gpu.schedules.threads import at, barrier, divided, is_multiple, launch, local, put, shared
 from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
@@ -248,6 +249,7 @@ class Tiles:
         each = _AREA // plan.warp
         # A thread has neighbours of a row.
         line, inside = divided(self.lane * i64(each), EDGE)
+        rows = product.rows.size
         down, across = self.fragments
         for i in range(down):
             for j in range(across):
@@ -262,18 +264,8 @@ class Tiles:
                 def total(n: int) -> tirx.Expr:
                     return at(held, start + self.lane * i64(each) + i64(n))
 
-                inside_result = self._inside(*place)
-                if inside_result is None:
-                    self.epilogue.store(total, *place, each)
-                else:
-                    with T.If(inside_result), T.Then():
-                        self.epilogue.store(total, *place, each)
-
-    def _inside(self, row: tirx.Expr, column: tirx.Expr) -> tirx.Expr | None:
-        """Whether a place of the tile is one of the result; None where all are."""
-        sizes = (self.product.rows.size, self.plan.rows, row), (self.product.columns.size, self.plan.columns, column)
-        checks = [index < size for size, tile, index in sizes if not is_multiple(size, tile)]
-        return tirx.all(*checks) if checks else None
+                with when(None if is_multiple(rows, plan.rows) else place[0] < rows):
+                    self.epilogue.store(total, *place, each, plan.columns)
 
 
 class Staged:
