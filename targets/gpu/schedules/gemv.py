@@ -200,7 +200,7 @@ class Gemv:
                     other = tirx.BufferLoad(memory, [part * i64(count) + index])
                     T.buffer_store(total, tirx.BufferLoad(total, [i64(0)]) + other, [i64(0)])
                 value = tirx.BufferLoad(total, [i64(0)])
-                self.epilogue.store(lambda _: value, first[0] + row, first[1] + column, 1)
+                self.epilogue.store(lambda _: value, first[0] + row, first[1] + column, 1, plan.columns)
 
             if not inside:
                 store()

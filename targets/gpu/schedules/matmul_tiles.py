@@ -175,7 +175,7 @@ class Tiles:
             def total(i: int) -> tirx.Expr:
                 return tirx.BufferLoad(sums, [start + i64(i)])
 
-            self.epilogue.store(total, row, column, columns.group)
+            self.epilogue.store(total, row, column, columns.group, self.plan.columns)
 
         size = self.epilogue.product.rows.size
         if is_multiple(size, self.plan.rows):
