@@ -9,8 +9,7 @@ from tvm import ir, sym, tirx
 from tvm.tirx.script import builder as T
 
 from greencc.targets.gpu.schedules.products import Product
-from greencc.targets.gpu.schedules.shared_tiles import local
-from greencc.targets.gpu.schedules.threads import at, is_multiple, put
+from greencc.targets.gpu.schedules.threads import at, is_multiple, local, put
 from greencc.targets.kernel import Tail
 from greencc.targets.tir import i64, ramp, rewrite, walk
 

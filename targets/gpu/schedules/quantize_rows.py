@@ -15,9 +15,8 @@ from tvm.tirx.script import builder as T
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.launch import barrier, power_of_two
-from greencc.targets.gpu.schedules.shared_tiles import local, shared
 from greencc.targets.gpu.schedules.sources import BYTES
-from greencc.targets.gpu.schedules.threads import at, launch, put
+from greencc.targets.gpu.schedules.threads import at, launch, local, put, shared
 from greencc.targets.int8.levels import Levels, levels_of, padded_depth, store_scheme
 from greencc.targets.tir import as_int, i64, ramp, volume, with_own_symbols
 

@@ -37,6 +37,16 @@ def _coordinates(index: tirx.Expr, extents: Sequence[tirx.Expr]) -> list[tirx.Ex
     return found
 
 
+def shared(elements: int, dtype: str = "float32") -> tirx.Var:
+    """Emit the declaration of memory that a workgroup shares."""
+    return T.alloc_buffer((elements,), dtype, scope="shared")
+
+
+def local(elements: int, dtype: str = "float32") -> tirx.Var:
+    """Emit the declaration of a thread's own memory: registers, as long as its indices are constants."""
+    return T.alloc_buffer((elements,), dtype, scope="local")
+
+
 def at(buffer: tirx.Var, offset: tirx.Expr | int, lanes: int = 1) -> tirx.Expr:
     """Elements of a row-major tensor, by their distance from its first one."""
     return tirx.BufferLoad(buffer, place(buffer, offset, lanes))
