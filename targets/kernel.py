@@ -101,6 +101,20 @@ def inline_tail(func: tirx.PrimFunc, skip: int = 0) -> Tail | str:
     return Tail(producer, last.body.value, axes, last.body.buffer, intermediate)
 
 
+def check_tail(tail: Tail) -> str | None:
+    """Why the tail can't be computed tile by tile, or None: it must read the product at its own position."""
+    if len(tail.intermediate.ty.shape) != len(tail.output.ty.shape):
+        return "the tail changes the rank"
+    analyzer = sym.Analyzer()
+    for a, b in zip(tail.intermediate.ty.shape, tail.output.ty.shape, strict=True):
+        if not analyzer.can_prove_equal(a, b):
+            return "the tail changes the shape"
+    for load in loads(tail.value):
+        if load.source.same_as(tail.intermediate) and not indexed_by(load, list(tail.axes), allow_zero=True):
+            return "the tail reads the product elsewhere"
+    return None
+
+
 def shape(buffer: tirx.Var) -> list[tirx.Expr]:
     """Dimensions of a buffer."""
     return list(buffer.ty.shape)

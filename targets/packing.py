@@ -133,3 +133,49 @@ class WordBlocks:
         words = filled.reshape(count, channels // self.depth, self.depth, rows, columns, width)
         packed = words.transpose(0, 1, 3, 4, 5, 2).astype(self.dtype)
         return np.ascontiguousarray(packed).reshape(self.shape(*weight.shape))
+
+
+@dataclass(frozen=True)
+class WordPanels:
+    """[K, N] of signed levels stored as int32 [ceil(N / width), ceil(K / each), width], each = 32 / bits.
+
+    A word holds `each` levels of its column, the first one in its lowest bits. K and N are filled up with zeros.
+    """
+
+    width: int
+    bits: int
+
+    @property
+    def each(self) -> int:
+        """Levels in a word."""
+        return 32 // self.bits
+
+    def shape(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """Shape of the packed array."""
+        return (-(-columns // self.width), -(-rows // self.each), self.width)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Pack an int8 array [K, N] of numbers of so many bits."""
+        rows, columns = weight.shape
+        panels, words, _ = self.shape(rows, columns)
+        padded = np.zeros((words * self.each, panels * self.width), np.uint32)
+        padded[:rows, :columns] = weight.astype(np.int64) & ((1 << self.bits) - 1)
+        split = padded.reshape(words, self.each, panels, self.width)
+        shifts = (np.arange(self.each, dtype=np.uint32) * np.uint32(self.bits)).reshape(1, -1, 1, 1)
+        joined = np.bitwise_or.reduce(split << shifts, axis=1)
+        return np.ascontiguousarray(joined.transpose(1, 0, 2)).view(np.int32)
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """[N, K] stored as `inner` stores [K, N]."""
+
+    inner: ColumnPanels | WordPanels
+
+    def shape(self, rows: int, columns: int) -> tuple[int, int, int]:
+        """Shape of the packed array, of what `inner` packs."""
+        return self.inner.shape(rows, columns)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Pack an [N, K] array."""
+        return self.inner.pack(weight.T)

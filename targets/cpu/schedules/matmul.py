@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from tvm import ir, s_tir, sym, tirx
+from tvm import ir, s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -33,6 +33,7 @@ from greencc.targets.cpu.schedules.multiply import DotArithmetic, FloatArithmeti
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.kernel import (
     Tail,
+    check_tail,
     indexed_by,
     inline_tail,
     is_const_zero,
@@ -143,20 +144,6 @@ def match_product(tail: Tail, target: CpuTarget) -> Product | str:
     if kinds == [dot.activation, "int8", "int32"]:
         return Product(a.source, b.source, depth, columns, batched, DotArithmetic(dot))
     return f"not float32, nor {dot.activation} times int8 in int32"
-
-
-def check_tail(tail: Tail) -> str | None:
-    """Why the tail can't be computed tile by tile, or None: it must read the product at its own position."""
-    if len(tail.intermediate.ty.shape) != len(tail.output.ty.shape):
-        return "the tail changes the rank"
-    analyzer = sym.Analyzer()
-    for a, b in zip(tail.intermediate.ty.shape, tail.output.ty.shape, strict=True):
-        if not analyzer.can_prove_equal(a, b):
-            return "the tail changes the shape"
-    for load in loads(tail.value):
-        if load.source.same_as(tail.intermediate) and not indexed_by(load, list(tail.axes), allow_zero=True):
-            return "the tail reads the product elsewhere"
-    return None
 
 
 def choose_tile(target: CpuTarget, product: Product, tail: Tail, packed: bool) -> Tile | None:

@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as T
 
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
-from greencc.targets.gpu.schedules.launch import below, ceildiv, group_threads, grid, when
+from greencc.targets.gpu.schedules.launch import below, ceildiv, grid, group_threads, when
 from greencc.targets.lower import RULE_ATTR
 from greencc.targets.tir import as_int, i64, unravel, volume, with_own_symbols
 

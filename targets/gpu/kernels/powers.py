@@ -22,7 +22,7 @@ def lower_power_of_integers(
 
 
 def power_kernel(base: relax.TensorType, exponent: relax.TensorType, target: GpuTarget) -> tirx.PrimFunc:
-    """base ** exponent by repeated squaring, wrapping; a negative exponent gives 0 unless the base is 1 or -1."""
+    """Base ** exponent by repeated squaring, wrapping; a negative exponent gives 0 unless the base is 1 or -1."""
     kind, steps_kind = str(base.dtype), str(exponent.dtype)
     one, nothing, unit = tirx.const(1, kind), tirx.const(0, kind), tirx.const(1, steps_kind)
 

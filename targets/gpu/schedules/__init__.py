@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from greencc.targets.base import Rule
 from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.schedules.convolution.rule import ConvolutionRule, WindowRule
 from greencc.targets.gpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.gpu.schedules.fallback import FallbackRule
+from greencc.targets.gpu.schedules.matmul import MatmulRule
 from greencc.targets.gpu.schedules.rowwise import RowwiseRule
 
 
 def rules(target: GpuTarget) -> tuple[Rule, ...]:
     """Products and convolutions first (they hold the time), then passes over rows, then the rest."""
-    return (RowwiseRule(target), ElementwiseRule(target), FallbackRule(target))
+    return (
+        MatmulRule(target),
+        ConvolutionRule(target),
+        WindowRule(target),
+        RowwiseRule(target),
+        ElementwiseRule(target),
+        FallbackRule(target),
+    )

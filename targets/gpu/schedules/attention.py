@@ -18,7 +18,7 @@ from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.attention_decode import DecodeEmitter, fits_decode
 from greencc.targets.gpu.schedules.attention_sequence import Sequence
 from greencc.targets.gpu.schedules.attention_tile import FlashEmitter, choose_tile
-from greencc.targets.gpu.schedules.tiles import ceiling, split_index
+from greencc.targets.gpu.schedules.shared_tiles import ceiling, split_index
 from greencc.targets.tir import as_int, i64, with_own_symbols
 
 RULE = "gpu-attention"

@@ -15,7 +15,7 @@ from tvm.tirx.script import builder as T
 from greencc.ops import AttentionAttrs
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.attention_sequence import NEGATIVE_INFINITY, Sequence, finite
-from greencc.targets.gpu.schedules.tiles import ceiling, local, share_out, shared, where
+from greencc.targets.gpu.schedules.shared_tiles import ceiling, local, share_out, shared, where
 from greencc.targets.tir import as_int, i64, ramp
 
 THREADS = 128

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from greencc.ops import AttentionAttrs
-from greencc.targets.gpu.schedules.tiles import whole_lanes
+from greencc.targets.gpu.schedules.shared_tiles import whole_lanes
 from greencc.targets.tir import as_int, i64, ramp, vector_type
 
 NEGATIVE_INFINITY = float("-inf")

@@ -15,7 +15,7 @@ from tvm.tirx.script import builder as T
 from greencc.ops import AttentionAttrs
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.attention_sequence import NEGATIVE_INFINITY, Sequence, finite
-from greencc.targets.gpu.schedules.tiles import BANK_PADDING, ceiling, copy_tile, local, shared, where
+from greencc.targets.gpu.schedules.shared_tiles import BANK_PADDING, ceiling, copy_tile, local, shared, where
 from greencc.targets.tir import i64
 
 BLOCK_KEYS = 32

@@ -11,9 +11,8 @@ from greencc.targets.cpu.schedules.convolution.form import match_convolution
 from greencc.targets.cpu.schedules.convolution.panels import PanelEmitter
 from greencc.targets.cpu.schedules.convolution.plan import choose_plan
 from greencc.targets.cpu.schedules.convolution.tiles import TileEmitter
-from greencc.targets.cpu.schedules.matmul import check_tail
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.kernel import overwritable, parameter_index
+from greencc.targets.kernel import check_tail, overwritable, parameter_index
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""The rules for convolutions and for reductions over windows; see the package's docstring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import ir, tirx
+
+from greencc.targets.base import Declined, Scheduled
+from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.schedules.convolution.form import match_contraction, read_reduction
+from greencc.targets.gpu.schedules.convolution.gemm import GemmEmitter
+from greencc.targets.gpu.schedules.convolution.plan import choose_plan
+from greencc.targets.gpu.schedules.convolution.window import window_kernel
+from greencc.targets.kernel import DATA_PARALLEL, Tail, parameter_index
+from greencc.targets.packing import ChannelBlocks
+from greencc.targets.tir import as_int, loads, uses_var
+
+# Filters that share data, from which on a matrix product pays.
+LEAST_FILTERS = 4
+# Elements of a window that one thread goes through.
+MAX_WINDOW = 4096
+
+
+@dataclass(frozen=True)
+class ConvolutionRule:
+    """Schedules convolutions whose filters share data."""
+
+    target: GpuTarget
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "gpu-convolution"
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+        """Schedule a convolution with its tail, or decline."""
+        found = read_reduction(func)
+        if isinstance(found, str):
+            return Declined(found)
+        inlined, tail = found
+        conv = match_contraction(tail)
+        if isinstance(conv, str):
+            return Declined(conv)
+        if conv.filters // conv.groups < LEAST_FILTERS:
+            return Declined("too few filters share data")
+        plan = choose_plan(conv, self.target.gpu)
+        index = parameter_index(inlined, conv.weight.source)
+        if index is None or index not in constants or not conv.is_plain_weight:
+            emitted = GemmEmitter(inlined, conv, plan, None).emit()
+            return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name)
+        layout = ChannelBlocks(plan.rows, conv.groups)
+        blocks = conv.groups * -(-(conv.filters // conv.groups) // plan.rows)
+        emitted = GemmEmitter(inlined, conv, plan, [blocks, *conv.extents, plan.rows]).emit()
+        return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name, {index: layout})
+
+
+@dataclass(frozen=True)
+class WindowRule:
+    """Schedules reductions over small windows: pooling, depthwise convolutions, those of few filters a group."""
+
+    target: GpuTarget
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "gpu-window"
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+        """Schedule a reduction over a window with its tail, or decline."""
+        found = read_reduction(func)
+        if isinstance(found, str):
+            return Declined(found)
+        inlined, tail = found
+        reason = _check_window(tail)
+        if reason is not None:
+            return Declined(reason)
+        return Scheduled(window_kernel(inlined, tail).with_attr("greencc.rule", self.name), self.name)
+
+
+def _check_window(tail: Tail) -> str | None:
+    """Why a reduction is none over a small window, or None: windows lie at places that depend on the output's."""
+    block = tail.producer
+    kept = [axis for axis in block.iter_vars if int(axis.iter_type) == DATA_PARALLEL]
+    reduced = [axis for axis in block.iter_vars if int(axis.iter_type) != DATA_PARALLEL]
+    size = 1
+    for axis in reduced:
+        extent = as_int(axis.dom.extent)
+        if extent is None:
+            return "a window of unknown size"
+        size *= extent
+    if size > MAX_WINDOW:
+        return "a large window"
+    if len(kept) != len(tail.output.ty.shape):
+        return "the result isn't written in the order of its axes"
+    if not all(index.same_as(axis.var) for index, axis in zip(block.body.indices, kept, strict=True)):
+        return "the result isn't written in the order of its axes"
+
+    def mixes(index: tirx.Expr) -> bool:
+        return any(uses_var(index, a.var) for a in kept) and any(uses_var(index, a.var) for a in reduced)
+
+    read: list[ir.TensorLoad] = list(loads(block.body.value))
+    return None if any(mixes(index) for load in read for index in load.indices) else "no windows that move"

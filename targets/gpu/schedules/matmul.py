@@ -1,0 +1,261 @@
+"""Matrix products on GPUs, with everything elementwise behind them in one kernel.
+
+    C[batch.., i.., j..] = f(sum_k A[..] * B[..], ...)
+
+A and B are floats of 16 or 32 bits (sums are float32), or bytes summed in int32, or B holds levels in groups. Products
+of few rows take all threads of a workgroup along the depth (see gemv.py), others are made in tiles (see matmul_tiles.py). For a
+number of rows that is known at run time only, there is a kernel for one row, one for few and one for many, and the host
+launches the one that fits.
+
+A constant matrix B is stored in panels of columns, filled up with zeros, so that it is always read in whole vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from greencc.targets.base import Declined, Scheduled
+from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
+from greencc.targets.gpu.schedules.arithmetic import arithmetic_of
+from greencc.targets.gpu.schedules.epilogue import Epilogue
+from greencc.targets.gpu.schedules.gemv import Gemv, plan_gemv
+from greencc.targets.gpu.schedules.matmul_tiles import TilePlan, Tiles
+from greencc.targets.gpu.schedules.products import Product, check_tail, match_product
+from greencc.targets.gpu.schedules.sources import BYTES, ByteRows, InPlace, LevelPanels, Panels, RowSource, Source
+from greencc.targets.gpu.schedules.threads import is_multiple, launch
+from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
+from greencc.targets.packing import ColumnPanels, Transposed, WordPanels
+from greencc.targets.tir import as_int, i64, unravel, volume
+
+# Up to so many rows B is read once for all of them, and the time is that of reading it.
+GEMV_ROWS = 8
+# Of a symbolic number of rows: up to so many, the tiles of few rows are used.
+FEW_ROWS = 32
+# Columns of a panel: every tile's are a multiple or a divisor.
+PANEL = 64
+
+PanelLayout: TypeAlias = ColumnPanels | WordPanels
+
+# By size; the first that a device can take is chosen among those for the number of rows.
+_TILES = (
+    TilePlan(64, 64, 16, 4, 4),
+    TilePlan(32, 32, 16, 4, 4),
+    TilePlan(16, 16, 16, 2, 2),
+)
+_FEW_ROWS_TILES = (
+    TilePlan(16, 64, 32, 2, 4),
+    TilePlan(16, 32, 16, 2, 4),
+    TilePlan(16, 16, 16, 2, 2),
+)
+
+
+@dataclass(frozen=True)
+class PackedOperand:
+    """A constant parameter: how it is packed, and what the kernel declares."""
+
+    layout: PanelLayout | Transposed
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class MatmulRule:
+    """Schedules products; see the module's docstring."""
+
+    target: GpuTarget
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "gpu-matmul"
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+        """Schedule a product with its tail, or decline."""
+        tail = inline_tail(func)
+        if isinstance(tail, str):
+            return Declined(tail)
+        product = match_product(tail)
+        if isinstance(product, str):
+            return Declined(product)
+        operands = pack_operands(func, product, constants)
+        reason = check_tail(tail) or _check_operands(product, operands)
+        if reason is not None:
+            return Declined(reason)
+        emitted = emit(func, tail, product, operands, self.target.gpu)
+        # Factors are read again by other workgroups, but a tail reads each element once.
+        taken = [parameter_index(func, factor.buffer) for factor in (product.a, product.b)]
+        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
+        layouts = {index: operand.layout for index, operand in operands.items()}
+        return Scheduled(emitted, self.name, layouts, tuple(overwrites))
+
+
+def pack_operands(func: tirx.PrimFunc, product: Product, constants: frozenset[int]) -> dict[int, PackedOperand]:
+    """By the index of a parameter, how constants are packed: a matrix B, and what its levels are worth."""
+    b = product.b
+    index = parameter_index(func, b.buffer)
+    is_matrix = len(b.indices) == 2 and len(b.major.variables) == len(b.depth.variables) == 1
+    if index is None or index not in constants or not is_matrix:
+        return {}
+    depth, columns = as_int(b.depth.size), as_int(b.major.size)
+    if depth is None or columns is None:
+        return {}
+    transposed = b.indices[0].same_as(b.major.variables[0])
+
+    def packed(layout: PanelLayout, rows: int, dtype: str) -> PackedOperand:
+        return PackedOperand(Transposed(layout) if transposed else layout, layout.shape(rows, columns), dtype)
+
+    groups = product.groups
+    if groups is None:
+        if product.is_int8:
+            return {index: packed(WordPanels(PANEL, 8), depth, "int32")}
+        return {index: packed(ColumnPanels(PANEL), depth, b.dtype)}
+    found = {index: packed(WordPanels(PANEL, groups.bits), depth, "int32")}
+    for buffer in (groups.scale, groups.offset):
+        if buffer is not None:
+            own = parameter_index(func, buffer)
+            if own is None or own not in constants:
+                return {}
+            found[own] = packed(ColumnPanels(PANEL), depth // groups.group, str(buffer.ty.dtype))
+    return found
+
+
+def _check_operands(product: Product, operands: Mapping[int, PackedOperand]) -> str | None:
+    """Why the factors can't be read by a kernel, or None."""
+    a, groups = product.a, product.groups
+    if groups is not None:
+        if not operands:
+            return "levels in groups are no constants"
+        if groups.group % (32 // groups.bits):
+            return f"groups of {groups.group} levels aren't whole words"
+    if product.is_int8:
+        if not operands:
+            return "the second factor in bytes is no constant"
+        if not a.is_contiguous(a.depth) or not is_multiple(a.buffer.ty.shape[-1], BYTES):
+            return "the bytes of the first factor aren't in whole words along the depth"
+    return None
+
+
+def emit(
+    func: tirx.PrimFunc,
+    tail: Tail,
+    product: Product,
+    operands: Mapping[int, PackedOperand],
+    gpu: Capabilities,
+) -> tirx.PrimFunc:
+    """The scheduled PrimFunc. Parameters that are packed have their packed shapes."""
+    rows = as_int(product.rows.size)
+    with IRBuilder() as ib, T.prim_func(s_tir=True):
+        buffers: dict[tirx.Var, tirx.Var] = {}
+        for i, param in enumerate(func.params):
+            operand = operands.get(i)
+            declared = param if operand is None else T.buffer(tuple(map(i64, operand.shape)), operand.dtype)
+            buffers[param] = T.arg(param.name, declared)
+        T.func_attr({"tirx.noalias": True})
+        kernels = _Kernels(tail, product, buffers, bool(operands), gpu)
+        if rows is not None and rows <= GEMV_ROWS:
+            kernels.gemv(rows)
+        elif rows is not None:
+            kernels.tiles(_FEW_ROWS_TILES if rows <= FEW_ROWS else _TILES)
+        else:
+            size = product.rows.size
+            few = (size <= i64(FEW_ROWS), lambda: kernels.tiles(_FEW_ROWS_TILES))
+            _choose([(size <= i64(1), lambda: kernels.gemv(1)), few], lambda: kernels.tiles(_TILES))
+    return ib.get()
+
+
+def _choose(cases: Sequence[tuple[tirx.Expr, Callable[[], None]]], otherwise: Callable[[], None]) -> None:
+    """Emit the first case whose condition holds."""
+    if not cases:
+        otherwise()
+        return
+    (condition, body), *rest = cases
+    with T.If(condition):
+        with T.Then():
+            body()
+        with T.Else():
+            _choose(rest, otherwise)
+
+
+class _Kernels:
+    """Emits launches of a product."""
+
+    def __init__(
+        self,
+        tail: Tail,
+        product: Product,
+        buffers: dict[tirx.Var, tirx.Var],
+        packed: bool,
+        gpu: Capabilities,
+    ) -> None:
+        self.tail, self.product, self.buffers, self.packed, self.gpu = tail, product, buffers, packed, gpu
+        self.arithmetic = arithmetic_of(product.is_int8, gpu)
+        depth = product.depth.size
+        self.depth = depth if not product.is_int8 else i64(-(-int(depth) // BYTES))
+
+    def gemv(self, rows: int) -> None:
+        """Emit a launch for so many rows or fewer."""
+        b = self._b(i64(0), wide=4)
+        plan = plan_gemv(rows, b, min(256, self.gpu.max_threads), self.gpu.shared_bytes // 2)
+
+        def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
+            kernel = Gemv(plan, self.arithmetic, self.depth, self._epilogue(batch))
+            kernel.emit(self._a(batch), self._b(batch, wide=4), (row, column), thread)
+
+        self._launch(plan.rows, plan.columns, plan.threads, body)
+
+    def tiles(self, plans: Sequence[TilePlan]) -> None:
+        """Emit a launch of tiles after the first plan that the device can take."""
+        gpu = self.gpu
+        plan = next(p for p in plans if p.threads <= gpu.max_threads and p.shared_bytes <= gpu.shared_bytes)
+
+        def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
+            kernel = Tiles(plan, self.arithmetic, self.depth, self._epilogue(batch))
+            kernel.emit(self._a(batch), self._b(batch, wide=1), (row, column), thread)
+
+        self._launch(plan.rows, plan.columns, plan.threads, body)
+
+    def _launch(
+        self,
+        rows: int,
+        columns: int,
+        threads: int,
+        body: Callable[[tirx.Expr, tirx.Expr, tirx.Expr, tirx.Expr], None],
+    ) -> None:
+        """Emit a launch of groups that make so many rows and columns each; neighbouring groups share rows."""
+        product = self.product
+        extents = [product.batch.size, _blocks(product.rows.size, rows), _blocks(product.columns.size, columns)]
+        with launch(volume(extents), threads) as (group, thread):
+            batch, row, column = unravel(group, extents)
+            body(batch, row * i64(rows), column * i64(columns), thread)
+
+    def _epilogue(self, batch: tirx.Expr) -> Epilogue:
+        return Epilogue(self.tail, self.product, self.buffers, batch)
+
+    def _a(self, batch: tirx.Expr) -> RowSource:
+        a = self.product.a
+        buffer, start = self.buffers[a.buffer], a.offset(a.batch, batch)
+        return ByteRows(a, buffer, start) if self.product.is_int8 else InPlace(a, buffer, start)
+
+    def _b(self, batch: tirx.Expr, wide: int) -> Source:
+        b, groups = self.product.b, self.product.groups
+        buffer = self.buffers[b.buffer]
+        if not self.packed:
+            return InPlace(b, buffer, b.offset(b.batch, batch))
+        panels = int(buffer.ty.shape[0])
+        if groups is None:
+            return Panels(buffer, str(buffer.ty.dtype), PANEL, panels)
+        offset = None if groups.offset is None else self.buffers[groups.offset]
+        scheme = (self.buffers[groups.scale], offset)
+        return LevelPanels(buffer, *scheme, PANEL, panels, groups.bits, groups.group, wide)
+
+
+def _blocks(size: tirx.Expr, of: int) -> tirx.Expr:
+    """How many blocks of a size cover an extent."""
+    count = as_int(size)
+    return tirx.ceildiv(size, i64(of)) if count is None else i64(-(-count // of))

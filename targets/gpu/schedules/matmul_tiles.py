@@ -1,0 +1,275 @@
+"""Tiles of a matrix product: a workgroup makes one of the result, from tiles of both factors in shared memory.
+
+    for each step along the depth:
+        barrier; both factors' tiles: registers -> shared memory; barrier
+        read the next step's tiles into registers
+        for each k of the step: the thread's rows times its columns, added to sums in registers
+
+A thread has its rows and columns in groups of four that lie apart, so that neighbouring threads read neighbouring
+vectors. Rows behind the last one repeat it and aren't stored; behind the end of the depth both factors are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from greencc.errors import GreenccError
+from greencc.targets.gpu.schedules.arithmetic import Arithmetic
+from greencc.targets.gpu.schedules.epilogue import Epilogue
+from greencc.targets.gpu.schedules.sources import Source
+from greencc.targets.gpu.schedules.threads import barrier, divided, is_multiple, local, shared
+from greencc.targets.tir import as_int, i64, ramp, splat
+
+# Columns of shared memory that keep rows apart, so that threads that write a column don't wait for each other; a
+# multiple of the longest vector.
+PADDING = 4
+GROUP = 4
+"""Neighbouring rows or columns that a thread has."""
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How large tiles are.
+
+    Attributes:
+        rows, columns: of a workgroup's tile.
+        depth: of a step, in elements, or words of bytes.
+        thread_rows, thread_columns: of a thread's part of the tile; 1, 2 or multiples of 4.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    thread_rows: int
+    thread_columns: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a workgroup."""
+        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a workgroup: elements and words are of 4 bytes."""
+        return 4 * self.depth * (self.rows + self.columns + 2 * PADDING)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One factor's tile: rows of A or columns of B.
+
+    Attributes:
+        source: the factor.
+        size: rows (columns) of the tile.
+        own: those of a thread.
+        index: the thread's number among those along this side.
+        first: the tile's first row (column).
+    """
+
+    source: Source
+    size: int
+    own: int
+    index: tirx.Expr
+    first: tirx.Expr
+
+    @property
+    def group(self) -> int:
+        """Neighbours that a thread has."""
+        return min(self.own, GROUP)
+
+    def place(self, number: tirx.Expr | int) -> tirx.Expr:
+        """Where in the tile the thread's row (column) is that starts a group."""
+        apart = self.size // (self.own // self.group)
+        start = self.index * i64(self.group)
+        if isinstance(number, int):
+            return start + i64(number * apart) if number else start
+        return start + number * i64(apart)
+
+
+class Tiles:
+    """Emits one workgroup's tile."""
+
+    def __init__(self, plan: TilePlan, arithmetic: Arithmetic, depth: tirx.Expr, epilogue: Epilogue) -> None:
+        self.plan, self.arithmetic, self.depth, self.epilogue = plan, arithmetic, depth, epilogue
+
+    def emit(self, a: Source, b: Source, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr) -> None:
+        """Emit the tile whose first row and column are given."""
+        plan, arithmetic = self.plan, self.arithmetic
+        row_index, column_index = divided(thread, plan.columns // plan.thread_columns)
+        sides = (
+            _Side(a, plan.rows, plan.thread_rows, row_index, first[0]),
+            _Side(b, plan.columns, plan.thread_columns, column_index, first[1]),
+        )
+        staged = [_Staged(side, plan, self.depth, thread, arithmetic.element) for side in sides]
+        sums = local(plan.thread_rows * plan.thread_columns, arithmetic.sums)
+        for i in range(plan.thread_rows * plan.thread_columns):
+            T.buffer_store(sums, tirx.const(0, arithmetic.sums), [i64(i)])
+        own = [local(side.own, arithmetic.element) for side in sides]
+        steps = tirx.ceildiv(self.depth, i64(plan.depth))
+        count = as_int(self.depth)
+        if count is not None:
+            steps = i64(-(-count // plan.depth))
+        for stage in staged:
+            stage.fetch(i64(0))
+        with T.serial(i64(0), steps) as step:
+            barrier()
+            for stage in staged:
+                stage.write(step)
+            barrier()
+            if as_int(steps) != 1:
+                with T.If(step + i64(1) < steps), T.Then():
+                    for stage in staged:
+                        stage.fetch(step + i64(1))
+            with T.serial(i64(0), i64(plan.depth)) as k:
+                for stage, values in zip(staged, own, strict=True):
+                    stage.load(values, k)
+                self._multiply(sums, own)
+        self._store(sums, sides)
+
+    def _multiply(self, sums: tirx.Var, own: list[tirx.Var]) -> None:
+        a, b = own
+        for r in range(self.plan.thread_rows):
+            for c in range(self.plan.thread_columns):
+                where = [i64(r * self.plan.thread_columns + c)]
+                factors = tirx.BufferLoad(a, [i64(r)]), tirx.BufferLoad(b, [i64(c)])
+                T.buffer_store(sums, self.arithmetic.accumulate(tirx.BufferLoad(sums, where), *factors), where)
+
+    def _store(self, sums: tirx.Var, sides: tuple[_Side, _Side]) -> None:
+        """Emit the tails: one by one, or a loop over a copy of the sums, which then stay in registers themselves."""
+        plan, (rows, columns) = self.plan, sides
+        total = plan.thread_rows * plan.thread_columns
+        groups = plan.thread_columns // columns.group
+        if self.epilogue.is_short(total):
+            for r in range(plan.thread_rows):
+                for g in range(groups):
+                    start = r * plan.thread_columns + g * columns.group
+                    self._store_group(sums, i64(start), sides, (divmod(r, rows.group), g))
+            return
+        held = local(total, self.arithmetic.sums)
+        for i in range(total):
+            T.buffer_store(held, tirx.BufferLoad(sums, [i64(i)]), [i64(i)])
+        with T.serial(i64(0), i64(plan.thread_rows * groups)) as number:
+            r, g = divided(number, groups)
+            self._store_group(held, number * i64(columns.group), sides, (divided(r, rows.group), g))
+
+    def _store_group(
+        self,
+        sums: tirx.Var,
+        start: tirx.Expr,
+        sides: tuple[_Side, _Side],
+        which: tuple[tuple[tirx.Expr, tirx.Expr] | tuple[int, int], tirx.Expr | int],
+    ) -> None:
+        rows, columns = sides
+        (row_group, inside), column_group = which
+        offset = i64(inside) if isinstance(inside, int) else inside
+        row = rows.first + rows.place(row_group) + offset
+        column = columns.first + columns.place(column_group)
+
+        def store() -> None:
+            def total(i: int) -> tirx.Expr:
+                return tirx.BufferLoad(sums, [start + i64(i)])
+
+            self.epilogue.store(total, row, column, columns.group)
+
+        size = self.epilogue.product.rows.size
+        if is_multiple(size, self.plan.rows):
+            store()
+        else:
+            with T.If(row < size), T.Then():
+                store()
+
+
+class _Staged:
+    """The way of a factor's tile from memory through registers to shared memory."""
+
+    def __init__(self, side: _Side, plan: TilePlan, depth: tirx.Expr, thread: tirx.Expr, element: str) -> None:
+        source = side.source
+        self.side, self.depth, self.step_depth = side, depth, plan.depth
+        if plan.depth % source.deep or side.size % source.wide:
+            raise GreenccError(f"a tile of {plan.depth} x {side.size} isn't made of {source.deep} x {source.wide}")
+        chunks = (plan.depth // source.deep) * (side.size // source.wide)
+        # Where threads are more than chunks, the last ones have none.
+        self.each = -(-chunks // plan.threads)
+        self.is_even = chunks % plan.threads == 0
+        self.chunks, self.thread, self.threads = chunks, thread, plan.threads
+        kind, lanes = source.raw
+        self.held = [local(lanes, kind) for _ in range(self.each)]
+        self.stride = side.size + PADDING
+        self.memory = shared(plan.depth * self.stride, element)
+
+    def fetch(self, step: tirx.Expr) -> None:
+        """Emit the reading of a step's tile into registers."""
+        source = self.side.source
+        kind, lanes = source.raw
+
+        def read(number: int) -> None:
+            major, depth = self._memory_place(number, step)
+            value = source.read(major, depth)
+            where = [ramp(i64(0), lanes)]
+            if is_multiple(self.depth, self.step_depth):
+                T.buffer_store(self.held[number], value, where)
+                return
+            with T.If(depth < self.depth):
+                with T.Then():
+                    T.buffer_store(self.held[number], value, where)
+                with T.Else():
+                    T.buffer_store(self.held[number], splat(tirx.const(0, kind), lanes), where)
+
+        self._each(read)
+
+    def write(self, step: tirx.Expr) -> None:
+        """Emit what was read to shared memory, in the form that is multiplied."""
+        source = self.side.source
+        kind, lanes = source.raw
+
+        def write(number: int) -> None:
+            inside, k = self._place(number)
+            parts = [tirx.BufferLoad(self.held[number], [i64(i)]) for i in range(lanes)]
+            if source.deep == 1 and lanes == source.wide > 1 and kind in ("float32", "int32"):
+                whole = tirx.BufferLoad(self.held[number], [ramp(i64(0), lanes)])
+                T.buffer_store(self.memory, whole, [ramp(k * i64(self.stride) + inside, lanes)])
+                return
+            for i, value in enumerate(source.values(parts, *self._memory_place(number, step))):
+                deep, wide = divmod(i, source.wide)
+                T.buffer_store(self.memory, value, [(k + i64(deep)) * i64(self.stride) + inside + i64(wide)])
+
+        self._each(write)
+
+    def load(self, values: tirx.Var, k: tirx.Expr) -> None:
+        """Emit the reading of the thread's rows (columns) at one k."""
+        side = self.side
+        for number in range(side.own // side.group):
+            where = k * i64(self.stride) + side.place(number)
+            vector = tirx.BufferLoad(self.memory, [ramp(where, side.group)])
+            T.buffer_store(values, vector, [ramp(i64(number * side.group), side.group)])
+
+    def _each(self, body: Callable[[int], None]) -> None:
+        for number in range(self.each):
+            if self.is_even or number + 1 < self.each:
+                body(number)
+            else:
+                with T.If(self.thread < i64(self.chunks - number * self.threads)), T.Then():
+                    body(number)
+
+    def _place(self, number: int) -> tuple[tirx.Expr, tirx.Expr]:
+        """Row (column) and depth of the thread's chunk in the tile."""
+        source = self.side.source
+        chunk = self.thread + i64(number * self.threads)
+        if source.depth_first:
+            major, k = divided(chunk, self.step_depth // source.deep)
+        else:
+            k, major = divided(chunk, self.side.size // source.wide)
+        return major * i64(source.wide), k * i64(source.deep)
+
+    def _memory_place(self, number: int, step: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
+        """Row (column) and depth of the thread's chunk, held within what can be read but for the depth."""
+        source = self.side.source
+        inside, k = self._place(number)
+        major = self.side.first + inside
+        if not is_multiple(source.limit, self.side.size):
+            major = tirx.min(major, source.limit - i64(source.wide))
+        return major, step * i64(self.step_depth) + k

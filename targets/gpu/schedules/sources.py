@@ -1,0 +1,266 @@
+"""Where a product's factors are read from: tensors as they lie, weights in panels, words of bytes, levels in groups.
+
+A source is read in chunks: `wide` rows (columns) times `deep` elements along the depth, one thread a chunk. What is read
+is kept raw in registers until it is needed; then it becomes what is multiplied, float32 or words of four signed bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tvm import tirx
+
+from greencc.targets.gpu.schedules.products import Factor
+from greencc.targets.gpu.schedules.threads import at
+from greencc.targets.tir import i64, vector_type
+
+BYTES = 4
+"""Bytes in a word."""
+
+
+class Source(Protocol):
+    """A factor [major, depth] of one batch; both indices count what is multiplied, elements or words."""
+
+    @property
+    def depth_first(self) -> bool:
+        """Whether chunks that are neighbours along the depth are neighbours in memory; else those along the other."""
+
+    @property
+    def wide(self) -> int:
+        """Rows (columns) of a chunk: 1, 2 or 4, of which every chunk starts at a multiple."""
+
+    @property
+    def deep(self) -> int:
+        """Elements of a chunk along the depth, of which every chunk starts at a multiple."""
+
+    @property
+    def raw(self) -> tuple[str, int]:
+        """Type of what is read of a chunk, and how many of them."""
+
+    @property
+    def limit(self) -> tirx.Expr:
+        """Rows (columns) that can be read."""
+
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """What lies in memory of the chunk that starts there."""
+
+    def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
+        """The elements of a chunk, from the parts of what was read: those of the first depth, then the next."""
+
+
+class RowSource(Source, Protocol):
+    """A factor whose elements can be read one by one."""
+
+    def element(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """A single element, wherever it is."""
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A tensor of floats as it lies.
+
+    Attributes:
+        factor: where its elements are.
+        buffer: what it is called in the kernel.
+        start: distance of the batch's first element.
+    """
+
+    factor: Factor
+    buffer: tirx.Var
+    start: tirx.Expr
+
+    @property
+    def depth_first(self) -> bool:
+        """See Source."""
+        return self.factor.is_contiguous(self.factor.depth) or not self.factor.is_contiguous(self.factor.major)
+
+    @property
+    def wide(self) -> int:
+        """See Source."""
+        return 1 if self.depth_first else self.factor.lanes(self.factor.major)
+
+    @property
+    def deep(self) -> int:
+        """See Source."""
+        return self.factor.lanes(self.factor.depth) if self.depth_first else 1
+
+    @property
+    def raw(self) -> tuple[str, int]:
+        """See Source."""
+        return self.factor.dtype, self.wide * self.deep
+
+    @property
+    def limit(self) -> tirx.Expr:
+        """See Source."""
+        return self.factor.major.size
+
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """See Source."""
+        return at(self.buffer, self._offset(major, depth), self.raw[1])
+
+    def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
+        """See Source."""
+        return [as_float(value) for value in raw]
+
+    def element(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """See Source."""
+        return as_float(at(self.buffer, self._offset(major, depth)))
+
+    def _offset(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        factor = self.factor
+        return self.start + factor.offset(factor.major, major) + factor.offset(factor.depth, depth)
+
+
+@dataclass(frozen=True)
+class ByteRows:
+    """Signed bytes whose depth is a tensor's last axis, filled up to whole words, read word by word."""
+
+    factor: Factor
+    buffer: tirx.Var
+    start: tirx.Expr
+    depth_first: bool = True
+    wide: int = 1
+    deep: int = 1
+    raw: tuple[str, int] = ("int32", 1)
+
+    @property
+    def limit(self) -> tirx.Expr:
+        """See Source."""
+        return self.factor.major.size
+
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """See Source."""
+        offset = self.start + self.factor.offset(self.factor.major, major) + depth * i64(BYTES)
+        return tirx.reinterpret("int32", at(self.buffer, offset, BYTES))
+
+    def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
+        """See Source."""
+        return list(raw)
+
+    def element(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """See Source."""
+        return self.read(major, depth)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A weight in panels [panels, depth, width], of floats or of words.
+
+    Attributes:
+        buffer: what it is called in the kernel.
+        dtype: of its elements.
+        width: of a panel, a multiple of 4.
+        panels: their number.
+    """
+
+    buffer: tirx.Var
+    dtype: str
+    width: int
+    panels: int
+    depth_first: bool = False
+    wide: int = 4
+    deep: int = 1
+
+    @property
+    def raw(self) -> tuple[str, int]:
+        """See Source."""
+        return self.dtype, self.wide
+
+    @property
+    def limit(self) -> tirx.Expr:
+        """See Source: what fills the last panel up is 0."""
+        return i64(self.panels * self.width)
+
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """See Source."""
+        return at(self.buffer, panel_offset(self.buffer, self.width, major, depth), self.wide)
+
+    def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
+        """See Source."""
+        return list(raw) if self.dtype == "int32" else [as_float(value) for value in raw]
+
+
+@dataclass(frozen=True)
+class LevelPanels:
+    """A weight of levels in groups, in words of neighbours along the depth, in panels; scales in panels too.
+
+    Attributes:
+        words: int32 [panels, depth / deep, width].
+        scale: float16 or float32 [panels, depth / group, width].
+        offset: like `scale`, or None.
+        width: of a panel, a multiple of 4.
+        panels: their number.
+        bits: of a level.
+        group: levels along the depth that share a scale, a multiple of those in a word.
+        wide: see Source.
+    """
+
+    words: tirx.Var
+    scale: tirx.Var
+    offset: tirx.Var | None
+    width: int
+    panels: int
+    bits: int
+    group: int
+    wide: int = 1
+    depth_first: bool = False
+
+    @property
+    def deep(self) -> int:
+        """See Source: a word's levels."""
+        return 32 // self.bits
+
+    @property
+    def raw(self) -> tuple[str, int]:
+        """See Source."""
+        return "int32", self.wide
+
+    @property
+    def limit(self) -> tirx.Expr:
+        """See Source."""
+        return i64(self.panels * self.width)
+
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+        """See Source."""
+        row = tirx.floordiv(depth, i64(self.deep))
+        return at(self.words, panel_offset(self.words, self.width, major, row), self.wide)
+
+    def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
+        """See Source."""
+        scales = self.numbers(self.scale, major, depth)
+        offsets = None if self.offset is None else self.numbers(self.offset, major, depth)
+        made = []
+        for i in range(self.deep):
+            for column in range(self.wide):
+                value = as_float(level_of(raw[column], i, self.bits)) * scales[column]
+                made.append(value if offsets is None else value + offsets[column])
+        return made
+
+    def numbers(self, buffer: tirx.Var, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
+        """The scales or offsets of a chunk's columns."""
+        groups = int(buffer.ty.shape[1])
+        # Behind the end of the depth the other factor is 0: any scale will do.
+        group = tirx.min(tirx.floordiv(depth, i64(self.group)), i64(groups - 1))
+        first = panel_offset(buffer, self.width, major, group)
+        return [as_float(at(buffer, first + i64(i) if i else first)) for i in range(self.wide)]
+
+
+def panel_offset(buffer: tirx.Var, width: int, column: tirx.Expr, row: tirx.Expr) -> tirx.Expr:
+    """Distance of an element of [panels, rows, width] from the first one."""
+    rows = int(buffer.ty.shape[1])
+    panel, inside = tirx.floordiv(column, i64(width)), tirx.floormod(column, i64(width))
+    return (panel * i64(rows) + row) * i64(width) + inside
+
+
+def level_of(word: tirx.Expr, index: int, bits: int) -> tirx.Expr:
+    """A signed level of an int32 word, int32."""
+    left, right = (tirx.IntImm("int32", count) for count in (32 - bits * (index + 1), 32 - bits))
+    raised = word if int(left) == 0 else tirx.shift_left(word, left)
+    return tirx.shift_right(raised, right)
+
+
+def as_float(value: tirx.Expr) -> tirx.Expr:
+    """A scalar in float32."""
+    return value if str(value.ty.dtype) == "float32" else tirx.Cast(vector_type("float32", 1), value)
