@@ -41,6 +41,8 @@ def load(expressions: Expressions, expr: ir.TensorLoad, lane: int) -> str:
         view = memory.place.view(memory.element.storage)
         context.requires.update(memory.element.requires)
         return from_storage(context, f"{view}[{expressions.index(offset, lane)}]", memory.element)
+    if isinstance(memory.place, Fragment):
+        raise context.fail(f"an element of the fragment '{memory.place.name}' is read")
     if memory.place.lanes == 1:
         return f"{memory.place.name}[{expressions.index(offset, lane)}]"
     vector = vector_of(memory.element.register, memory.place.lanes)
