@@ -49,9 +49,11 @@ int Rank(VkPhysicalDeviceType type) {
 
 }  // namespace
 
+bool Instance::Forked() { return forked.load(std::memory_order_relaxed); }
+
 Instance& Instance::Get() {
   static Instance* instance = new Instance();
-  if (forked.load(std::memory_order_relaxed)) {
+  if (Forked()) {
     TVM_FFI_THROW(RuntimeError) << "Vulkan can't be used in a forked child of a process that has used it: start "
                                    "child processes with the 'spawn' method";
   }

@@ -19,6 +19,9 @@ class Instance {
   // Throws a RuntimeError when there is no loader, or in a forked child of a process that used Vulkan.
   static Instance& Get();
 
+  // Whether this process was forked from one that used Vulkan, where drivers can do nothing.
+  static bool Forked();
+
   // Physical devices, the fastest kind first: discrete, integrated, virtual, others, CPU.
   const std::vector<PhysicalDevice>& physical_devices() const { return physical_; }
 
