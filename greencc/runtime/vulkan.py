@@ -117,6 +117,11 @@ def load_sidecar(library: Library | None = None) -> None:
         _loaded.append(path)
 
 
+def is_loaded() -> bool:
+    """Whether this process has loaded the sidecar."""
+    return bool(_loaded)
+
+
 def devices() -> list[dict[str, Any]]:
     """The machine's Vulkan devices with their limits and features, `vulkan:0` first.
 

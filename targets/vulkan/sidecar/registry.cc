@@ -63,7 +63,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("greencc.vulkan.reset_statistics", [](int index) { OpenedDevice(index).statistics().Reset(); })
       .def("greencc.vulkan.statistics", [](int index) { return StatisticsJson(OpenedDevice(index).statistics()); })
       .def("runtime.timer.vulkan", StartTimer)
-      .def("greencc.vulkan.validation_messages", []() { return TextsJson(Instance::Get().TakeMessages()); });
+      .def("greencc.vulkan.validation_messages", []() { return TextsJson(Instance::TakeMessages()); });
 }
 
 }  // namespace greencc::vulkan
