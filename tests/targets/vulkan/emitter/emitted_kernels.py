@@ -31,24 +31,42 @@ def i64(value: int) -> tirx.Expr:
     return tirx.IntImm("int64", value)
 
 
-def computed(
-    element: Element, dtypes: Sequence[str], count: int | tirx.Expr, threads: int = 32, vector: int = 1
-) -> tvm.IRModule:
-    """C[i] = element(A0[i], A1[i], ...) with a thread for every `vector` elements.
+def elementwise(
+    elements: Element | Sequence[Element], dtypes: Sequence[str], count: int | tirx.Expr
+) -> tirx.PrimFunc:
+    """C[i] = element(A0[i], A1[i], ...), one output for each element.
 
     An element whose last argument is called i gets the index there.
     """
+    several = [elements] if callable(elements) else list(elements)
     size = i64(count) if isinstance(count, int) else count
     inputs = [te.placeholder((size,), dtype, name=f"A{i}") for i, dtype in enumerate(dtypes)]
-    takes_index = element.__code__.co_varnames[: element.__code__.co_argcount][-1:] == ("i",)
 
-    def at(i: tirx.Var) -> tirx.Expr:
-        return element(*[tensor[i] for tensor in inputs], *([i] if takes_index else []))
+    def at(i: tirx.Var) -> list[tirx.Expr]:
+        given = [tensor[i] for tensor in inputs]
+        return [element(*given, *([i] if _takes_index(element) else [])) for element in several]
 
-    output = te.compute((size,), at, name="C")
-    func = te.create_prim_func([*inputs, output]).with_attr("tirx.noalias", True)
-    schedule = s_tir.Schedule(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}))
-    (loop,) = schedule.get_loops(schedule.get_sblock("C"))
+    outputs = te.compute((size,), at, name="C")
+    func = te.create_prim_func([*inputs, *(outputs if isinstance(outputs, (list, tuple)) else [outputs])])
+    return func.with_attrs({"tirx.noalias": True, "global_symbol": "main"})
+
+
+def _takes_index(element: Element) -> bool:
+    code = getattr(element, "__code__", None)
+    return code is not None and code.co_varnames[: code.co_argcount][-1:] == ("i",)
+
+
+def computed(
+    elements: Element | Sequence[Element],
+    dtypes: Sequence[str],
+    count: int | tirx.Expr,
+    threads: int = 32,
+    vector: int = 1,
+) -> tvm.IRModule:
+    """An elementwise kernel with a thread for every `vector` elements."""
+    schedule = s_tir.Schedule(tvm.IRModule({"main": elementwise(elements, dtypes, count)}))
+    first = schedule.get_child_blocks(schedule.get_sblock("root"))[0]
+    (loop,) = schedule.get_loops(first)
     block, thread, lanes = schedule.split(loop, [None, threads, vector])
     schedule.bind(block, "blockIdx.x")
     schedule.bind(thread, "threadIdx.x")
@@ -88,22 +106,33 @@ def evaluate(
     element: Element, inputs: Sequence[np.ndarray], dtype: str, gpu: Capabilities = EVERYTHING, vector: int = 1
 ) -> np.ndarray:
     """`element` of every element of the inputs, on the device."""
-    count = len(inputs[0]) if inputs else 64
-    output = np.zeros(count, dtype)
-    module = computed(element, [str(array.dtype) for array in inputs], count, vector=vector)
-    on_device(module, [*inputs, output], gpu)
-    return output
+    return evaluate_all([element], inputs, dtype, gpu, vector)[0]
 
 
-def evaluate_on_host(element: Element, inputs: Sequence[np.ndarray], dtype: str) -> np.ndarray:
+def evaluate_all(
+    elements: Sequence[Element],
+    inputs: Sequence[np.ndarray],
+    dtype: str | Sequence[str],
+    gpu: Capabilities = EVERYTHING,
+    vector: int = 1,
+) -> list[np.ndarray]:
+    """Several functions of every element of the inputs, by one kernel on the device."""
+    dtypes = [dtype] * len(elements) if isinstance(dtype, str) else dtype
+    outputs = [np.zeros(len(inputs[0]), each) for each in dtypes]
+    module = computed(elements, [str(array.dtype) for array in inputs], len(inputs[0]), vector=vector)
+    on_device(module, [*inputs, *outputs], gpu)
+    return outputs
+
+
+def evaluate_on_host(
+    elements: Sequence[Element], inputs: Sequence[np.ndarray], dtype: str | Sequence[str]
+) -> list[np.ndarray]:
     """The same by LLVM on the host."""
-    count = i64(len(inputs[0]))
-    tensors = [te.placeholder((count,), str(array.dtype), name=f"A{i}") for i, array in enumerate(inputs)]
-    result = te.compute((count,), lambda i: element(*[tensor[i] for tensor in tensors]), name="C")
-    output = np.zeros(len(inputs[0]), dtype)
-    func = te.create_prim_func([*tensors, result]).with_attr("global_symbol", "main")
-    on_host(tvm.IRModule({"main": func}), [*inputs, output])
-    return output
+    dtypes = [dtype] * len(elements) if isinstance(dtype, str) else dtype
+    outputs = [np.zeros(len(inputs[0]), each) for each in dtypes]
+    func = elementwise(elements, [str(array.dtype) for array in inputs], len(inputs[0]))
+    on_host(tvm.IRModule({"main": func}), [*inputs, *outputs])
+    return outputs
 
 
 def _call(executable: tvm.runtime.Executable, arrays: Sequence[np.ndarray], device: tvm.runtime.Device) -> None:
