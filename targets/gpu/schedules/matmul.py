@@ -39,6 +39,8 @@ GEMV_ROWS = 8
 FEW_ROWS = 32
 # Columns of a panel: every tile's are a multiple or a divisor.
 PANEL = 64
+# Rows (columns) of a chunk of a tile: whole vectors of them are written to shared memory.
+TOGETHER = 4
 
 PanelLayout: TypeAlias = ColumnPanels | WordPanels
 
@@ -200,12 +202,12 @@ class _Kernels:
 
     def gemv(self, rows: int) -> None:
         """Emit a launch for so many rows or fewer."""
-        b = self._b(i64(0), wide=4)
+        b = self._b(i64(0), PANEL, 1)
         plan = plan_gemv(rows, b, min(256, self.gpu.max_threads), self.gpu.shared_bytes // 2)
 
         def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
             kernel = Gemv(plan, self.arithmetic, self.depth, self._epilogue(batch))
-            kernel.emit(self._a(batch), self._b(batch, wide=4), (row, column), thread)
+            kernel.emit(self._a(batch, plan.rows, 1), self._b(batch, plan.columns, 1), (row, column), thread)
 
         self._launch(plan.rows, plan.columns, plan.threads, body)
 
@@ -216,7 +218,8 @@ class _Kernels:
 
         def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
             kernel = Tiles(plan, self.arithmetic, self.depth, self._epilogue(batch))
-            kernel.emit(self._a(batch), self._b(batch, wide=1), (row, column), thread)
+            a, b = (self._a(batch, plan.rows, TOGETHER), self._b(batch, plan.columns, TOGETHER))
+            kernel.emit(a, b, (row, column), thread)
 
         self._launch(plan.rows, plan.columns, plan.threads, body)
 
@@ -236,22 +239,22 @@ class _Kernels:
     def _epilogue(self, batch: tirx.Expr) -> Epilogue:
         return Epilogue(self.tail, self.product, self.buffers, batch)
 
-    def _a(self, batch: tirx.Expr) -> RowSource:
+    def _a(self, batch: tirx.Expr, block: int, together: int) -> RowSource:
         a = self.product.a
         buffer, start = self.buffers[a.buffer], a.offset(a.batch, batch)
-        return ByteRows(a, buffer, start) if self.product.is_int8 else InPlace(a, buffer, start)
+        return (ByteRows if self.product.is_int8 else InPlace)(a, buffer, start, block, together)
 
-    def _b(self, batch: tirx.Expr, wide: int) -> Source:
+    def _b(self, batch: tirx.Expr, block: int, together: int) -> Source:
         b, groups = self.product.b, self.product.groups
         buffer = self.buffers[b.buffer]
         if not self.packed:
-            return InPlace(b, buffer, b.offset(b.batch, batch))
+            return InPlace(b, buffer, b.offset(b.batch, batch), block, together)
         panels = int(buffer.ty.shape[0])
         if groups is None:
-            return Panels(buffer, str(buffer.ty.dtype), PANEL, panels)
+            return Panels(buffer, str(buffer.ty.dtype), PANEL, panels, block)
         offset = None if groups.offset is None else self.buffers[groups.offset]
         scheme = (self.buffers[groups.scale], offset)
-        return LevelPanels(buffer, *scheme, PANEL, panels, groups.bits, groups.group, wide)
+        return LevelPanels(buffer, *scheme, PANEL, panels, groups.bits, groups.group, block)
 
 
 def _blocks(size: tirx.Expr, of: int) -> tirx.Expr:

@@ -197,46 +197,58 @@ class _Staged:
         self.each = -(-chunks // plan.threads)
         self.is_even = chunks % plan.threads == 0
         self.chunks, self.thread, self.threads = chunks, thread, plan.threads
-        kind, lanes = source.raw
-        self.held = [local(lanes, kind) for _ in range(self.each)]
+        kind, lanes, count = source.raw
+        self.held = [local(lanes * count, kind) for _ in range(self.each)]
         self.stride = side.size + PADDING
+        self.element = element
         self.memory = shared(plan.depth * self.stride, element)
 
     def fetch(self, step: tirx.Expr) -> None:
         """Emit the reading of a step's tile into registers."""
         source = self.side.source
-        kind, lanes = source.raw
+        kind, lanes, _ = source.raw
+
+        def keep(number: int, vectors: list[tirx.Expr]) -> None:
+            for i, vector in enumerate(vectors):
+                T.buffer_store(self.held[number], vector, [ramp(i64(i * lanes), lanes)])
 
         def read(number: int) -> None:
             major, depth = self._memory_place(number, step)
-            value = source.read(major, depth)
-            where = [ramp(i64(0), lanes)]
+            vectors = source.read(major, depth)
             if is_multiple(self.depth, self.step_depth):
-                T.buffer_store(self.held[number], value, where)
+                keep(number, vectors)
                 return
             with T.If(depth < self.depth):
                 with T.Then():
-                    T.buffer_store(self.held[number], value, where)
+                    keep(number, vectors)
                 with T.Else():
-                    T.buffer_store(self.held[number], splat(tirx.const(0, kind), lanes), where)
+                    keep(number, [splat(tirx.const(0, kind), lanes)] * len(vectors))
 
         self._each(read)
 
     def write(self, step: tirx.Expr) -> None:
-        """Emit what was read to shared memory, in the form that is multiplied."""
+        """Emit what was read to shared memory, in the form that is multiplied, in vectors of the chunk's width."""
         source = self.side.source
-        kind, lanes = source.raw
+        kind, lanes, count = source.raw
+        wide = source.wide
 
         def write(number: int) -> None:
             inside, k = self._place(number)
-            parts = [tirx.BufferLoad(self.held[number], [i64(i)]) for i in range(lanes)]
-            if source.deep == 1 and lanes == source.wide > 1 and kind in ("float32", "int32"):
-                whole = tirx.BufferLoad(self.held[number], [ramp(i64(0), lanes)])
-                T.buffer_store(self.memory, whole, [ramp(k * i64(self.stride) + inside, lanes)])
-                return
-            for i, value in enumerate(source.values(parts, *self._memory_place(number, step))):
-                deep, wide = divmod(i, source.wide)
-                T.buffer_store(self.memory, value, [(k + i64(deep)) * i64(self.stride) + inside + i64(wide)])
+            raw = [tirx.BufferLoad(self.held[number], [i64(i)]) for i in range(lanes * count)]
+            is_whole = source.deep == count == 1 and kind == self.element
+            values = [] if is_whole else source.values(raw, *self._memory_place(number, step))
+            for d in range(source.deep):
+                where = [ramp((k + i64(d) if d else k) * i64(self.stride) + inside, wide)]
+                if is_whole:
+                    value = tirx.BufferLoad(self.held[number], [ramp(i64(0), wide)])
+                elif wide == 1:
+                    value = values[d]
+                else:
+                    line = local(wide, self.element)
+                    for w in range(wide):
+                        T.buffer_store(line, values[d * wide + w], [i64(w)])
+                    value = tirx.BufferLoad(line, [ramp(i64(0), wide)])
+                T.buffer_store(self.memory, value, where)
 
         self._each(write)
 
@@ -267,10 +279,6 @@ class _Staged:
         return major * i64(source.wide), k * i64(source.deep)
 
     def _memory_place(self, number: int, step: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """Row (column) and depth of the thread's chunk, held within what can be read but for the depth."""
-        source = self.side.source
+        """Row (column) and depth of the thread's chunk."""
         inside, k = self._place(number)
-        major = self.side.first + inside
-        if not is_multiple(source.limit, self.side.size):
-            major = tirx.min(major, source.limit - i64(source.wide))
-        return major, step * i64(self.step_depth) + k
+        return self.side.first + inside, step * i64(self.step_depth) + k
