@@ -18,7 +18,7 @@ from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.attention_decode import DecodeEmitter, fits_decode
 from greencc.targets.gpu.schedules.attention_sequence import Sequence
 from greencc.targets.gpu.schedules.attention_tile import FlashEmitter, choose_tile
-from greencc.targets.gpu.schedules.shared_tiles import ceiling, split_index
+from greencc.targets.gpu.schedules.shared_tiles import ceiling
 from greencc.targets.gpu.schedules.threads import launch
 from greencc.targets.tir import as_int, i64, with_own_symbols
 
@@ -47,14 +47,12 @@ def attention_kernel(
         mask = masks[0] if masks else None
         if decodes:
             decode = DecodeEmitter(attrs, target.gpu, as_int(batch), as_int(rows) or 1)
-            with launch(batch * i64(attrs.kv_heads), decode.threads) as (group, thread):
-                element, head = split_index(group, [batch, i64(attrs.kv_heads)])
+            with launch([batch, i64(attrs.kv_heads)], decode.threads) as ((element, head), thread):
                 sequence = Sequence(attrs, element, i64(0), rows, keys, element, q, k, v, mask, result)
                 decode.emit(sequence, head, thread)
         else:
             blocks = ceiling(rows, tile.rows)
-            with launch(batch * i64(attrs.heads) * blocks, tile.threads) as (group, thread):
-                element, head, block = split_index(group, [batch, i64(attrs.heads), blocks])
+            with launch([batch, i64(attrs.heads), blocks], tile.threads) as ((element, head, block), thread):
                 sequence = Sequence(attrs, element, i64(0), rows, keys, element, q, k, v, mask, result)
                 FlashEmitter(sequence, tile, head, thread).emit(block * i64(tile.rows))
     pairs = batch * i64(attrs.heads) * rows * keys
@@ -77,8 +75,7 @@ def packed_attention_kernel(
         result = T.arg("out", T.buffer(tuple(result_shape), str(out.dtype)))
         T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
         blocks = ceiling(longest, tile.rows)
-        with launch(batch * i64(attrs.heads) * blocks, tile.threads) as (group, thread):
-            element, head, block = split_index(group, [batch, i64(attrs.heads), blocks])
+        with launch([batch, i64(attrs.heads), blocks], tile.threads) as ((element, head, block), thread):
             first = T.bind(tirx.BufferLoad(starts, [element, i64(0)]))
             following = tirx.BufferLoad(starts, [element + i64(1), i64(0)])
             length = T.bind(tirx.if_then_else(element + i64(1) < batch, following, tokens) - first)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -47,9 +46,8 @@ class GemmEmitter:
             T.func_attr({"tirx.noalias": True})
             self.count = volume(conv.positions)
             tiles = ceiling(self.count, plan.columns)
-            total = tvm.sym.Analyzer().simplify(tiles * i64(conv.groups * self.blocks))
-            with launch(total, plan.threads) as (tile, thread):
-                columns, self.group, self.block = split_index(tile, [tiles, i64(conv.groups), i64(self.blocks)])
+            with launch([tiles, i64(conv.groups), i64(self.blocks)], plan.threads) as (place, thread):
+                columns, self.group, self.block = place
                 self._tile(columns * i64(plan.columns), thread)
         return ib.get()
 

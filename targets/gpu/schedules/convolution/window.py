@@ -36,7 +36,7 @@ def window_kernel(func: tirx.PrimFunc, tail: Tail) -> tirx.PrimFunc:
         # TVM looks into kernels of one operand for reshapes, and expects a block there.
         with (
             T.sblock("root"),
-            launch(ceiling(count, THREADS), THREADS) as (group, thread),
+            launch([ceiling(count, THREADS)], THREADS) as ((group,), thread),
         ):
             item = group * i64(THREADS) + thread
             known = as_int(count)
