@@ -21,42 +21,13 @@ from greencc.errors import GreenccError
 from greencc.targets.gpu.schedules.arithmetic import Arithmetic
 from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.launch import barrier
+from greencc.targets.gpu.schedules.matmul_plan import PADDING, TilePlan
 from greencc.targets.gpu.schedules.sources import Source
 from greencc.targets.gpu.schedules.threads import divided, is_multiple, local, shared
 from greencc.targets.tir import as_int, i64, ramp, splat
 
-# Columns of shared memory that keep rows apart, so that threads that write a column don't wait for each other; a
-# multiple of the longest vector.
-PADDING = 4
 GROUP = 4
 """Neighbouring rows or columns that a thread has."""
-
-
-@dataclass(frozen=True)
-class TilePlan:
-    """How large tiles are.
-
-    Attributes:
-        rows, columns: of a workgroup's tile.
-        depth: of a step, in elements, or words of bytes.
-        thread_rows, thread_columns: of a thread's part of the tile; 1, 2 or multiples of 4.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    thread_rows: int
-    thread_columns: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a workgroup."""
-        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a workgroup: elements and words are of 4 bytes."""
-        return 4 * self.depth * (self.rows + self.columns + 2 * PADDING)
 
 
 @dataclass(frozen=True)
