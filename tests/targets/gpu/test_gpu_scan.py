@@ -26,7 +26,7 @@ def scanned(x: np.ndarray, axis: int, *, exclusive: bool, reverse: bool, multipl
     return np.flip(result, axis) if reverse else result
 
 
-@pytest.mark.parametrize("length", [1, 5, 31, 64, 257, 3000])
+@pytest.mark.parametrize("length", [1, 31, 257, 3000])
 def test_every_mode_along_every_axis(length: int) -> None:
     shape = (3, length, 4)
 

@@ -22,7 +22,7 @@ def top(emit, x, count, axis: int, largest: bool) -> list[relax.Expr]:
 
 
 def expected(x: np.ndarray, count: int, axis: int, largest: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Values and indices. numpy sorts upwards, NaN last; downwards the reversed line is sorted, for the order of ties."""
+    """Values and indices. numpy sorts upwards, NaN last; downwards, the reversed line is sorted, so that ties stay."""
     if largest:
         size = x.shape[axis]
         order = size - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
