@@ -72,7 +72,9 @@ def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | No
         return f"compiled for the CUDA architecture {target.get('arch')!r}, which this greencc doesn't know"
     built, has = int(match["capability"]), int(device["capability"])
     fits = built == has if match["suffix"] == "a" else built // 10 == has // 10 and built <= has
-    return None if fits else f"compiled for {match[0]}; {device['name']} is sm_{has}: compile it with --target cuda:sm_{has}"
+    if fits:
+        return None
+    return f"compiled for {match[0]}; {device['name']} is sm_{has}: compile it with --target cuda:sm_{has}"
 
 
 def _driver() -> ctypes.CDLL:

@@ -43,16 +43,19 @@ class Epilogue:
         """Whether `count` tails may be emitted one behind the other."""
         return count * sum(1 for _ in walk(self.tail.value)) <= UNROLLED_NODES
 
-    def store(self, sums: Callable[[int], tirx.Expr], row: tirx.Expr, column: tirx.Expr, count: int) -> None:
+    def store(
+        self, sums: Callable[[int], tirx.Expr], row: tirx.Expr, column: tirx.Expr, count: int, tile: int
+    ) -> None:
         """Emit what becomes of `count` neighbouring columns of a row, of which sums(i) is the i-th sum.
 
-        `column` is a multiple of `count`, a power of 2. No column behind the last one is stored.
+        `column` is a multiple of `count`, a power of 2, and one of a tile of `tile` columns, which may reach behind the
+        last column: nothing is stored there.
         """
         lanes = min(self.lanes, count)
         for first in range(0, count, lanes):
             start = column + i64(first) if first else column
             places = range(first, first + lanes)
-            if is_multiple(self.product.columns.size, count):
+            if is_multiple(self.product.columns.size, tile):
                 self._store(sums, places, row, start, lanes)
             else:
                 with T.If(start < self.product.columns.size), T.Then():

@@ -13,8 +13,9 @@ from tvm.tirx.script import builder as T
 
 from greencc.targets.gpu.schedules.arithmetic import Arithmetic
 from greencc.targets.gpu.schedules.epilogue import Epilogue
+from greencc.targets.gpu.schedules.launch import barrier
 from greencc.targets.gpu.schedules.sources import RowSource, Source
-from greencc.targets.gpu.schedules.threads import barrier, divided, is_multiple, local, shared
+from greencc.targets.gpu.schedules.threads import divided, is_multiple, local, shared
 from greencc.targets.tir import as_int, i64, ramp
 
 
@@ -198,7 +199,7 @@ class Gemv:
                     other = tirx.BufferLoad(memory, [part * i64(count) + index])
                     T.buffer_store(total, tirx.BufferLoad(total, [i64(0)]) + other, [i64(0)])
                 value = tirx.BufferLoad(total, [i64(0)])
-                self.epilogue.store(lambda _: value, first[0] + row, first[1] + column, 1)
+                self.epilogue.store(lambda _: value, first[0] + row, first[1] + column, 1, plan.columns)
 
             if not inside:
                 store()

@@ -234,7 +234,7 @@ def _is_worthwhile(stage: Stage, reader: Stage) -> bool:
     theirs = as_int(volume([*reader.extents, *reader.reduced_extents]))
     if mine is None or theirs is None:
         return len(reader.extents) + len(reader.reduced_extents) <= len(stage.extents)
-    return theirs * uses <= mine * _TIMES
+    return bool(theirs * uses <= mine * _TIMES)
 
 
 def _with_definition(reader: Stage, stage: Stage) -> Stage:

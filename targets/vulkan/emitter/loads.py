@@ -41,7 +41,19 @@ def load(expressions: Expressions, expr: ir.TensorLoad, lane: int) -> str:
         view = memory.place.view(memory.element.storage)
         context.requires.update(memory.element.requires)
         return from_storage(context, f"{view}[{expressions.index(offset, lane)}]", memory.element)
-    return f"{memory.place.name}[{expressions.index(offset, lane)}]"
+    if isinstance(memory.place, Fragment):
+        raise context.fail(f"an element of the fragment '{memory.place.name}' is read")
+    if memory.place.lanes == 1:
+        return f"{memory.place.name}[{expressions.index(offset, lane)}]"
+    vector = vector_of(memory.element.register, memory.place.lanes)
+    assert vector is not None
+    whole = context.temporary(vector, f"{memory.place.name}[{expressions.index(offset)}]", "w")
+    return f"{whole}.{'xyzw'[lane]}"
+
+
+def vector_of(glsl: str, lanes: int) -> str | None:
+    """The GLSL type of so many lanes of a scalar type, None where there is none."""
+    return glsl if lanes == 1 else _VECTORS.get(glsl, {}).get(lanes)
 
 
 def load_word(expressions: Expressions, expr: ir.TensorLoad, index: int) -> str | None:
@@ -69,6 +81,10 @@ def store(expressions: Expressions, statement: tirx.BufferStore) -> None:
         values = [context.temporary(register, value) for value in values]
     if isinstance(memory.place, Fragment):
         raise context.fail(f"an element of the fragment '{memory.place.name}' is written")
+    if isinstance(memory.place, Array) and memory.place.lanes > 1:
+        vector = vector_of(register, lanes)
+        context.emit(f"{memory.place.name}[{expressions.index(offset)}] = {vector}({', '.join(values)});")
+        return
     if isinstance(memory.place, Array):
         for lane, value in enumerate(values):
             context.emit(f"{memory.place.name}[{expressions.index(offset, lane)}] = {value};")

@@ -68,11 +68,13 @@ class Array:
         name: unique in the kernel.
         count: number of elements.
         is_shared: whether the threads of a workgroup share it.
+        lanes: of an element; TVM makes arrays of vectors of what is accessed in whole vectors only.
     """
 
     name: str
     count: int
     is_shared: bool
+    lanes: int = 1
 
 
 @dataclass

@@ -12,11 +12,6 @@ from greencc.targets.cuda.elf import read_cubin
 ARCHS = ("sm_75", "sm_80", "sm_90", "sm_120")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cuda-cache"))
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_cubin_for_the_architecture_with_every_kernel(arch: str) -> None:
     kernels = device(
