@@ -33,7 +33,9 @@ class Executable:
         self._ffi = self._library.ffi
         self._module = self._load(code)
         if device.is_gpu:
-            self._module.import_module(driver(device.kind).load_members(self._library, kernels))
+            # The host's code asks its own module's imports for kernels, not those of the VM's executable.
+            host = self._module.imports[0] if self._module.imports else self._module
+            host.import_module(driver(device.kind).load_members(self._library, kernels))
             self._where = self._ffi.device(device.kind, device.index)
             self._allocate = self._library.function("runtime.TVMTensorAllocWithScope")
             self._copy = self._library.function("runtime.TVMTensorCopyFromTo")
@@ -63,13 +65,13 @@ class Executable:
     def copied(self, source: Tensor, target: Tensor) -> Tensor:
         """`target`, into which `source` will have been copied when the device is synchronized."""
         if math.prod(target.shape):
-            self._copy(source, target, None)
+            self._copy(source, target)
         return target
 
     def synchronize(self) -> None:
         """Wait until the device has done what was asked of it."""
         if self.device.is_gpu:
-            self._synchronize(self._where, None)
+            self._synchronize(self._where, 0)
 
     def fetch(self, results: Sequence[Tensor]) -> list[Array]:
         """Results as arrays: views on the CPU, else copies that are made with one wait."""

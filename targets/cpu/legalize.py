@@ -19,7 +19,7 @@ from greencc.ops import (
     QUANTIZED_MATMUL,
     AttentionAttrs,
 )
-from greencc.targets.cpu.legalize_int8 import Int8Lowering
+from greencc.targets.cpu.legalize_int8 import CpuInt8Lowering
 from greencc.targets.cpu.quantized_norms import quantize_in_norms
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.pooling import find_max_pool, max_pool_kernel
@@ -33,7 +33,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
     """Lower every operator of `module` to calls of PrimFuncs."""
     chosen = target if target is not None else host_target()
     kernels = EmittedKernels()
-    int8 = Int8Lowering(chosen, kernels)
+    int8 = CpuInt8Lowering(chosen, kernels)
     table: dict[str, Lowering] = {
         **common_lowerings(),
         KERNEL: lambda builder, call: _kernel(builder, call, chosen, kernels),

@@ -13,8 +13,9 @@ from tvm import ir, relax, tirx
 from greencc.ir import bindings_of, constant_array, dtype_of, is_call, relax_functions, shape_of
 from greencc.ops import QUANTIZED_MATMUL, scheme_of
 from greencc.targets.cpu.intrinsics.dot import dot_product
-from greencc.targets.cpu.schedules.quantize_rows import normalize_rows_kernel, quantized_rows_types
+from greencc.targets.cpu.schedules.quantize_rows import normalize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.int8.levels import quantized_rows_types
 
 NAME = "normalize_rows"
 

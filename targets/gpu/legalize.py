@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import tvm
-from greencc.targets.gpu.int8 import GpuInt8Lowering
 from tvm import relax, tirx
 
 from greencc.ops import (
@@ -19,6 +18,7 @@ from greencc.ops import (
 )
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.int8 import GpuInt8Lowering
 from greencc.targets.gpu.kernels import kernel_lowerings
 from greencc.targets.gpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.lowerings import Lowering, common_lowerings

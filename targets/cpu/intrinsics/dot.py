@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
+from greencc.targets.int8.levels import Levels
+
 if TYPE_CHECKING:
     from greencc.targets.cpu.target import CpuTarget
 
 
 @dataclass(frozen=True)
-class DotProduct:
+class DotProduct(Levels):
     """How a CPU multiplies a row of activations with columns of signed bytes.
 
     One step adds `depth` products to each of `lanes` int32 sums: `depth` neighbouring activations of one row, the same
@@ -35,18 +37,9 @@ class DotProduct:
     intrinsic: str | None
 
     @property
-    def is_signed(self) -> bool:
-        """Whether activations are -128..127; otherwise they are 0..255."""
-        return self.activation == "int8"
-
-    @property
     def factor(self) -> str:
         """Element type that weights are multiplied in."""
         return "int16" if self.activation == "int16" else "int8"
-
-    def shift(self, dtype: str) -> int:
-        """What levels of uint8 or int8 are raised by, so that they and their zero point are what activations are."""
-        return (-128 if self.is_signed else 0) - (-128 if dtype == "int8" else 0)
 
     def spread(self, values: tirx.Expr, dtype: str) -> tirx.Expr:
         """`depth` values of `dtype`, which fill a 32-bit word, again for every lane; a single one where depth is 1."""

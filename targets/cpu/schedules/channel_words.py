@@ -17,6 +17,7 @@ from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.int8.levels import word_count
 from greencc.targets.tir import as_int, cover, i64, ramp, splat, vector_type, with_own_symbols
 
 # Tasks for each thread.
@@ -25,11 +26,6 @@ TASKS_PER_THREAD = 4
 Levels: TypeAlias = Callable[[tirx.Expr, tirx.Expr, tirx.Expr, int], tirx.Expr]
 """(image, channel, first position, lanes) -> the levels of neighbouring positions, int32, as the dot product takes
 them."""
-
-
-def word_count(channels: int, groups: int, dot: DotProduct) -> int:
-    """Words that hold the channels of a position: whole ones for every group."""
-    return groups * -(-(channels // groups) // dot.depth)
 
 
 def channel_words_kernel(a: relax.TensorType, groups: int, target: CpuTarget, dot: DotProduct) -> tirx.PrimFunc:

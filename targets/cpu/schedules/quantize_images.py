@@ -16,11 +16,11 @@ from tvm.tirx.script import builder as T
 from greencc.affine import Scheme
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
-from greencc.targets.cpu.schedules.channel_words import TASKS_PER_THREAD, ChannelWords, word_count
+from greencc.targets.cpu.schedules.channel_words import TASKS_PER_THREAD, ChannelWords
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
-from greencc.targets.cpu.schedules.quantize_rows import levels_of, static_numbers, store_scheme
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.int8.levels import levels_of, static_numbers, store_scheme, word_count
 from greencc.targets.tir import as_int, i64, ramp, with_own_symbols
 
 Numbers: TypeAlias = Callable[[tirx.Expr], tuple[tirx.Expr, tirx.Expr]]

@@ -14,31 +14,16 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from greencc.affine import LEVELS, Scheme
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.int8.levels import levels_of, padded_depth, store_scheme
 from greencc.targets.tir import as_int, i64, ramp, splat, unravel, vector_type, volume, with_own_symbols
 
 # Rows of a task: some microseconds of work.
 TASK_ROWS = 8
-
-
-def padded_depth(depth: int, dot: DotProduct) -> int:
-    """Columns of the quantised rows: whole steps of the dot product."""
-    return -(-depth // dot.depth) * dot.depth
-
-
-def quantized_rows_types(x: relax.TensorType, dot: DotProduct) -> list[relax.TensorType]:
-    """Types of the levels, scales and zero points of x [..., K], see quantize_rows_kernel."""
-    *lead, last = x.shape.values
-    return [
-        relax.TensorType([*lead, padded_depth(int(last), dot)], dot.activation),
-        relax.TensorType([*lead, 1], "float32"),
-        relax.TensorType([*lead, 1], "int32"),
-    ]
 
 
 def quantize_rows_kernel(
@@ -97,56 +82,6 @@ def _rows_kernel(
     # square and that one's sum, two products and a sum.
     operations = 5 if epsilon is None else 12
     return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
-
-
-def store_scheme(
-    low: tirx.Expr,
-    span: tirx.Expr,
-    dot: DotProduct,
-    numbers: tuple[tirx.Var, list[tirx.Expr]],
-    scheme: tuple[tirx.Var, tirx.Var, list[tirx.Expr]],
-) -> None:
-    """Emit the scale and zero point of what has `low` as its least element, and `span` as its range.
-
-    Args:
-        low, span: float32; the range holds 0.
-        dot: says whether bytes are signed.
-        numbers: a buffer and where in it the two numbers go that levels are computed with, see levels_of.
-        scheme: the buffers of scales and of zero points, and where in them.
-    """
-    zero, levels = tirx.const(0.0, "float32"), tirx.const(float(LEVELS), "float32")
-    (buffer, lead), (scales, zeros, place) = numbers, scheme
-    inverse, offset = [*lead, i64(0)], [*lead, i64(1)]
-    T.buffer_store(buffer, tirx.Select(span > zero, levels / span, zero), inverse)
-    T.buffer_store(buffer, tirx.nearbyint(-low * tirx.BufferLoad(buffer, inverse)) - _shift(dot), offset)
-    T.buffer_store(scales, span / levels, place)
-    T.buffer_store(zeros, tirx.Cast("int32", tirx.BufferLoad(buffer, offset)), place)
-
-
-def levels_of(
-    value: tirx.Expr, numbers: tuple[tirx.Expr, tirx.Expr], dot: DotProduct, lanes: int
-) -> tirx.Expr:
-    """The levels of float32 values, int32: value / scale + zero, rounded and held within what bytes can be.
-
-    `numbers` are the scale's inverse and the zero point, float32; the latter is 128 less where bytes are signed.
-    """
-    inverse, zero = (splat(number, lanes) for number in numbers)
-    lowest, highest = (splat(limit - _shift(dot), lanes) for limit in map(_level, (0, LEVELS)))
-    level = tirx.min(tirx.max(tirx.nearbyint(value * inverse + zero), lowest), highest)
-    return tirx.Cast(vector_type("int32", lanes), level)
-
-
-def static_numbers(scheme: Scheme, dot: DotProduct) -> tuple[tirx.Expr, tirx.Expr]:
-    """What `levels_of` computes with, of a scheme that is known when the kernel is made."""
-    return tirx.const(scheme.inverse, "float32"), _level(scheme.zero) - _shift(dot)
-
-
-def _shift(dot: DotProduct) -> tirx.Expr:
-    return _level(-dot.shift("uint8"))
-
-
-def _level(value: int) -> tirx.Expr:
-    return tirx.const(float(value), "float32")
 
 
 class _Row:

@@ -84,41 +84,46 @@ def arg_extreme_kernel(
         def load(line: tirx.Expr, position: tirx.Expr) -> tirx.Expr:
             return tirx.BufferLoad(x, unravel(position, shape) if axis is None else lines.place(line, position))
 
-        def take(value: tirx.Expr, index: tirx.Expr, best: tirx.Var, where: tirx.Var, at: tirx.Expr) -> None:
-            """Keep the better one of an element and of what is kept at `at`."""
-            old, kept = get(best, at), get(where, at)
+        def is_better(value: tirx.Expr, index: tirx.Expr, old: tirx.Expr, kept: tirx.Expr) -> tirx.Expr:
             closer = index > kept if last else index < kept
             better = value > old if largest else value < old
-            with when(tirx.Or(better, tirx.And(tirx.EQ(value, old), closer))):
-                put(best, value, at)
-                put(where, index, at)
+            return tirx.Or(better, tirx.And(tirx.EQ(value, old), closer))
 
         def emit(line: tirx.Expr, thread: tirx.Expr, threads: int) -> None:
             best, where = register(dtype, load(line, i64(0))), register("int64", i64(0))
 
             def step(position: tirx.Expr) -> None:
                 value = T.bind(load(line, position))
-                take(value, position, best, where, i64(0))
+                with when(is_better(value, position, get(best), get(where))):
+                    put(best, value)
+                    put(where, position)
 
             strided(thread, threads, lines.size, step)
-            if threads > 1:
-                values = T.alloc_buffer([i64(threads)], dtype, scope="shared")
-                indices = T.alloc_buffer([i64(threads)], "int64", scope="shared")
-                put(values, get(best), thread)
-                put(indices, get(where), thread)
-                barrier()
-                half = threads // 2
-                while half:
-                    with when(thread < i64(half)):
-                        value = T.bind(get(values, thread + i64(half)))
-                        index = T.bind(get(indices, thread + i64(half)))
-                        take(value, index, values, indices, thread)
-                    barrier()
-                    half //= 2
-                with when(tirx.EQ(thread, i64(0))):
-                    T.buffer_store(out, get(indices), unravel(line, results))
-            else:
+            if threads == 1:
                 T.buffer_store(out, get(where), unravel(line, results))
+                return
+            # Each level of the tree reads one pair of buffers and writes the other: TVM finds no barrier missing then.
+            pairs = [
+                (T.alloc_buffer([i64(size)], dtype, scope="shared"), T.alloc_buffer([i64(size)], "int64", scope="shared"))
+                for size in (threads, threads // 2)
+            ]
+            values, indices = pairs[0]
+            put(values, get(best), thread)
+            put(indices, get(where), thread)
+            barrier()
+            half, level = threads // 2, 0
+            while half:
+                (values, indices), (to_values, to_indices) = pairs[level % 2], pairs[1 - level % 2]
+                with when(thread < i64(half)):
+                    ours = T.bind(get(values, thread)), T.bind(get(indices, thread))
+                    theirs = T.bind(get(values, thread + i64(half))), T.bind(get(indices, thread + i64(half)))
+                    better = T.bind(is_better(*theirs, *ours))
+                    put(to_values, tirx.Select(better, theirs[0], ours[0]), thread)
+                    put(to_indices, tirx.Select(better, theirs[1], ours[1]), thread)
+                barrier()
+                half, level = half // 2, level + 1
+            with when(tirx.EQ(thread, i64(0))):
+                T.buffer_store(out, get(pairs[level % 2][1]), unravel(line, results))
 
         size, count = as_int(lines.size), as_int(lines.count)
         few = size is not None and size < _LONG

@@ -137,21 +137,20 @@ def _scan_totals(
 ) -> tirx.Expr:
     """What precedes a thread's piece: every thread's total combined with those of the threads before it."""
     dtype = element_type(identity)
-    halves = T.alloc_buffer([i64(2 * threads)], dtype, scope="shared")
-    put(halves, total, thread)
+    source, target = (T.alloc_buffer([i64(threads)], dtype, scope="shared") for _ in range(2))
+    put(source, total, thread)
     barrier()
-    step, source = 1, 0
+    step = 1
     while step < threads:
-        own, target = thread + i64(source), thread + i64(threads - source)
         with T.If(thread >= i64(step)):
             with T.Then():
-                put(halves, combine(get(halves, own - i64(step)), get(halves, own)), target)
+                put(target, combine(get(source, thread - i64(step)), get(source, thread)), thread)
             with T.Else():
-                put(halves, get(halves, own), target)
+                put(target, get(source, thread), thread)
         barrier()
-        step, source = 2 * step, threads - source
-    last = tirx.max(thread - i64(1), i64(0)) + i64(source)
-    return tirx.Select(tirx.EQ(thread, i64(0)), identity, get(halves, last))
+        step, source, target = 2 * step, target, source
+    last = get(source, tirx.max(thread - i64(1), i64(0)))
+    return tirx.Select(tirx.EQ(thread, i64(0)), identity, last)
 
 
 def token_starts_kernel(mask: relax.TensorType, target: GpuTarget) -> tirx.PrimFunc:

@@ -48,10 +48,10 @@ def lower_top_k(
 def fits_shared(size: tirx.Expr, dtype: str, gpu: Capabilities) -> bool:
     """Whether a workgroup can sort a line of `size` elements in its shared memory."""
     known = as_int(size)
-    return known is not None and known * (tirx_bytes(dtype) + 8) <= gpu.shared_bytes
+    return known is not None and known * (bytes_of(dtype) + 8) <= gpu.shared_bytes
 
 
-def tirx_bytes(dtype: str) -> int:
+def bytes_of(dtype: str) -> int:
     """Bytes of an element."""
     return 1 if dtype == "bool" else int("".join(filter(str.isdigit, dtype))) // 8
 
@@ -137,32 +137,35 @@ def _sort_in_shared(
     threads = min(_MOST_THREADS, target.gpu.max_threads, power_of_two(max(size, 1)))
     with grid(lines.count, threads) as (line, thread):
         keys = T.alloc_buffer([i64(max(size, 1))], dtype, scope="shared")
-        order = T.alloc_buffer([i64(2 * max(size, 1))], "int32", scope="shared")
+        orders = [T.alloc_buffer([i64(max(size, 1))], "int32", scope="shared") for _ in range(2)]
 
         def fetch(position: tirx.Expr) -> None:
             put(keys, load(line, position), position)
-            put(order, tirx.Cast("int32", position), position)
+            put(orders[0], tirx.Cast("int32", position), position)
 
-        strided(thread, threads, i64(size), fetch)
-        barrier()
-        with T.serial(i64(0), i64(levels)) as level:
-            source = tirx.floormod(level, i64(2)) * i64(size)
+        def merge(level: tirx.Expr, source: tirx.Var, target: tirx.Var) -> None:
             width = T.bind(tirx.shift_left(i64(1), level))
 
             def key(position: tirx.Expr) -> tirx.Expr:
-                return get(keys, tirx.Cast("int64", get(order, source + position)))
+                return get(keys, tirx.Cast("int64", get(source, position)))
 
             def move(position: tirx.Expr) -> None:
                 place = _place(position, width, level, i64(size), key, better)
-                put(order, get(order, source + position), i64(size) - source + place)
+                put(target, get(source, position), place)
 
             strided(thread, threads, i64(size), move)
             barrier()
 
         def finish(place: tirx.Expr) -> None:
-            index = T.bind(tirx.Cast("int64", get(order, i64(levels % 2 * size) + place)))
+            index = T.bind(tirx.Cast("int64", get(orders[0], place)))
             store(line, place, get(keys, index), index)
 
+        strided(thread, threads, i64(size), fetch)
+        barrier()
+        # Two levels at a time, there and back; one more than are needed changes nothing.
+        with T.serial(i64(0), i64((levels + 1) // 2)) as pair:
+            merge(i64(2) * pair, orders[0], orders[1])
+            merge(i64(2) * pair + i64(1), orders[1], orders[0])
         strided(thread, threads, wanted, finish)
 
 

@@ -18,7 +18,8 @@ from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.attention_decode import DecodeEmitter, fits_decode
 from greencc.targets.gpu.schedules.attention_sequence import Sequence
 from greencc.targets.gpu.schedules.attention_tile import FlashEmitter, choose_tile
-from greencc.targets.gpu.schedules.shared_tiles import ceiling, split_index
+from greencc.targets.gpu.schedules.shared_tiles import ceiling
+from greencc.targets.gpu.schedules.threads import launch
 from greencc.targets.tir import as_int, i64, with_own_symbols
 
 RULE = "gpu-attention"
@@ -42,21 +43,18 @@ def attention_kernel(
         ]
         result = T.arg("out", T.buffer(tuple(result_shape), str(out.dtype)))
         T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
-        mask = operands[3] if len(operands) > 3 else None
+        q, k, v, *masks = operands
+        mask = masks[0] if masks else None
         if decodes:
-            decode = DecodeEmitter(attrs, as_int(rows) or 1)
-            with T.launch_thread("blockIdx.x", batch * i64(attrs.kv_heads)) as group:
-                element, head = split_index(group, [batch, i64(attrs.kv_heads)])
-                sequence = Sequence(attrs, element, i64(0), rows, keys, element, *operands[:3], mask, result)
-                with T.launch_thread("threadIdx.x", i64(decode.threads)) as thread:
-                    decode.emit(sequence, head, thread)
+            decode = DecodeEmitter(attrs, target.gpu, as_int(batch), as_int(rows) or 1)
+            with launch([batch, i64(attrs.kv_heads)], decode.threads) as ((element, head), thread):
+                sequence = Sequence(attrs, element, i64(0), rows, keys, element, q, k, v, mask, result)
+                decode.emit(sequence, head, thread)
         else:
             blocks = ceiling(rows, tile.rows)
-            with T.launch_thread("blockIdx.x", batch * i64(attrs.heads) * blocks) as group:
-                element, head, block = split_index(group, [batch, i64(attrs.heads), blocks])
-                sequence = Sequence(attrs, element, i64(0), rows, keys, element, *operands[:3], mask, result)
-                with T.launch_thread("threadIdx.x", i64(tile.threads)) as thread:
-                    FlashEmitter(sequence, tile, head, thread).emit(block * i64(tile.rows))
+            with launch([batch, i64(attrs.heads), blocks], tile.threads) as ((element, head, block), thread):
+                sequence = Sequence(attrs, element, i64(0), rows, keys, element, q, k, v, mask, result)
+                FlashEmitter(sequence, tile, head, thread).emit(block * i64(tile.rows))
     pairs = batch * i64(attrs.heads) * rows * keys
     return ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(_operations_per_pair(attrs)))
 
@@ -69,25 +67,21 @@ def packed_attention_kernel(
     tokens, (batch, longest) = shapes[0][1], shapes[3]
     tile = choose_tile(attrs, target.gpu, as_int(batch), as_int(longest))
     with IRBuilder() as ib, T.prim_func(s_tir=True):
-        operands = [
+        q, k, v = (
             T.arg(name, T.buffer(tuple(shape), str(ty.dtype)))
-            for name, shape, ty in zip(["q", "k", "v"], shapes, args, strict=False)
-        ]
+            for name, shape, ty in zip("qkv", shapes[:3], args[:3], strict=True)
+        )
         starts = T.arg("starts", T.buffer(tuple(shapes[3]), "int64"))
         result = T.arg("out", T.buffer(tuple(result_shape), str(out.dtype)))
         T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
         blocks = ceiling(longest, tile.rows)
-        with (
-            T.launch_thread("blockIdx.x", batch * i64(attrs.heads) * blocks) as group,
-            T.launch_thread("threadIdx.x", i64(tile.threads)) as thread,
-        ):
-            element, head, block = split_index(group, [batch, i64(attrs.heads), blocks])
+        with launch([batch, i64(attrs.heads), blocks], tile.threads) as ((element, head, block), thread):
             first = T.bind(tirx.BufferLoad(starts, [element, i64(0)]))
             following = tirx.BufferLoad(starts, [element + i64(1), i64(0)])
             length = T.bind(tirx.if_then_else(element + i64(1) < batch, following, tokens) - first)
             # A block behind the end has no rows and no keys: no branch, in which threads could not wait for another.
             own = T.bind(tirx.Select(block * i64(tile.rows) < length, length, i64(0)))
-            sequence = Sequence(attrs, i64(0), first, own, own, element, *operands, None, result)
+            sequence = Sequence(attrs, i64(0), first, own, own, element, q, k, v, None, result)
             FlashEmitter(sequence, tile, head, thread).emit(block * i64(tile.rows))
     # The count for sequences of equal length: those of the others are known when it runs.
     pairs = i64(attrs.heads) * tokens * tirx.ceildiv(tokens, batch)

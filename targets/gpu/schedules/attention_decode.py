@@ -15,14 +15,18 @@ from tvm.tirx.script import builder as T
 from greencc.ops import AttentionAttrs
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.attention_sequence import NEGATIVE_INFINITY, Sequence, finite
-from greencc.targets.gpu.schedules.shared_tiles import ceiling, local, share_out, shared, where
+from greencc.targets.gpu.schedules.launch import when
+from greencc.targets.gpu.schedules.shared_tiles import ceiling, share_out
+from greencc.targets.gpu.schedules.threads import local, shared
 from greencc.targets.tir import as_int, i64, ramp
 
-THREADS = 128
+# Threads of a workgroup: many where there are few workgroups, since each thread asks for one key at a time.
+FEW_THREADS, MANY_THREADS = 128, 512
+ENOUGH_GROUPS = 512
 # Queries of a sequence, and rows of all heads that share keys: their sums are in registers.
 MAX_QUERIES, MAX_ROWS = 4, 16
 # Threads that look for a row's largest score.
-PARTS = THREADS // MAX_ROWS
+PARTS = FEW_THREADS // MAX_ROWS
 
 Combine = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
 
@@ -33,37 +37,56 @@ def fits_decode(attrs: AttentionAttrs, rows: tirx.Expr, gpu: Capabilities) -> bo
     if count is None or count > MAX_QUERIES:
         return False
     width = count * (attrs.heads // attrs.kv_heads)
-    room = 4 * (width * attrs.head_dim + width * (THREADS + PARTS) + THREADS * 4 * -(-attrs.value_dim // THREADS))
-    return width <= MAX_ROWS and room <= gpu.shared_bytes
+    return width <= MAX_ROWS and _shared_bytes(attrs, width, FEW_THREADS) <= gpu.shared_bytes
+
+
+def _shared_bytes(attrs: AttentionAttrs, rows: int, threads: int) -> int:
+    """Shared memory of a workgroup, at most."""
+    return 4 * (rows * (attrs.head_dim + threads + PARTS) + threads * 4 * -(-attrs.value_dim // threads))
 
 
 class DecodeEmitter:
-    """Emits what one workgroup does, for sequences of `queries` rows."""
+    """Emits what one workgroup does.
 
-    def __init__(self, attrs: AttentionAttrs, queries: int) -> None:
-        self.attrs, self.queries, self.threads = attrs, queries, THREADS
+    Args:
+        attrs: the operator's attributes.
+        gpu: what the device can do.
+        batch: how many sequences there are, if known.
+        queries: how many rows each has.
+    """
+
+    def __init__(self, attrs: AttentionAttrs, gpu: Capabilities, batch: int | None, queries: int) -> None:
+        self.attrs, self.queries = attrs, queries
         self.rows = queries * (attrs.heads // attrs.kv_heads)
+        self.threads = FEW_THREADS
+        if (batch or 1) * attrs.kv_heads < ENOUGH_GROUPS:
+            while (
+                self.threads * 2 <= min(gpu.max_threads, MANY_THREADS)
+                and _shared_bytes(attrs, self.rows, self.threads * 2) <= gpu.shared_bytes
+            ):
+                self.threads *= 2
 
     def emit(self, sequence: Sequence, kv_head: tirx.Expr, thread: tirx.Expr) -> None:
         """All rows of the heads that read keys of head `kv_head`."""
         self.sequence, self.kv_head, self.thread = sequence, kv_head, thread
         self.value_lanes = sequence.value_lanes
         columns = self.attrs.value_dim // self.value_lanes  # vectors of a value
-        self.value_parts = -(-columns // THREADS)
+        self.value_parts = -(-columns // self.threads)
         self.lanes = -(-columns // self.value_parts)
         self.teams = 1
-        while self.teams * 2 * self.lanes <= THREADS:
+        while self.teams * 2 * self.lanes <= self.threads:
             self.teams *= 2
         self.team, self.lane = tirx.floordiv(thread, i64(self.lanes)), tirx.floormod(thread, i64(self.lanes))
         self.own = self.value_lanes * self.value_parts
-        self.query = shared(self.rows * self.attrs.head_dim)
-        self.powers = shared(self.rows * THREADS)
-        self.gathered = shared(self.rows * PARTS)
-        self.scores, self.peaks, self.totals = (local(self.rows) for _ in range(3))
-        self.sums, self.part, self.factor = local(self.rows * self.own), local(4), local(1)
+        self.query = shared(self.rows * self.attrs.head_dim, "float32")
+        self.powers = shared(self.rows * self.threads, "float32")
+        self.gathered = shared(self.rows * PARTS, "float32")
+        self.scores, self.peaks, self.totals = (local(self.rows, "float32") for _ in range(3))
+        self.sums = local(self.rows * self.own, "float32")
+        self.part, self.factor = local(4, "float32"), local(1, "float32")
         self._clear()
-        with T.serial(i64(0), ceiling(sequence.keys, THREADS)) as block:
-            first = block * i64(THREADS)
+        with T.serial(i64(0), ceiling(sequence.keys, self.threads)) as block:
+            first = block * i64(self.threads)
             self._score(first + thread)
             self._weigh()
             self._add_values(first)
@@ -87,7 +110,7 @@ class DecodeEmitter:
             value = self.sequence.query(row, head, tirx.floormod(item, i64(size)), 1)
             T.buffer_store(self.query, value, [item])
 
-        share_out(self.rows * size, THREADS, self.thread, move)
+        share_out(self.rows * size, self.threads, self.thread, move)
         with self._each(self.rows) as r:
             T.buffer_store(self.peaks, tirx.const(NEGATIVE_INFINITY, "float32"), [r])
             T.buffer_store(self.totals, zero, [r])
@@ -113,17 +136,17 @@ class DecodeEmitter:
     def _combine(self, values: tirx.Var, start: float, combine: Combine, use: Callable[..., None]) -> None:
         """Emit `use(r, value)` for every row, with what all threads' values of it combine to."""
         with self._each(self.rows) as r:
-            T.buffer_store(self.powers, values[r], [r * i64(THREADS) + self.thread])
+            T.buffer_store(self.powers, values[r], [r * i64(self.threads) + self.thread])
 
         def gather(item: tirx.Expr) -> None:
             row, part = tirx.floordiv(item, i64(PARTS)), tirx.floormod(item, i64(PARTS))
             T.buffer_store(self.factor, tirx.const(start, "float32"), [i64(0)])
-            with T.serial(i64(0), i64(THREADS // PARTS)) as i:
-                other = self.powers[row * i64(THREADS) + i * i64(PARTS) + part]
+            with T.serial(i64(0), i64(self.threads // PARTS)) as i:
+                other = self.powers[row * i64(self.threads) + i * i64(PARTS) + part]
                 T.buffer_store(self.factor, combine(self.factor[i64(0)], other), [i64(0)])
             T.buffer_store(self.gathered, self.factor[i64(0)], [item])
 
-        share_out(self.rows * PARTS, THREADS, self.thread, gather)
+        share_out(self.rows * PARTS, self.threads, self.thread, gather)
         with self._each(self.rows) as r:
             T.buffer_store(self.factor, tirx.const(start, "float32"), [i64(0)])
             with self._each(PARTS) as part:
@@ -133,7 +156,7 @@ class DecodeEmitter:
 
     def _weigh(self) -> None:
         """Powers of the block's scores, and what was summed up so far by the new largest score."""
-        scale = local(1)
+        scale = local(1, "float32")
 
         def weigh(r: tirx.Expr, found: tirx.Expr) -> None:
             peak = tirx.max(self.peaks[r], found)
@@ -141,7 +164,7 @@ class DecodeEmitter:
             T.buffer_store(self.peaks, peak, [r])
             T.buffer_store(self.scores, tirx.exp(self.scores[r] - finite(self.peaks[r])), [r])
             T.buffer_store(self.totals, self.totals[r] * scale[i64(0)] + self.scores[r], [r])
-            T.buffer_store(self.powers, self.scores[r], [r * i64(THREADS) + self.thread])
+            T.buffer_store(self.powers, self.scores[r], [r * i64(self.threads) + self.thread])
             with self._each(self.own) as i:
                 at = r * i64(self.own) + i
                 T.buffer_store(self.sums, self.sums[at] * scale[i64(0)], [at])
@@ -150,20 +173,20 @@ class DecodeEmitter:
 
     def _add_values(self, first: tirx.Expr) -> None:
         """Powers times values: a team's keys, a thread's columns."""
-        count = tirx.min(self.sequence.keys - first, i64(THREADS))
-        with where(self._works()), T.serial(i64(0), ceiling(count, self.teams)) as step:
+        count = tirx.min(self.sequence.keys - first, i64(self.threads))
+        with when(self._works()), T.serial(i64(0), ceiling(count, self.teams)) as step:
             key = step * i64(self.teams) + self.team
             with self._each(self.value_parts) as part:
                 value = self.sequence.value(first + key, self.kv_head, self._column(part), self.value_lanes)
                 T.buffer_store(self.part, value, [ramp(i64(0), self.value_lanes)])
                 with self._each(self.rows) as r, self._each(self.value_lanes) as lane:
                     at = r * i64(self.own) + part * i64(self.value_lanes) + lane
-                    weight = self.powers[r * i64(THREADS) + key]
+                    weight = self.powers[r * i64(self.threads) + key]
                     T.buffer_store(self.sums, self.sums[at] + weight * self.part[lane], [at])
 
     def _works(self) -> tirx.Expr | None:
         """Whether a thread has columns; None where all do."""
-        return self.team < i64(self.teams) if self.teams * self.lanes < THREADS else None
+        return self.team < i64(self.teams) if self.teams * self.lanes < self.threads else None
 
     def _column(self, part: tirx.Expr) -> tirx.Expr:
         """The first column of a thread's vector, the last one again where it has none."""
@@ -173,15 +196,15 @@ class DecodeEmitter:
     def _store(self) -> None:
         """Sums of all threads and teams, and the rows' results."""
         size, pitch = self.attrs.value_dim, self.lanes * self.own
-        inverse = local(self.rows)
+        inverse = local(self.rows, "float32")
 
         def invert(r: tirx.Expr, total: tirx.Expr) -> None:
             T.buffer_store(inverse, self.sequence.inverse(total), [r])
 
         self._combine(self.totals, 0.0, lambda a, b: a + b, invert)
-        teams = shared(self.teams * pitch)
+        teams = shared(self.teams * pitch, "float32")
         with T.unroll(i64(0), i64(self.rows)) as r:
-            with where(self._works()), self._each(self.value_parts) as part, self._each(self.value_lanes) as lane:
+            with when(self._works()), self._each(self.value_parts) as part, self._each(self.value_lanes) as lane:
                 place = self.team * i64(pitch) + (part * i64(self.lanes) + self.lane) * i64(self.value_lanes) + lane
                 T.buffer_store(teams, self.sums[r * i64(self.own) + part * i64(self.value_lanes) + lane], [place])
             head, row = self._place(r)
@@ -194,4 +217,4 @@ class DecodeEmitter:
                 value = self.factor[i64(0)] * inverse[r]
                 T.buffer_store(self.sequence.out, self.sequence.narrowed(value), place)
 
-            share_out(size, THREADS, self.thread, add)
+            share_out(size, self.threads, self.thread, add)

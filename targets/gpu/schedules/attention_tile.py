@@ -7,6 +7,7 @@ take turns in the same shared memory, a few columns of keys, or a few rows of va
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -15,7 +16,9 @@ from tvm.tirx.script import builder as T
 from greencc.ops import AttentionAttrs
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.attention_sequence import NEGATIVE_INFINITY, Sequence, finite
-from greencc.targets.gpu.schedules.shared_tiles import BANK_PADDING, ceiling, copy_tile, local, shared, where
+from greencc.targets.gpu.schedules.launch import when
+from greencc.targets.gpu.schedules.shared_tiles import BANK_PADDING, ceiling, copy_tile
+from greencc.targets.gpu.schedules.threads import local, shared
 from greencc.targets.tir import i64
 
 BLOCK_KEYS = 32
@@ -136,14 +139,14 @@ class FlashEmitter:
         self.kv_head = tirx.floordiv(head, i64(group)) if group > 1 else head
         self.team = tirx.floordiv(thread, i64(tile.lanes))
         self.lane = tirx.floormod(thread, i64(tile.lanes))
-        self.queries = shared(tile.query_size)
-        self.operand = shared(tile.operand_size)
-        self.powers = shared(BLOCK_KEYS * tile.row_pitch)
-        self.gathered = shared(tile.rows * tile.lanes)
-        self.scores = local(ROWS_PER_THREAD * tile.keys_per_thread)
-        self.sums = local(ROWS_PER_THREAD * tile.value_lanes * tile.value_parts)
-        self.peaks, self.totals = local(ROWS_PER_THREAD), local(ROWS_PER_THREAD)
-        self.column, self.factor = local(ROWS_PER_THREAD), local(1)
+        self.queries = shared(tile.query_size, "float32")
+        self.operand = shared(tile.operand_size, "float32")
+        self.powers = shared(BLOCK_KEYS * tile.row_pitch, "float32")
+        self.gathered = shared(tile.rows * tile.lanes, "float32")
+        self.scores = local(ROWS_PER_THREAD * tile.keys_per_thread, "float32")
+        self.sums = local(ROWS_PER_THREAD * tile.value_lanes * tile.value_parts, "float32")
+        self.peaks, self.totals = local(ROWS_PER_THREAD, "float32"), local(ROWS_PER_THREAD, "float32")
+        self.column, self.factor = local(ROWS_PER_THREAD, "float32"), local(1, "float32")
 
     def emit(self, first: tirx.Expr) -> None:
         """The rows from `first` on."""
@@ -191,7 +194,15 @@ class FlashEmitter:
 
         self._load_transposed(self.operand, load, BLOCK_KEYS, self.tile.key_pitch, start, self.tile.depth)
 
-    def _load_transposed(self, target, loader, rows, pitch, start, columns):  # type: ignore[no-untyped-def]
+    def _load_transposed(
+        self,
+        target: tirx.Var,
+        loader: Callable[[tirx.Expr, tirx.Expr, int], tirx.Expr],
+        rows: int,
+        pitch: int,
+        start: tirx.Expr,
+        columns: int,
+    ) -> None:
         """Columns start.. of some rows; what lies behind a head's last column is 0."""
         lanes, size = self.sequence.score_lanes, self.sequence.attrs.head_dim
         surplus = size != self.tile.depth * self.tile.chunks
@@ -255,7 +266,7 @@ class FlashEmitter:
         """Powers of the scores, and what was summed up so far by the new largest score."""
         tile = self.tile
         own = tile.value_lanes * tile.value_parts
-        peak = local(1)
+        peak = local(1, "float32")
         with self._each(ROWS_PER_THREAD) as r:
             T.buffer_store(peak, self.peaks[r], [i64(0)])
             with self._each(tile.lanes) as lane:
@@ -316,9 +327,9 @@ class FlashEmitter:
             T.buffer_store(self.totals, sequence.inverse(self.factor[i64(0)]), [r])
         with self._each(ROWS_PER_THREAD) as r:
             row = first + self._row(r)
-            with where(row < sequence.rows), self._each(tile.value_parts) as part:
+            with when(row < sequence.rows), self._each(tile.value_parts) as part:
                 inside = self._value_column(part, i64(0)) < i64(size) if tile.value_pitch != size else None
-                with where(inside), self._each(tile.value_lanes) as lane:
+                with when(inside), self._each(tile.value_lanes) as lane:
                     column = self._value_column(part, lane)
                     value = self.sums[r * i64(own) + part * i64(tile.value_lanes) + lane] * self.totals[r]
                     place = [sequence.batch, sequence.first + row, self.head * i64(size) + column]

@@ -3,9 +3,9 @@
     C[batch.., i.., j..] = f(sum_k A[..] * B[..], ...)
 
 A and B are floats of 16 or 32 bits (sums are float32), or bytes summed in int32, or B holds levels in groups. Products
-of few rows take all threads of a workgroup along the depth (see gemv.py), others are made in tiles (see matmul_tiles.py). For a
-number of rows that is known at run time only, there is a kernel for one row, one for few and one for many, and the host
-launches the one that fits.
+of few rows take all threads of a workgroup along the depth (see gemv.py), others are made in tiles (see
+matmul_tiles.py). For a number of rows that is known at run time only, there is a kernel for one row, one for few and
+one for many, and the host launches the one that fits.
 
 A constant matrix B is stored in panels of columns, filled up with zeros, so that it is always read in whole vectors.
 """
@@ -31,7 +31,7 @@ from greencc.targets.gpu.schedules.sources import BYTES, ByteRows, InPlace, Leve
 from greencc.targets.gpu.schedules.threads import is_multiple, launch
 from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
 from greencc.targets.packing import ColumnPanels, Transposed, WordPanels
-from greencc.targets.tir import as_int, i64, unravel, volume
+from greencc.targets.tir import as_int, i64
 
 # Up to so many rows B is read once for all of them, and the time is that of reading it.
 GEMV_ROWS = 8
@@ -230,8 +230,7 @@ class _Kernels:
         """Emit a launch of groups that make so many rows and columns each; neighbouring groups share rows."""
         product = self.product
         extents = [product.batch.size, _blocks(product.rows.size, rows), _blocks(product.columns.size, columns)]
-        with launch(volume(extents), threads) as (group, thread):
-            batch, row, column = unravel(group, extents)
+        with launch(extents, threads) as ((batch, row, column), thread):
             body(batch, row * i64(rows), column * i64(columns), thread)
 
     def _epilogue(self, batch: tirx.Expr) -> Epilogue:

@@ -20,8 +20,9 @@ from tvm.tirx.script import builder as T
 from greencc.errors import GreenccError
 from greencc.targets.gpu.schedules.arithmetic import Arithmetic
 from greencc.targets.gpu.schedules.epilogue import Epilogue
+from greencc.targets.gpu.schedules.launch import barrier
 from greencc.targets.gpu.schedules.sources import Source
-from greencc.targets.gpu.schedules.threads import barrier, divided, is_multiple, local, shared
+from greencc.targets.gpu.schedules.threads import divided, is_multiple, local, shared
 from greencc.targets.tir import as_int, i64, ramp, splat
 
 # Columns of shared memory that keep rows apart, so that threads that write a column don't wait for each other; a

@@ -16,10 +16,8 @@ from tvm import ir, s_tir, sym, tirx
 
 from greencc.targets.cost import BITS_ATTR
 from greencc.targets.kernel import Tail, is_const_zero, is_reduction
+from greencc.targets.lowerings import GROUP_ATTR
 from greencc.targets.tir import as_int, i64, loads, unravel, volume
-
-GROUP_ATTR = "greencc.group"
-"""On the block of a product whose second factor is levels in groups: rows that share a scale."""
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -195,7 +193,10 @@ def _arranged(
 ) -> Product | str:
     """The product with its axes in groups, and its factors in the order of those."""
     a, b = pair
-    owners = ["ab"[found[1]] if sum(found) == 1 else "" for found in ([_has(a, s.var), _has(b, s.var)] for s in spatial)]
+    owners = []
+    for axis in spatial:
+        in_a, in_b = _has(a, axis.var), _has(b, axis.var)
+        owners.append("" if in_a == in_b else "a" if in_a else "b")
     owner = owners[-1] if owners else ""
     if not owner:
         return "no factor has the last axis for itself"

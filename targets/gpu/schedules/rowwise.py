@@ -208,23 +208,24 @@ class _Rows:
 
     def _tree(self, stage: Stage, partial: dict[tirx.Var, tirx.Var]) -> dict[tirx.Var, tirx.Expr]:
         """Combine the lanes of each row; the places of the results."""
-        elements = elements_of(stage) or []
-        size = self._threads.lanes * self._threads.per_group
-        shared = {b: T.alloc_buffer([i64(size)], str(b.ty.dtype), scope="shared") for b in partial}
+        elements, threads = elements_of(stage) or [], self._threads
+        size = threads.lanes * threads.per_group
+        # Each level reads one buffer and writes another: TVM finds no barrier missing then.
+        here, there = ({b: T.alloc_buffer([i64(size)], str(b.ty.dtype), scope="shared") for b in partial} for _ in "ab")
         for buffer, own in partial.items():
-            T.buffer_store(shared[buffer], tirx.BufferLoad(own, [i64(0)]), [self._threads.thread])
+            T.buffer_store(here[buffer], tirx.BufferLoad(own, [i64(0)]), [threads.thread])
         barrier()
-        step = self._threads.per_group if self._threads.side_by_side else 1
-        half = self._threads.lanes // 2
+        step = threads.per_group if threads.side_by_side else 1
+        half = threads.lanes // 2
         while half:
-            with when(self._threads.lane < i64(half)):
-                mine = {b: tirx.BufferLoad(s, [self._threads.thread]) for b, s in shared.items()}
-                other = [tirx.BufferLoad(s, [self._threads.thread + i64(half * step)]) for s in shared.values()]
-                _store_all(shared, combined(stage, mine, other, elements), self._threads.thread)
+            with when(threads.lane < i64(half)):
+                ours = {b: tirx.BufferLoad(s, [threads.thread]) for b, s in here.items()}
+                theirs = [tirx.BufferLoad(s, [threads.thread + i64(half * step)]) for s in here.values()]
+                _store_all(there, combined(stage, ours, theirs, elements), threads.thread)
             barrier()
-            half //= 2
-        start = self._threads.thread - self._threads.lane * i64(step)
-        return {b: tirx.BufferLoad(s, [sym.Analyzer().simplify(start)]) for b, s in shared.items()}
+            half, here, there = half // 2, there, here
+        start = sym.Analyzer().simplify(threads.thread - threads.lane * i64(step))
+        return {b: tirx.BufferLoad(s, [start]) for b, s in here.items()}
 
     def _map(self, stage: Stage, place: dict[tirx.Var, tirx.Expr]) -> None:
         inner = [(axis, extent) for axis, extent in zip(stage.axes, stage.extents, strict=True) if axis not in place]
@@ -337,7 +338,7 @@ def _lanes(stages: Sequence[Stage], count: tirx.Expr, side_by_side: bool, target
     if longest <= _SHORT:
         return 1
     wanted = power_of_two(-(-longest // _PER_LANE))
-    while wanted * len(reductions) * 8 * max(1, _GROUP // wanted) > target.gpu.shared_bytes:
+    while wanted * len(reductions) * 16 * max(1, _GROUP // wanted) > target.gpu.shared_bytes:
         wanted //= 2
     return max(1, min(most, wanted))
 

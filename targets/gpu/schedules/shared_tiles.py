@@ -1,13 +1,14 @@
-"""What the threads of a workgroup do together: copy tiles into shared memory, and keep a part each in registers."""
+"""What the threads of a workgroup do together: share out work, and copy tiles into shared memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from greencc.targets.gpu.schedules.launch import when
+from greencc.targets.gpu.schedules.threads import local
 from greencc.targets.tir import as_int, i64
 
 # Turns of a copy that are written out one behind the other: loads of several are then under way at a time.
@@ -16,33 +17,13 @@ MAX_UNROLLED = 8
 BANK_PADDING = 4
 
 
-@contextmanager
-def where(condition: tirx.Expr | None) -> Iterator[None]:
-    """What follows is done under a condition, if there is one."""
-    if condition is None:
-        yield
-        return
-    with T.If(condition), T.Then():
-        yield
-
-
-def local(count: int, dtype: str = "float32") -> tirx.Var:
-    """Emit the allocation of registers of a thread. Only constant or unrolled indices keep them out of memory."""
-    return T.alloc_buffer((count,), dtype, scope="local")
-
-
-def shared(count: int, dtype: str = "float32") -> tirx.Var:
-    """Emit the allocation of memory of a workgroup."""
-    return T.alloc_buffer((count,), dtype, scope="shared")
-
-
 def share_out(total: int, threads: int, thread: tirx.Expr, body: Callable[[tirx.Expr], None]) -> None:
     """Emit `body(i)` for 0..total, each by one thread; neighbouring threads do neighbouring ones."""
     turns = -(-total // threads)
     loop = T.unroll if turns <= MAX_UNROLLED else T.serial
     with loop(i64(0), i64(turns)) as turn:
         item = turn * i64(threads) + thread
-        with where(item < i64(total) if total % threads else None):
+        with when(item < i64(total) if total % threads else None):
             body(item)
 
 
@@ -64,7 +45,7 @@ def copy_tile(
         load: (row, column) -> `lanes` elements from a column on, as a vector of float32.
         store: (row, column, value) stores one element.
     """
-    part = local(lanes) if lanes > 1 else None
+    part = local(lanes, "float32") if lanes > 1 else None
 
     def move(item: tirx.Expr) -> None:
         per_row = columns // lanes

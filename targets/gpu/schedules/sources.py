@@ -1,7 +1,8 @@
 """Where a product's factors are read from: tensors as they lie, weights in panels, words of bytes, levels in groups.
 
-A source is read in chunks: `wide` rows (columns) times `deep` elements along the depth, one thread a chunk. What is read
-is kept raw in registers until it is needed; then it becomes what is multiplied, float32 or words of four signed bytes.
+A source is read in chunks: `wide` rows (columns) times `deep` elements along the depth, one thread a chunk. What is
+read is kept raw in registers until it is needed; then it becomes what is multiplied, float32 or words of four signed
+bytes.
 """
 
 from __future__ import annotations

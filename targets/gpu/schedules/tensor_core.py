@@ -27,11 +27,11 @@ from tvm.tirx.script import builder as T
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.epilogue import Epilogue
-from greencc.targets.gpu.schedules.launch import when
+from greencc.targets.gpu.schedules.launch import barrier, when
 from greencc.targets.gpu.schedules.products import Factor, Product, check_tail, match_product
-from greencc.targets.gpu.schedules.threads import at, barrier, divided, is_multiple, launch, local, put, shared
+from greencc.targets.gpu.schedules.threads import at, divided, is_multiple, launch, local, put, shared
 from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
-from greencc.targets.tir import as_int, i64, ramp, splat, volume
+from greencc.targets.tir import as_int, i64, ramp, splat
 
 EDGE = 16
 """Rows, columns and depth of a fragment."""
@@ -163,20 +163,9 @@ def emit(func: tirx.PrimFunc, tail: Tail, product: Product, plan: Plan) -> tirx.
         T.func_attr({"tirx.noalias": True})
         sizes = [product.batch.size, _count(product.rows.size, plan.rows), _count(product.columns.size, plan.columns)]
         # Columns run fastest, so that workgroups that run together share rows of A.
-        with launch(volume(sizes), plan.threads) as (group, thread):
-            batch, row, column = _coordinates(group, sizes)
+        with launch(sizes, plan.threads) as ((batch, row, column), thread):
             Tiles(tail, product, plan, buffers, batch, thread).emit(row * i64(plan.rows), column * i64(plan.columns))
     return ib.get()
-
-
-def _coordinates(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:
-    """Coordinates of a linear index. It isn't negative, so divisions by symbolic extents need no care for that."""
-    found: list[tirx.Expr] = []
-    for number, extent in reversed(list(enumerate(extents))):
-        first = all(as_int(other) == 1 for other in extents[:number])
-        found.append(index if first else tirx.truncmod(index, extent))
-        index = i64(0) if first else tirx.truncdiv(index, extent)
-    return found[::-1]
 
 
 def _count(size: tirx.Expr, tile: int) -> tirx.Expr:

@@ -1,41 +1,48 @@
-"""What emitted GPU kernels are made of: launches, barriers, memory of a thread and of a workgroup, flat accesses."""
+"""What kernels of products are made of: launches with coordinates, accesses by distance."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from greencc.targets.tir import as_int, i64, ramp
+from greencc.targets.tir import as_int, i64, ramp, volume
 
 
 @contextmanager
-def launch(groups: tirx.Expr, threads: int) -> Iterator[tuple[tirx.Expr, tirx.Expr]]:
-    """Emit a launch of `groups` workgroups around what is emitted inside; gives the group's and the thread's number.
+def launch(extents: Sequence[tirx.Expr], threads: int) -> Iterator[tuple[list[tirx.Expr], tirx.Expr]]:
+    """Emit a launch of workgroups in a row-major space around what is emitted inside.
 
-    Both are int64: the index arithmetic of kernels is.
+    Gives the group's coordinates and the thread's number, int64: the index arithmetic of kernels is.
     """
+    groups = volume(list(extents))
     with T.launch_thread("blockIdx.x", groups) as group, T.launch_thread("threadIdx.x", threads) as thread:
-        yield _wide(group), _wide(thread)
+        yield _coordinates(_wide(group), extents), _wide(thread)
 
 
-def barrier() -> None:
-    """Emit a barrier: what the threads of a workgroup wrote to shared memory before is read by all behind it.
+def _coordinates(index: tirx.Expr, extents: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+    """Coordinates of a group, each computed once.
 
-    TVM inserts barriers itself where it finds none, but not inside a condition, and kernels for several numbers of
-    rows stand in one.
+    No index is negative: where a size is symbolic, a plain division saves the correction of a floored one.
     """
-    T.evaluate(T.tvm_storage_sync("shared"))
+    found: list[tirx.Expr] = [i64(0) for _ in extents]
+    open_axes = [i for i, extent in enumerate(extents) if as_int(extent) != 1]
+    for axis in reversed(open_axes):
+        extent, is_first = extents[axis], axis == open_axes[0]
+        known = as_int(extent) is not None
+        found[axis] = index if is_first else T.bind((tirx.floormod if known else tirx.truncmod)(index, extent))
+        index = index if is_first else T.bind((tirx.floordiv if known else tirx.truncdiv)(index, extent))
+    return found
 
 
-def shared(elements: int, dtype: str) -> tirx.Var:
+def shared(elements: int, dtype: str = "float32") -> tirx.Var:
     """Emit the declaration of memory that a workgroup shares."""
     return T.alloc_buffer((elements,), dtype, scope="shared")
 
 
-def local(elements: int, dtype: str) -> tirx.Var:
+def local(elements: int, dtype: str = "float32") -> tirx.Var:
     """Emit the declaration of a thread's own memory: registers, as long as its indices are constants."""
     return T.alloc_buffer((elements,), dtype, scope="local")
 

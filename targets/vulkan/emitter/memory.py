@@ -11,6 +11,14 @@ from greencc.targets.vulkan.emitter.types import Element
 
 
 @dataclass
+class Line:
+    """A line of the shader; one that turns out to be needed only later is empty until then."""
+
+    depth: int
+    text: str = ""
+
+
+@dataclass
 class Binding:
     """A storage buffer parameter.
 
@@ -60,16 +68,36 @@ class Array:
         name: unique in the kernel.
         count: number of elements.
         is_shared: whether the threads of a workgroup share it.
+        lanes: of an element; TVM makes arrays of vectors of what is accessed in whole vectors only.
     """
 
     name: str
     count: int
     is_shared: bool
+    lanes: int = 1
+
+
+@dataclass
+class Fragment:
+    """Parts of matrices that a subgroup holds together.
+
+    Attributes:
+        count: number of elements of all fragments.
+        use: whether they are factors or sums, in GLSL's words.
+        declaration: the line that declares them once their size is known.
+        glsl: their type, empty until then.
+    """
+
+    name: str
+    count: int
+    use: str
+    declaration: Line
+    glsl: str = ""
 
 
 @dataclass
 class Memory:
     """A buffer of the kernel: where it lies, and as what."""
 
-    place: Binding | Array
+    place: Binding | Array | Fragment
     element: Element

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from tvm import ir, tirx
 
-from greencc.targets.vulkan.emitter import calls, loads
+from greencc.targets.vulkan.emitter import calls, loads, matrices
 from greencc.targets.vulkan.emitter.bounds import counter
 from greencc.targets.vulkan.emitter.context import Context, Variable
 from greencc.targets.vulkan.emitter.expressions import Expressions
-from greencc.targets.vulkan.emitter.memory import Array, Binding, Memory
+from greencc.targets.vulkan.emitter.memory import Array, Binding, Fragment, Memory
 from greencc.targets.vulkan.emitter.types import Element, dtype_of
 
 # Calls that give the memory of a buffer another type.
@@ -113,16 +113,23 @@ class Statements:
             if not isinstance(extent, tirx.IntImm):
                 raise context.fail(f"the size of '{buffer.name}' in {scope} memory is not known when it is compiled")
             count *= int(extent)
-        count *= max(1, int(buffer.ty.dtype.dtype.lanes))
+        lanes = max(1, int(buffer.ty.dtype.dtype.lanes))
+        if scope in matrices.SCOPES:
+            place = Fragment(context.name(buffer.name), count * lanes, matrices.SCOPES[scope], context.reserve())
+            context.memory[buffer] = Memory(place, kind)
+            return
+        declared = loads.vector_of(kind.register, lanes)
+        if declared is None:
+            raise context.fail(f"the buffer '{buffer.name}' is an array of vectors of {lanes} {kind.dtype}")
         if scope not in ("shared", "shared.dyn", "local"):
             raise context.fail(f"the buffer '{buffer.name}' is in '{scope}' memory, for which there is no rule")
         name = context.name(buffer.name)
-        context.memory[buffer] = Memory(Array(name, count, scope != "local"), kind)
+        context.memory[buffer] = Memory(Array(name, count, scope != "local", lanes), kind)
         if scope == "local":
-            context.emit(f"{kind.register} {name}[{count}];")
+            context.emit(f"{declared} {name}[{count}];")
             return
-        self.shared_declarations.append(f"shared {kind.register} {name}[{count}];")
-        self.shared_bytes += count * _register_bytes(kind.register)
+        self.shared_declarations.append(f"shared {declared} {name}[{count}];")
+        self.shared_bytes += count * lanes * _register_bytes(kind.register)
 
     def _declare(self, statement: tirx.DeclBuffer) -> None:
         context, buffer, data = self.context, statement.buffer, statement.data

@@ -13,7 +13,7 @@ from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, constant
 from greencc.ops import quantized_conv2d, quantized_matmul
 from greencc.passes.stored import quantize_channels
 from greencc.targets.cpu.intrinsics.dot import DotProduct
-from greencc.targets.cpu.static_int8 import dequantize, quantize_rows
+from greencc.targets.int8.static import dequantize, quantize_rows
 
 # What lies beyond is clipped: standard normal values do, at both ends.
 SCHEME = Scheme.of_range(-1.5, 2.25)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -12,15 +11,9 @@ from tvm.tirx.script import builder as T
 from greencc.targets.gpu.schedules.convolution.emitter import Operands, converted
 from greencc.targets.gpu.schedules.convolution.form import Contraction
 from greencc.targets.gpu.schedules.convolution.plan import Plan
-from greencc.targets.gpu.schedules.shared_tiles import (
-    ceiling,
-    local,
-    share_out,
-    shared,
-    split_index,
-    where,
-    whole_lanes,
-)
+from greencc.targets.gpu.schedules.launch import when
+from greencc.targets.gpu.schedules.shared_tiles import ceiling, share_out, split_index, whole_lanes
+from greencc.targets.gpu.schedules.threads import launch, local, shared
 from greencc.targets.tir import as_int, i64, ramp, volume
 
 
@@ -53,12 +46,8 @@ class GemmEmitter:
             T.func_attr({"tirx.noalias": True})
             self.count = volume(conv.positions)
             tiles = ceiling(self.count, plan.columns)
-            total = tvm.sym.Analyzer().simplify(tiles * i64(conv.groups * self.blocks))
-            with (
-                T.launch_thread("blockIdx.x", total) as tile,
-                T.launch_thread("threadIdx.x", i64(plan.threads)) as thread,
-            ):
-                columns, self.group, self.block = split_index(tile, [tiles, i64(conv.groups), i64(self.blocks)])
+            with launch([tiles, i64(conv.groups), i64(self.blocks)], plan.threads) as (place, thread):
+                columns, self.group, self.block = place
                 self._tile(columns * i64(plan.columns), thread)
         return ib.get()
 
@@ -181,7 +170,7 @@ class GemmEmitter:
         plan = self.plan
         for j in range(plan.positions):
             position = first + self._number(self.lane, j, plan.positions, plan.lanes)
-            with where(self._is_position(position)):
+            with when(self._is_position(position)):
                 n, *place = self._place(position)
                 for i in range(plan.filters):
                     row = self.block * i64(plan.rows) + self._number(self.team, i, plan.filters, plan.teams)
@@ -204,7 +193,7 @@ class GemmEmitter:
             T.buffer_store(self.row, gathered[item], [i64(0)])
             with T.unroll(i64(1), i64(plan.slices)) as part:
                 T.buffer_store(self.row, self.row[i64(0)] + gathered[part * i64(size) + item], [i64(0)])
-            with where(self._is_position(first + column)):
+            with when(self._is_position(first + column)):
                 n, *place = self._place(first + column)
                 self._store_one(self.row[i64(0)], n, self.block * i64(plan.rows) + row, place)
 
@@ -216,5 +205,5 @@ class GemmEmitter:
 
     def _store_one(self, total: tirx.Expr, n: tirx.Expr, row: tirx.Expr, place: list[tirx.Expr]) -> None:
         """The result of a group's filter `row` at a place, if there is such a filter."""
-        with where(row < i64(self.group_filters) if self.group_filters % self.plan.rows else None):
+        with when(row < i64(self.group_filters) if self.group_filters % self.plan.rows else None):
             self.operands.store(total, [n, self.group * i64(self.group_filters) + row, *place])

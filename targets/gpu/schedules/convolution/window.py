@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import ir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.targets.gpu.schedules.convolution.emitter import Operands, converted
 from greencc.targets.gpu.schedules.convolution.form import FLOATS
-from greencc.targets.gpu.schedules.shared_tiles import ceiling, local, split_index, where
+from greencc.targets.gpu.schedules.launch import when
+from greencc.targets.gpu.schedules.shared_tiles import ceiling, split_index
+from greencc.targets.gpu.schedules.threads import launch, local
 from greencc.targets.kernel import DATA_PARALLEL, Tail
 from greencc.targets.tir import as_int, i64, rewrite, volume
 
@@ -32,19 +36,19 @@ def window_kernel(func: tirx.PrimFunc, tail: Tail) -> tirx.PrimFunc:
         # TVM looks into kernels of one operand for reshapes, and expects a block there.
         with (
             T.sblock("root"),
-            T.launch_thread("blockIdx.x", ceiling(count, THREADS)) as group,
-            T.launch_thread("threadIdx.x", i64(THREADS)) as thread,
+            launch([ceiling(count, THREADS)], THREADS) as ((group,), thread),
         ):
             item = group * i64(THREADS) + thread
             known = as_int(count)
-            with where(item < count if known is None or known % THREADS else None):
+            with when(item < count if known is None or known % THREADS else None):
                 place = split_index(item, extents)
                 total = local(1, sums)
                 T.buffer_store(total, converted(operands.at(block.init.value, kept, place), sums), [i64(0)])
 
                 def step(index: list[tirx.Expr]) -> None:
                     value = _widened(block.body.value, sums) if sums != kind else block.body.value
-                    found = operands.at(value, [*kept, *(axis.var for axis in reduced)], [*place, *index], total[i64(0)])
+                    axes = [*kept, *(axis.var for axis in reduced)]
+                    found = operands.at(value, axes, [*place, *index], total[i64(0)])
                     T.buffer_store(total, converted(found, sums), [i64(0)])
 
                 _each([int(axis.dom.extent) for axis in reduced], [], step)
@@ -65,7 +69,7 @@ def _widened(value: tirx.Expr, kind: str) -> tirx.Expr:
     return rewrite(value, replace)
 
 
-def _each(extents: list[int], index: list[tirx.Expr], body) -> None:  # type: ignore[no-untyped-def]
+def _each(extents: list[int], index: list[tirx.Expr], body: Callable[[list[tirx.Expr]], None]) -> None:
     """`body` for all indices; the innermost axes are unrolled as far as they are short."""
     if not extents:
         body(index)

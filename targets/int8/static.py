@@ -11,17 +11,16 @@ from tvm import relax, te, tirx
 
 from greencc.affine import Scheme
 from greencc.ir import constant, constant_array
-from greencc.targets.cpu.intrinsics.dot import DotProduct
-from greencc.targets.cpu.schedules.quantize_rows import levels_of, padded_depth, static_numbers
+from greencc.targets.int8.levels import Levels, levels_of, padded_depth, static_numbers
 
 
-def zero_level(scheme: Scheme, dot: DotProduct) -> int:
+def zero_level(scheme: Scheme, dot: Levels) -> int:
     """The level that stands for 0 as it is stored: 128 less where bytes are signed."""
     return scheme.zero + dot.shift("uint8")
 
 
 def quantize_rows(
-    builder: relax.BlockBuilder, x: relax.Expr, factors: list[relax.Expr], scheme: Scheme, dot: DotProduct
+    builder: relax.BlockBuilder, x: relax.Expr, factors: list[relax.Expr], scheme: Scheme, dot: Levels
 ) -> relax.Expr:
     """The levels of x [..., K], times factors [K] if there are any: [..., K filled up] in `dot.activation`."""
 
@@ -51,7 +50,7 @@ def dequantize(
     scale: relax.Expr,
     sums: np.ndarray,
     scheme: Scheme,
-    dot: DotProduct,
+    dot: Levels,
     *,
     axis: int,
 ) -> relax.Expr:

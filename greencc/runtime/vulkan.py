@@ -1,0 +1,210 @@
+"""Finds and loads the Vulkan runtime library (the "sidecar"), and calls what it adds to TVM's runtime.
+
+TVM's wheels hold no Vulkan runtime. The sidecar is one, built on the user's machine against the TVM that is installed
+there (`greencc devices --build-vulkan`), or shipped in a wheel that was built with GREENCC_BUILD_VULKAN=1. It opens
+Vulkan's loader when it first needs it: machines without a GPU can load it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from greencc.caching import cache_folder
+from greencc.errors import ArtifactError, GreenccError, UserError
+from greencc.runtime.library import Library, load_library
+
+KDL_VULKAN = 7
+"""kDLVulkan of DLPack."""
+
+LIBRARY_NAME = "libgreencc_vulkan.dylib" if sys.platform == "darwin" else "libgreencc_vulkan.so"
+BUILD_COMMAND = "greencc devices --build-vulkan"
+
+_ABI = re.compile(rb"greencc-vulkan-abi:tvm=([^;\0]*);tvm_ffi=([^;\0]*);\0")
+_lock = threading.Lock()
+_loaded: list[Path] = []
+
+
+def sources_folder() -> Path:
+    """Where the sidecar's C++ sources are installed."""
+    return Path(__file__).resolve().parent.parent / "targets" / "vulkan" / "sidecar"
+
+
+def installed_abi() -> tuple[str, str]:
+    """Versions of apache-tvm and apache-tvm-ffi that are installed.
+
+    Raises:
+        GreenccError: one of them isn't.
+    """
+    try:
+        return package_version("apache-tvm"), package_version("apache-tvm-ffi")
+    except PackageNotFoundError as error:
+        raise GreenccError(f"{error.name} is not installed: pip install apache-tvm==0.27.*") from error
+
+
+def cached_builds() -> Path:
+    """Folder of the sidecars that were built here from these sources, for the TVM that is installed.
+
+    Each compiler's build has a folder of its own in it.
+    """
+    digest = hashlib.sha256()
+    folder = sources_folder()
+    for source in sorted(folder.glob("*.cc")) + sorted(folder.glob("*.h")):
+        content = source.read_bytes()
+        digest.update(f"{source.name} {len(content)}\n".encode() + content)
+    digest.update("\n".join(installed_abi()).encode())
+    return cache_folder() / "vulkan" / f"sidecar-{digest.hexdigest()[:20]}"
+
+
+def find_sidecar() -> Path:
+    """The sidecar's file: the one that GREENCC_VULKAN_LIB names, the bundled one, or the one that was built last.
+
+    Raises:
+        UserError: there is none; the message names the command that builds one.
+    """
+    chosen = os.environ.get("GREENCC_VULKAN_LIB", "")
+    if chosen:
+        if not Path(chosen).is_file():
+            raise UserError(f"GREENCC_VULKAN_LIB names {chosen}, which is no file")
+        return Path(chosen)
+    bundled = Path(__file__).resolve().parent / "lib" / LIBRARY_NAME
+    if bundled.is_file():
+        return bundled
+    builds = sorted(cached_builds().glob(f"*/{LIBRARY_NAME}"), key=lambda file: file.stat().st_mtime)
+    if not builds:
+        raise UserError(f"the Vulkan runtime is not built on this machine: run `{BUILD_COMMAND}`")
+    return builds[-1]
+
+
+def load_sidecar(library: Library | None = None) -> None:
+    """Load the sidecar once per process, after TVM's runtime. Safe from several threads.
+
+    Args:
+        library: the loaded runtime; None loads it.
+
+    Raises:
+        UserError: there is no sidecar, or it was built for another TVM.
+        GreenccError: it does not load.
+    """
+    with _lock:
+        if _loaded:
+            return
+        path = find_sidecar()
+        _check_abi(path)
+        library = library or load_library()
+        if library.ffi.get_global_func("device_api.vulkan", allow_missing=True) is None:
+            try:
+                ctypes.CDLL(str(path))
+            except OSError as error:
+                raise GreenccError(f"the Vulkan runtime {path} does not load: {error}") from error
+        _loaded.append(path)
+
+
+def devices() -> list[dict[str, Any]]:
+    """The machine's Vulkan devices with their limits and features, `vulkan:0` first.
+
+    "refusal" says why nothing can run on a device, and is None where kernels can.
+
+    Raises:
+        UserError: no sidecar, or no Vulkan loader on this machine.
+    """
+    found: list[dict[str, Any]] = json.loads(_call("devices"))
+    return found
+
+
+def load_kernels(library: Library, table: bytes, spirv: bytes) -> Any:
+    """The kernels of an artifact as a module, to be imported into the artifact's library.
+
+    Args:
+        library: the loaded runtime.
+        table: contents of kernels.json.
+        spirv: contents of kernels.spv.
+
+    Raises:
+        ArtifactError: the table or the code is damaged, or of another version.
+        UserError: there is no sidecar, or it was built for another TVM.
+    """
+    load_sidecar(library)
+    try:
+        return library.function("greencc.vulkan.module")(table.decode(), spirv)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ArtifactError(_first_line(error)) from error
+
+
+def load_members(library: Library, members: Mapping[str, bytes]) -> Any:
+    """`load_kernels` of an artifact's members, by name."""
+    return load_kernels(library, members["kernels.json"], members["kernels.spv"])
+
+
+def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
+    """Why a device can't run what was compiled for any target, or None: it depends on each kernel, which says it."""
+    reason = device["refusal"]
+    return None if reason is None else f"{device['name']} can't run it: {reason}"
+
+
+def statistics(device: int = 0) -> dict[str, int]:
+    """What the device has done since the last `reset_statistics`: submits, waits, dispatches, barriers, transfers.
+
+    Raises:
+        UserError: no such device.
+    """
+    counters: dict[str, int] = json.loads(_call("statistics", device))
+    return counters
+
+
+def reset_statistics(device: int = 0) -> None:
+    """Set the counters of `statistics` to 0, its peak to what is allocated now."""
+    _call("reset_statistics", device)
+
+
+def profile(on: bool) -> None:
+    """Time every kernel on the device from now on, or stop. Kernels then run one by one."""
+    _call("profile", on)
+
+
+def profile_results() -> list[dict[str, Any]]:
+    """Times of the kernels that have run since the last call, in order: "kernel" and "milliseconds"."""
+    times: list[dict[str, Any]] = json.loads(_call("profile_results"))
+    return times
+
+
+def validation_messages() -> list[str]:
+    """What the validation layer has said since the last call; it is on when GREENCC_VULKAN_VALIDATION is 1 or sync."""
+    messages: list[str] = json.loads(_call("validation_messages"))
+    return messages
+
+
+def _call(name: str, *arguments: object) -> Any:
+    library = load_library()
+    load_sidecar(library)
+    try:
+        return library.function(f"greencc.vulkan.{name}")(*arguments)
+    except RuntimeError as error:
+        raise UserError(_first_line(error)) from error
+
+
+def _check_abi(path: Path) -> None:
+    """Read which TVM the file was built for, without loading it: it might not load, or crash."""
+    found = _ABI.search(path.read_bytes())
+    if found is None:
+        raise UserError(f"{path} is no Vulkan runtime of greencc: run `{BUILD_COMMAND}`")
+    built = (found[1].decode(errors="replace"), found[2].decode(errors="replace"))
+    if built != (installed := installed_abi()):
+        raise UserError(
+            f"the Vulkan runtime {path} was built for TVM {built[0]} and tvm-ffi {built[1]}, here are "
+            f"{installed[0]} and {installed[1]}: run `{BUILD_COMMAND}`"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

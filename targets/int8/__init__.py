@@ -1,0 +1,1 @@
+"""Products and convolutions in int8: what the targets that lower them share."""
