@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import tvm
@@ -15,7 +16,13 @@ from greencc.errors import UserError
 from greencc.targets.runtime_functions import check_runtime_functions
 
 
-def build_library(module: tvm.IRModule, target: tvm.target.Target, tir_pipeline: str, triple: str) -> bytes:
+def build_library(
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    tir_pipeline: str,
+    triple: str,
+    of_device: Collection[str] = (),
+) -> bytes:
     """The module as a shared library whose entry is `vm_load_executable`.
 
     Args:
@@ -23,6 +30,7 @@ def build_library(module: tvm.IRModule, target: tvm.target.Target, tir_pipeline:
         target: for TVM; of a GPU, with its host.
         tir_pipeline: name of a registered pipeline for PrimFuncs.
         triple: LLVM triple of the machine that the library is linked for.
+        of_device: functions that the runtime of a GPU has besides.
 
     Raises:
         GreenccError: the code would call what the runtime of an artifact does not have.
@@ -49,7 +57,8 @@ def build_library(module: tvm.IRModule, target: tvm.target.Target, tir_pipeline:
         library = Path(folder) / "code.so"
         executable.export_library(str(library), cc=linker)
         code = library.read_bytes()
-    check_runtime_functions(executable, code, [gv.name_hint for gv in module.get_global_vars()])
+    names = [gv.name_hint for gv in module.get_global_vars()]
+    check_runtime_functions(executable, code, names, of_device)
     return code
 
 

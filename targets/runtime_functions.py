@@ -52,18 +52,21 @@ _SHAPE_FUNCTION = re.compile(r"shape_func\d*")
 _NAME = re.compile(rb"[A-Za-z_]\w*(?:\.\w+)+(?=\0)")
 
 
-def check_runtime_functions(executable: relax.VMExecutable, library: bytes, kernels: Iterable[str]) -> None:
+def check_runtime_functions(
+    executable: relax.VMExecutable, library: bytes, kernels: Iterable[str], of_device: Iterable[str] = ()
+) -> None:
     """Raise GreenccError when compiled code calls what the small runtime doesn't hold.
 
     Args:
         executable: the program whose bytecode calls kernels and functions of the runtime.
         library: the shared library that it was written to, with the kernels.
         kernels: names of the kernels.
+        of_device: what the runtime of the model's device has besides.
     """
     registered = set(tvm_ffi.registry.list_global_func_names())
     called = set(_LINKED.findall(executable.as_text())) - set(kernels)
     called |= {name for name in map(bytes.decode, _NAME.findall(library)) if name in registered}
-    missing = sorted(n for n in called - RUNTIME_FUNCTIONS if not _SHAPE_FUNCTION.fullmatch(n))
+    missing = sorted(n for n in called - RUNTIME_FUNCTIONS - set(of_device) if not _SHAPE_FUNCTION.fullmatch(n))
     if missing:
         raise GreenccError(
             f"the compiled model would call {', '.join(missing)}, which an artifact's runtime does not have; "

@@ -97,8 +97,10 @@ class CudaTarget:
     def build(self, module: tvm.IRModule) -> Code:
         """A library that launches kernels, and the kernels in machine code and PTX."""
         from greencc.targets.cuda.compile import compile_kernels
+        from greencc.targets.cuda.graphs import FUNCTIONS, capture_launches
 
-        return build(module, self, lambda kernels: compile_kernels(kernels, self.arch))
+        module = capture_launches(module)
+        return build(module, self, lambda kernels: compile_kernels(kernels, self.arch), FUNCTIONS)
 
 
 def local_target(device: str, threads: int | None) -> CudaTarget:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import tvm
 from tvm import tirx
@@ -19,8 +19,10 @@ KernelCompiler = Callable[[tvm.IRModule], Mapping[str, bytes]]
 """Makes an artifact's kernels of a module of lowered device functions."""
 
 
-def build(module: tvm.IRModule, target: GpuTarget, compile_kernels: KernelCompiler) -> Code:
-    """Code of a module of scheduled PrimFuncs and a lowered `main`.
+def build(
+    module: tvm.IRModule, target: GpuTarget, compile_kernels: KernelCompiler, of_device: Collection[str] = ()
+) -> Code:
+    """Code of a module of scheduled PrimFuncs and a lowered `main`, which may call functions `of_device`.
 
     Raises:
         GreenccError: a kernel can't be compiled, or the code would call what an artifact's runtime does not have.
@@ -28,7 +30,7 @@ def build(module: tvm.IRModule, target: GpuTarget, compile_kernels: KernelCompil
     """
     taken = _DeviceFunctions()
     pipeline = register_pipeline(f"greencc-{target.kind}", target.alignment, taken.take)
-    library = build_library(module, target.tvm_target(), pipeline, f"{machine()}-linux-gnu")
+    library = build_library(module, target.tvm_target(), pipeline, f"{machine()}-linux-gnu", of_device)
     return Code(library, compile_kernels(taken.module))
 
 

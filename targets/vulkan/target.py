@@ -138,7 +138,24 @@ def described_target(fields: Mapping[str, Any], where: str, threads: int | None)
     return VulkanTarget(Capabilities(**given))
 
 
+# What code may rely on when it exchanges values between threads: of NVIDIA's and Apple's GPUs, and Intel's on request.
+_SUBGROUP = 32
+
+
 def _capabilities(device: Mapping[str, Any]) -> Capabilities:
     """What a device of `greencc.runtime.vulkan.devices` can do."""
-    known = Capabilities.__dataclass_fields__
-    return Capabilities(**{name: value for name, value in device["capabilities"].items() if name in known})
+    limits, features, subgroup = device["limits"], device["features"], device["subgroup"]
+    fits = subgroup["minimum"] <= _SUBGROUP <= subgroup["maximum"] and "shuffle_relative" in subgroup["operations"]
+    fixed = subgroup["can_be_fixed"] or subgroup["minimum"] == subgroup["maximum"]
+    return Capabilities(
+        max_threads=limits["max_threads"],
+        shared_bytes=limits["shared_bytes"],
+        subgroup=_SUBGROUP if fits and fixed else None,
+        has_float16=features["float16"],
+        has_int64=features["int64"],
+        has_float64=features["float64"],
+        has_dot4=features["dot4"],
+        alignment=limits["storage_alignment"],
+        max_buffer_bytes=limits["max_buffer_bytes"],
+        max_groups=limits["max_groups"][0],
+    )

@@ -9,11 +9,13 @@ from greencc.targets.gpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.gpu.schedules.fallback import FallbackRule
 from greencc.targets.gpu.schedules.matmul import MatmulRule
 from greencc.targets.gpu.schedules.rowwise import RowwiseRule
+from greencc.targets.gpu.schedules.tensor_core import TensorCoreRule
 
 
 def rules(target: GpuTarget) -> tuple[Rule, ...]:
     """Products and convolutions first (they hold the time), then passes over rows, then the rest."""
     return (
+        TensorCoreRule(target),
         MatmulRule(target),
         ConvolutionRule(target),
         WindowRule(target),

@@ -140,9 +140,13 @@ def allocated(func: tirx.PrimFunc) -> list[tirx.Var]:
 
 def _stage(block: s_tir.SBlock, loops: int) -> Stage:
     kinds = [int(axis.iter_type) for axis in block.iter_vars]
-    stores = _stores(block) if loops == len(kinds) and set(kinds) <= {_DATA_PARALLEL, _REDUCE} else None
-    kept = [axis for axis, kind in zip(block.iter_vars, kinds, strict=True) if kind == _DATA_PARALLEL]
-    reduced = [axis for axis, kind in zip(block.iter_vars, kinds, strict=True) if kind == _REDUCE]
+    # The block of a result of rank 0 has an axis without a loop.
+    absent = {} if loops else {axis.var: i64(0) for axis in block.iter_vars if as_int(axis.dom.extent) == 1}
+    is_plain = loops == len(kinds) - len(absent) and set(kinds) <= {_DATA_PARALLEL, _REDUCE}
+    stores = _stores(block, absent) if is_plain else None
+    axes = [(axis, kind) for axis, kind in zip(block.iter_vars, kinds, strict=True) if axis.var not in absent]
+    kept = [axis for axis, kind in axes if kind == _DATA_PARALLEL]
+    reduced = [axis for axis, kind in axes if kind == _REDUCE]
     stage = Stage(
         tuple(axis.var for axis in kept),
         tuple(axis.dom.extent for axis in kept),
@@ -156,16 +160,17 @@ def _stage(block: s_tir.SBlock, loops: int) -> Stage:
     return _simplified(stage)
 
 
-def _stores(block: s_tir.SBlock) -> list[Store] | None:
+def _stores(block: s_tir.SBlock, known: dict[tirx.Var, tirx.Expr]) -> list[Store] | None:
     body = _statements(block.body)
     init = [] if block.init is None else _statements(block.init)
-    names: dict[tirx.Var, tirx.Expr] = {}
+    names = dict(known)
     found = []
     for stmt in body:
         if isinstance(stmt, tirx.Bind):
             names[stmt.var] = substitute(stmt.value, names)
         elif isinstance(stmt, tirx.BufferStore) and getattr(stmt, "predicate", None) is None:
-            found.append(Store(stmt.buffer, tuple(stmt.indices), substitute(stmt.value, names)))
+            indices = tuple(substitute(index, names) for index in stmt.indices)
+            found.append(Store(stmt.buffer, indices, substitute(stmt.value, names)))
         else:
             return None
     if not init:
@@ -229,7 +234,7 @@ def _is_worthwhile(stage: Stage, reader: Stage) -> bool:
     theirs = as_int(volume([*reader.extents, *reader.reduced_extents]))
     if mine is None or theirs is None:
         return len(reader.extents) + len(reader.reduced_extents) <= len(stage.extents)
-    return theirs * uses <= mine * _TIMES
+    return bool(theirs * uses <= mine * _TIMES)
 
 
 def _with_definition(reader: Stage, stage: Stage) -> Stage:

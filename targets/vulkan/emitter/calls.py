@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvm import ir, tirx
 
+from greencc.targets.vulkan.emitter import bits, matrices, parallel
 from greencc.targets.vulkan.emitter.types import dtype_of
 
 if TYPE_CHECKING:
@@ -16,16 +17,16 @@ Rule = Callable[["Expressions", ir.Call, int], str]
 
 # Functions of GLSL that are as exact as needed, by TIR's name.
 _OWN = {
-    "exp": "exp", "exp2": "exp2", "log": "log", "log2": "log2", "sqrt": "sqrt", "rsqrt": "inversesqrt",
+    "exp": "exp", "exp2": "exp2", "sqrt": "sqrt", "rsqrt": "inversesqrt",
     "floor": "floor", "ceil": "ceil", "trunc": "trunc", "nearbyint": "roundEven", "fabs": "abs",
 }  # fmt: skip
 # Those of the library.
 _LIBRARY = (
-    "exp10", "erf", "tanh", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh",
-    "asinh", "acosh", "atanh", "pow", "fmod", "round", "hypot", "copysign", "sigmoid",
+    "log", "log2", "exp10", "erf", "tanh", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "atan2",
+    "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "fmod", "round", "hypot", "copysign", "sigmoid",
 )  # fmt: skip
 _CALLED = {"powf": "pow", "pow": "pow", "power": "pow", "rint": "nearbyint", "abs": "fabs", "roundeven": "nearbyint"}
-_NATIVE_DOUBLE = ("sqrt", "rsqrt", "floor", "ceil", "trunc", "nearbyint", "fabs", "fmod", "round", "copysign")
+_NATIVE_DOUBLE = ("sqrt", "rsqrt", "floor", "ceil", "trunc", "nearbyint", "fabs", "fmod", "round")
 
 
 def call(expressions: Expressions, expr: ir.Call, lane: int) -> str:
@@ -73,31 +74,17 @@ def mathematics(expressions: Expressions, called: str, args: list[tirx.Expr], ex
 def evaluate(expressions: Expressions, expr: tirx.Expr) -> None:
     """A call for its effect."""
     context = expressions.context
-    if isinstance(expr, tirx.IntImm):
+    if not isinstance(expr, ir.Call) or not isinstance(expr.op, ir.Op):
         return
-    name = expr.op.name.split(".", 1)[1] if isinstance(expr, ir.Call) and isinstance(expr.op, ir.Op) else ""
+    name = expr.op.name.split(".", 1)[1]
     if name == "tvm_storage_sync":
-        _synchronise(expressions, str(expr.args[0].value))
-    elif name == "thread_return":
-        context.emit("return;")
-    elif name in ("break_loop", "continue_loop"):
-        context.emit(f"{name.split('_')[0]};")
-    elif name == "assume":
-        return
+        parallel.synchronise(expressions, expr)
+    elif name in matrices.RULES:
+        matrices.RULES[name](expressions, expr)
+    elif name in _WORDS:
+        context.emit(_WORDS[name])
     else:
         context.emit(f"{expressions.value(expr)};")
-
-
-def _synchronise(expressions: Expressions, scope: str) -> None:
-    context = expressions.context
-    if scope.startswith("shared"):
-        context.emit("memoryBarrierShared();")
-        context.emit("barrier();")
-    elif scope == "warp":
-        context.need("subgroup")
-        context.emit("subgroupBarrier();")
-    else:
-        raise context.fail(f"threads of several workgroups can't wait for each other ('{scope}')")
 
 
 def _conditional(expressions: Expressions, expr: ir.Call, lane: int) -> str:
@@ -117,9 +104,44 @@ def _is_nan(expressions: Expressions, expr: ir.Call, lane: int) -> str:
     return f"{expressions.context.helper('is_nan', register)}({value})"
 
 
+def _is_infinite(expressions: Expressions, expr: ir.Call, lane: int) -> str:
+    return f"(abs({_single(expressions, expr.args[0], lane)}) == {expressions.context.helper('infinity')}())"
+
+
+def _is_finite(expressions: Expressions, expr: ir.Call, lane: int) -> str:
+    return f"(abs({_single(expressions, expr.args[0], lane)}) < {expressions.context.helper('infinity')}())"
+
+
+def _single(expressions: Expressions, expr: tirx.Expr, lane: int) -> str:
+    """A value in single precision, in which the largest of half and of single precision are finite."""
+    kind = expressions.context.element(dtype_of(expr))
+    value = expressions.value(expr, lane)
+    return f"float({value})" if kind.register == "float16_t" else value
+
+
 _RULES: dict[str, Rule] = {
     "if_then_else": _conditional,
     "likely": _likely,
     "isnan": _is_nan,
+    "isinf": _is_infinite,
+    "isfinite": _is_finite,
+    "reinterpret": bits.reinterpret,
+    "popcount": bits.count_ones,
+    "ctpop": bits.count_ones,
+    "clz": bits.count_leading_zeros,
+    "atomic_add": parallel.atomic_add,
+    "tvm_warp_shuffle": parallel.shuffle,
+    "tvm_warp_shuffle_up": parallel.shuffle,
+    "tvm_warp_shuffle_down": parallel.shuffle,
+    "tvm_warp_shuffle_xor": parallel.shuffle,
+    "tvm_warp_activemask": parallel.active_mask,
 }
-_EXTERN: dict[str, Rule] = {}
+_EXTERN: dict[str, Rule] = {"__dp4a": bits.dot4}
+# Calls for their effect that are a statement of GLSL, or nothing.
+_WORDS = {
+    "thread_return": "return;",
+    "break_loop": "break;",
+    "continue_loop": "continue;",
+    "assume": "",
+    "undef": "",
+}

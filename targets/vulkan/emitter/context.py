@@ -12,18 +12,10 @@ from tvm import sym, tirx
 from greencc.errors import GreenccError
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.vulkan.emitter.bounds import UNKNOWN, Bounds
-from greencc.targets.vulkan.emitter.memory import Memory
+from greencc.targets.vulkan.emitter.memory import Line, Memory
 from greencc.targets.vulkan.emitter.types import Element, element
 
 _SIMPLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|-?[0-9]+u?l?|\(-[0-9]+l?\)|[0-9.]+(e[+-][0-9]+)?|\w+\.[xyzw]")
-
-
-@dataclass
-class Line:
-    """A line of the shader; one that turns out to be needed only later is empty until then."""
-
-    depth: int
-    text: str = ""
 
 
 @dataclass
@@ -55,6 +47,7 @@ class Context:
     analyzer: sym.Analyzer = field(default_factory=sym.Analyzer)
     lines: list[Line] = field(default_factory=list)
     depth: int = 1
+    uses_barrier: bool = False
     _names: set[str] = field(default_factory=set)
     _known: list[dict[object, str]] = field(default_factory=lambda: [{}])
 

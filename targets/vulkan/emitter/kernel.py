@@ -99,7 +99,7 @@ def _interface(
     context: Context, bindings: dict[tirx.Var, Binding], scalars: dict[tirx.Var, _Scalar], in_uniform: bool
 ) -> list[str]:
     """Declarations of the storage buffers, the push constants and, for many scalars, the uniform buffer."""
-    declared = [line for binding in bindings.values() for line in binding.declarations(is_coherent=True)]
+    declared = [line for binding in bindings.values() for line in binding.declarations(context.uses_barrier)]
     members = []
     for i, scalar in enumerate(scalars.values()):
         at = _SLOT * i + (0 if in_uniform else _FIRST_SLOT)

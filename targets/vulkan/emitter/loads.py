@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvm import ir, tirx
 
-from greencc.targets.vulkan.emitter.memory import Array, Binding, Memory
+from greencc.targets.vulkan.emitter.memory import Array, Binding, Fragment, Memory
 from greencc.targets.vulkan.emitter.types import Element, dtype_of, lanes_of
 
 if TYPE_CHECKING:
@@ -31,18 +31,18 @@ def load(expressions: Expressions, expr: ir.TensorLoad, lane: int) -> str:
     context = expressions.context
     memory = memory_of(context, expr.source)
     lanes = lanes_of(expr)
-    (offset,) = _indices(context, expr.source, expr.indices)
+    (offset,) = flat_index(context, expr.source, expr.indices)
     if isinstance(memory.place, Binding):
         memory.place.is_read = True
         chunk = vector_width(context, memory, offset, lanes)
         if chunk > 1:
-            base = f"{_scaled(expressions, offset, chunk)} + {lane // chunk}" if lane >= chunk else _scaled(
-                expressions, offset, chunk
-            )
-            return vector_element(context, memory, base, chunk, lane % chunk)
+            index = _vector_index(expressions, offset, chunk, lane // chunk)
+            return vector_element(context, memory, index, chunk, lane % chunk)
         view = memory.place.view(memory.element.storage)
         context.requires.update(memory.element.requires)
         return from_storage(context, f"{view}[{expressions.index(offset, lane)}]", memory.element)
+    if isinstance(memory.place, Fragment):
+        raise context.fail(f"an element of the fragment '{memory.place.name}' is read")
     if memory.place.lanes == 1:
         return f"{memory.place.name}[{expressions.index(offset, lane)}]"
     vector = vector_of(memory.element.register, memory.place.lanes)
@@ -56,16 +56,31 @@ def vector_of(glsl: str, lanes: int) -> str | None:
     return glsl if lanes == 1 else _VECTORS.get(glsl, {}).get(lanes)
 
 
+def load_word(expressions: Expressions, expr: ir.TensorLoad, index: int) -> str | None:
+    """A 32-bit word of a load of narrow elements, in a uint; None where they can't be loaded as words."""
+    context = expressions.context
+    memory = memory_of(context, expr.source)
+    (offset,) = flat_index(context, expr.source, expr.indices)
+    width = vector_width(context, memory, offset, lanes_of(expr))
+    if width == 1 or not isinstance(memory.place, Binding) or memory.element.bits >= 32:
+        return None
+    memory.place.is_read = True
+    words = width * memory.element.bits // 32
+    return _word(context, memory, _vector_index(expressions, offset, width, index // words), words, index % words)
+
+
 def store(expressions: Expressions, statement: tirx.BufferStore) -> None:
     """A store of all lanes. Every lane is computed before the first one is written."""
     context = expressions.context
     memory = memory_of(context, statement.buffer)
-    (offset,) = _indices(context, statement.buffer, statement.indices)
+    (offset,) = flat_index(context, statement.buffer, statement.indices)
     lanes = max(lanes_of(offset), lanes_of(statement.value))
     register = memory.element.register
     values = [expressions.value(statement.value, lane) for lane in range(lanes)]
     if lanes > 1:
         values = [context.temporary(register, value) for value in values]
+    if isinstance(memory.place, Fragment):
+        raise context.fail(f"an element of the fragment '{memory.place.name}' is written")
     if isinstance(memory.place, Array) and memory.place.lanes > 1:
         vector = vector_of(register, lanes)
         context.emit(f"{memory.place.name}[{expressions.index(offset)}] = {vector}({', '.join(values)});")
@@ -102,7 +117,7 @@ def vector_width(context: Context, memory: Memory, offset: tirx.Expr, lanes: int
     if lanes == 1 or not isinstance(offset, tirx.Ramp) or not _is_one(offset.stride):
         return 1
     widths = (4, 2) if memory.element.bits == 32 else tuple(128 // memory.element.bits >> i for i in range(3))
-    if memory.element.bits == 64 or isinstance(memory.place, Array):
+    if memory.element.bits == 64 or not isinstance(memory.place, Binding):
         return 1
     for width in widths:
         if lanes % width == 0 and is_aligned(context, offset.base, width):
@@ -125,10 +140,16 @@ def vector_element(context: Context, memory: Memory, index: str, width: int, lan
         whole = context.temporary(glsl, f"{memory.place.view(glsl)}[{index}]", "w")
         return f"{whole}.{'xyzw'[lane]}"
     each = 32 // kind.bits
-    glsl = _VECTORS["uint"][width // each]
-    words = context.temporary(glsl, f"{memory.place.view(glsl)}[{index}]", "w")
-    word = words if glsl == "uint" else f"{words}.{'xyzw'[lane // each]}"
-    return _from_word(context, word, kind, lane % each)
+    word = _word(context, memory, index, width // each, lane // each)
+    return from_word(context, word, kind, lane % each)
+
+
+def _word(context: Context, memory: Memory, index: str, words: int, word: int) -> str:
+    """A word of the vector of `words` words at `index`, counted in such vectors."""
+    assert isinstance(memory.place, Binding)
+    glsl = _VECTORS["uint"][words]
+    whole = context.temporary(glsl, f"{memory.place.view(glsl)}[{index}]", "w")
+    return whole if words == 1 else f"{whole}.{'xyzw'[word]}"
 
 
 def from_storage(context: Context, text: str, kind: Element) -> str:
@@ -149,7 +170,7 @@ def to_storage(context: Context, text: str, kind: Element) -> str:
     return text if kind.storage == kind.register else f"{kind.storage}({text})"
 
 
-def _from_word(context: Context, word: str, kind: Element, part: int) -> str:
+def from_word(context: Context, word: str, kind: Element, part: int) -> str:
     """One of the two or four elements in a 32-bit word."""
     if kind.dtype in ("float16", "bfloat16"):
         if kind.dtype == "bfloat16":
@@ -169,12 +190,12 @@ def _packed(context: Context, kind: Element, values: Sequence[str]) -> tuple[str
         glsl = _VECTORS[kind.storage][len(values)]
         return glsl, f"{glsl}({', '.join(values)})"
     each = 32 // kind.bits
-    words = [_to_word(context, kind, values[i : i + each]) for i in range(0, len(values), each)]
+    words = [to_word(context, kind, values[i : i + each]) for i in range(0, len(values), each)]
     glsl = _VECTORS["uint"][len(words)]
     return glsl, words[0] if len(words) == 1 else f"{glsl}({', '.join(words)})"
 
 
-def _to_word(context: Context, kind: Element, values: Sequence[str]) -> str:
+def to_word(context: Context, kind: Element, values: Sequence[str]) -> str:
     """A 32-bit word of two or four elements."""
     if kind.dtype == "float16":
         return f"packHalf2x16(vec2({', '.join(values)}))"
@@ -187,12 +208,18 @@ def _to_word(context: Context, kind: Element, values: Sequence[str]) -> str:
     return "(" + " | ".join(f"((uint({value}) & {mask}u) << {kind.bits * i})" for i, value in enumerate(values)) + ")"
 
 
+def _vector_index(expressions: Expressions, offset: tirx.Ramp, width: int, step: int) -> str:
+    """The index of a vector of `width` elements, some steps behind the first."""
+    base = _scaled(expressions, offset, width)
+    return f"{base} + {step}" if step else base
+
+
 def _scaled(expressions: Expressions, offset: tirx.Ramp, width: int) -> str:
     """The index of a vector of `width` elements."""
     return f"({expressions.index(offset.base)} >> {width.bit_length() - 1})"
 
 
-def _indices(context: Context, buffer: tirx.Var, indices: Sequence[tirx.Expr]) -> Sequence[tirx.Expr]:
+def flat_index(context: Context, buffer: tirx.Var, indices: Sequence[tirx.Expr]) -> Sequence[tirx.Expr]:
     """The index into flat memory; an offset of the buffer in it is added."""
     if len(indices) != 1:
         raise context.fail(f"the buffer '{buffer.name}' has {len(indices)} dimensions: it has not been flattened")

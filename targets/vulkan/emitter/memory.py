@@ -11,6 +11,14 @@ from greencc.targets.vulkan.emitter.types import Element
 
 
 @dataclass
+class Line:
+    """A line of the shader; one that turns out to be needed only later is empty until then."""
+
+    depth: int
+    text: str = ""
+
+
+@dataclass
 class Binding:
     """A storage buffer parameter.
 
@@ -70,8 +78,26 @@ class Array:
 
 
 @dataclass
+class Fragment:
+    """Parts of matrices that a subgroup holds together.
+
+    Attributes:
+        count: number of elements of all fragments.
+        use: whether they are factors or sums, in GLSL's words.
+        declaration: the line that declares them once their size is known.
+        glsl: their type, empty until then.
+    """
+
+    name: str
+    count: int
+    use: str
+    declaration: Line
+    glsl: str = ""
+
+
+@dataclass
 class Memory:
     """A buffer of the kernel: where it lies, and as what."""
 
-    place: Binding | Array
+    place: Binding | Array | Fragment
     element: Element

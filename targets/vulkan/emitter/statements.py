@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from tvm import ir, tirx
 
-from greencc.targets.vulkan.emitter import calls, loads
+from greencc.targets.vulkan.emitter import calls, loads, matrices
 from greencc.targets.vulkan.emitter.bounds import counter
 from greencc.targets.vulkan.emitter.context import Context, Variable
 from greencc.targets.vulkan.emitter.expressions import Expressions
-from greencc.targets.vulkan.emitter.memory import Array, Binding, Memory
+from greencc.targets.vulkan.emitter.memory import Array, Binding, Fragment, Memory
 from greencc.targets.vulkan.emitter.types import Element, dtype_of
 
 # Calls that give the memory of a buffer another type.
@@ -114,6 +114,10 @@ class Statements:
                 raise context.fail(f"the size of '{buffer.name}' in {scope} memory is not known when it is compiled")
             count *= int(extent)
         lanes = max(1, int(buffer.ty.dtype.dtype.lanes))
+        if scope in matrices.SCOPES:
+            place = Fragment(context.name(buffer.name), count * lanes, matrices.SCOPES[scope], context.reserve())
+            context.memory[buffer] = Memory(place, kind)
+            return
         declared = loads.vector_of(kind.register, lanes)
         if declared is None:
             raise context.fail(f"the buffer '{buffer.name}' is an array of vectors of {lanes} {kind.dtype}")

@@ -25,7 +25,8 @@ class GpuRunner:
     def __init__(self, module: tvm.IRModule, target: Target | None = None) -> None:
         self.target = target or device()
         self.lowered: Lowered = lower(module, self.target)
-        self._library = Library(self.target.build(self.lowered.module), self.lowered.weights, self.target.place)
+        self.code = self.target.build(self.lowered.module)
+        self._library = Library(self.code, self.lowered.weights, self.target.place)
 
     @property
     def rules(self) -> set[str]:
