@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from gpu_running import GpuRunner
+from gpu_running import GpuRunner, device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from tvm import relax, tirx
 
 from greencc.kernels.base import kernel
+from greencc.ops import Conv2dAttrs, integer_conv2d
 from tests.targets.cpu.running import function, normal
 
 pytestmark = pytest.mark.vulkan
@@ -216,3 +217,40 @@ def test_transposed_convolutions() -> None:
     runner = GpuRunner(function({f"x{i}": (x.shape, "float32") for i, x in enumerate(arrays)}, body))
     for name, got, want in zip(TRANSPOSED, runner(*arrays), wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-5, err_msg=name)
+
+
+BYTES = {
+    "whole words": (Case((2, 16, 9, 11), 12, (3, 3), (2, 1), pads=(1, 1, 1, 1)), "gpu-convolution"),
+    "a word that isn't full": (Case((1, 6, 8, 8), 9, (3, 3), dilation=(1, 2), pads=(1, 0, 2, 1)), "gpu-convolution"),
+    "groups": (Case((1, 12, 7, 7), 24, groups=2), "gpu-convolution"),
+    "depthwise": (Case((1, 8, 7, 7), 8, (3, 3), pads=(1, 1, 1, 1), groups=8), "gpu-window"),
+}
+
+
+@pytest.mark.parametrize("has_dot4", [True, False], ids=["dot products of words", "bytes one by one"])
+def test_bytes_are_summed_exactly(has_dot4: bool) -> None:
+    """Their words are padded with the zero point, whatever that is."""
+    chosen = device()
+    target = replace(chosen, gpu=replace(chosen.gpu, has_dot4=has_dot4 and chosen.gpu.has_dot4))
+    rng, zero = np.random.default_rng(0), np.array(117, np.uint8)
+    arrays = [rng.integers(0, 256, case.shape).astype(np.uint8) for case, _ in BYTES.values()]
+    weights = [rng.integers(-128, 128, case.weight.shape).astype(np.int8) for case, _ in BYTES.values()]
+
+    def body(emit, *values):
+        results = []
+        for x, weight, (case, _) in zip(values, weights, BYTES.values(), strict=True):
+            attrs = Conv2dAttrs(case.stride, case.pads, case.dilation, case.groups)
+            level = relax.const(zero.reshape(1))
+            results.append(emit(integer_conv2d(x, level, relax.const(weight), attrs)))
+        return results
+
+    runner = GpuRunner(function({f"x{i}": (x.shape, "uint8") for i, x in enumerate(arrays)}, body), target)
+    assert {rule for _, rule in BYTES.values()} <= runner.rules
+    kinds = [str(w.dtype) for w in runner.lowered.weights.values() if w.ndim > 1 and w.size > 1]
+    assert sorted(kinds) == ["int32"] * 3 + ["int8"]  # words, but for those of a channel's own
+    for (name, (case, _)), x, weight, got in zip(BYTES.items(), arrays, weights, runner(*arrays), strict=True):
+        node = helper.make_node(
+            "ConvInteger", ["x", "w", "z"], ["y"], strides=case.stride, dilations=case.dilation, pads=case.pads,
+            group=case.groups,
+        )  # fmt: skip
+        np.testing.assert_array_equal(got, run_onnx(node, {"x": x}, {"w": weight, "z": zero}), err_msg=name)
