@@ -1,4 +1,4 @@
-"""Convolutions on a GPU with what is fused behind them, against ONNX Runtime: the layers of image networks, in small."""
+"""Convolutions on a GPU with what is fused behind them, against ONNX Runtime: layers of image networks, in small."""
 
 from __future__ import annotations
 
@@ -75,11 +75,14 @@ def output(case: Case, x: np.ndarray) -> np.ndarray:
     return run_onnx(node, {"x": x}, {"w": case.weight})
 
 
-def run_onnx(node: onnx.NodeProto, inputs: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> np.ndarray:
+def run_onnx(
+    node: onnx.NodeProto, inputs: dict[str, np.ndarray], weights: dict[str, np.ndarray], result: type = np.float32
+) -> np.ndarray:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(result))
     value = helper.make_tensor_value_info
     types = [value(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for name, a in inputs.items()]
     constants = [onnx.numpy_helper.from_array(a, name) for name, a in weights.items()]
-    graph = helper.make_graph([node], "g", types, [value(node.output[0], 1, None)], constants)
+    graph = helper.make_graph([node], "g", types, [value(node.output[0], kind, None)], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, inputs)[0])
@@ -253,4 +256,5 @@ def test_bytes_are_summed_exactly(has_dot4: bool) -> None:
             "ConvInteger", ["x", "w", "z"], ["y"], strides=case.stride, dilations=case.dilation, pads=case.pads,
             group=case.groups,
         )  # fmt: skip
-        np.testing.assert_array_equal(got, run_onnx(node, {"x": x}, {"w": weight, "z": zero}), err_msg=name)
+        want = run_onnx(node, {"x": x}, {"w": weight, "z": zero}, np.int32)
+        np.testing.assert_array_equal(got, want, err_msg=name)
