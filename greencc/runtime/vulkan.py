@@ -40,6 +40,11 @@ def sources_folder() -> Path:
     return Path(__file__).resolve().parent.parent / "targets" / "vulkan" / "sidecar"
 
 
+def bundle_folder() -> Path:
+    """Where wheels that were built with GREENCC_BUILD_VULKAN=1 have the sidecar."""
+    return Path(__file__).resolve().parent / "lib"
+
+
 def installed_abi() -> tuple[str, str]:
     """Versions of apache-tvm and apache-tvm-ffi that are installed.
 
@@ -69,6 +74,8 @@ def cached_builds() -> Path:
 def find_sidecar() -> Path:
     """The sidecar's file: the one that GREENCC_VULKAN_LIB names, the bundled one, or the one that was built last.
 
+    A bundled one that was made for another TVM than is installed gives way to one that was built here.
+
     Raises:
         UserError: there is none; the message names the command that builds one.
     """
@@ -77,13 +84,16 @@ def find_sidecar() -> Path:
         if not Path(chosen).is_file():
             raise UserError(f"GREENCC_VULKAN_LIB names {chosen}, which is no file")
         return Path(chosen)
-    bundled = Path(__file__).resolve().parent / "lib" / LIBRARY_NAME
-    if bundled.is_file():
+    bundled = bundle_folder() / LIBRARY_NAME
+    has_bundled = bundled.is_file()
+    if has_bundled and _abi(bundled) == installed_abi():
         return bundled
     builds = sorted(cached_builds().glob(f"*/{LIBRARY_NAME}"), key=lambda file: file.stat().st_mtime)
-    if not builds:
-        raise UserError(f"the Vulkan runtime is not built on this machine: run `{BUILD_COMMAND}`")
-    return builds[-1]
+    if builds:
+        return builds[-1]
+    if has_bundled:
+        return bundled
+    raise UserError(f"the Vulkan runtime is not built on this machine: run `{BUILD_COMMAND}`")
 
 
 def load_sidecar(library: Library | None = None) -> None:
@@ -96,13 +106,22 @@ def load_sidecar(library: Library | None = None) -> None:
         UserError: there is no sidecar, or it was built for another TVM.
         GreenccError: it does not load.
     """
+    if not _loaded:
+        open_sidecar((library or load_library()).ffi)
+
+
+def open_sidecar(ffi: Any) -> None:
+    """`load_sidecar` where some other program has loaded TVM's runtime: nothing of that program's is set.
+
+    Args:
+        ffi: the `tvm_ffi` package.
+    """
     with _lock:
         if _loaded:
             return
         path = find_sidecar()
         _check_abi(path)
-        library = library or load_library()
-        if library.ffi.get_global_func("device_api.vulkan", allow_missing=True) is None:
+        if ffi.get_global_func("device_api.vulkan", allow_missing=True) is None:
             try:
                 ctypes.CDLL(str(path))
             except OSError as error:
@@ -226,13 +245,17 @@ def _call(name: str, *arguments: object) -> Any:
         raise UserError(_first_line(error)) from error
 
 
-def _check_abi(path: Path) -> None:
-    """Read which TVM the file was built for, without loading it: it might not load, or crash."""
+def _abi(path: Path) -> tuple[str, str] | None:
+    """Versions of TVM and tvm-ffi that a file was built for, read without loading it: it might not load, or crash."""
     found = _ABI.search(path.read_bytes())
-    if found is None:
+    return None if found is None else (found[1].decode(errors="replace"), found[2].decode(errors="replace"))
+
+
+def _check_abi(path: Path) -> None:
+    built, installed = _abi(path), installed_abi()
+    if built is None:
         raise UserError(f"{path} is no Vulkan runtime of greencc: run `{BUILD_COMMAND}`")
-    built = (found[1].decode(errors="replace"), found[2].decode(errors="replace"))
-    if built != (installed := installed_abi()):
+    if built != installed:
         raise UserError(
             f"the Vulkan runtime {path} was built for TVM {built[0]} and tvm-ffi {built[1]}, here are "
             f"{installed[0]} and {installed[1]}: run `{BUILD_COMMAND}`"
