@@ -18,6 +18,7 @@ _VIEWS = ("tirx.buffer_data", "tirx.reinterpret")
 # Attributes that tell other backends something, and mean nothing for a shader.
 _IGNORED = (
     "storage_alignment", "pragma_auto_unroll_max_step", "pragma_unroll_explicit", "compute_scope", "device_scope",
+    "reduce_scope",
 )  # fmt: skip
 
 
