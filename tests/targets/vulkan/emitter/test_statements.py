@@ -59,12 +59,15 @@ def test_symbolic_sizes() -> None:
 def test_loops_and_conditions() -> None:
     def body(group: tirx.Expr, thread: tirx.Expr, x: tirx.Var, y: tirx.Var) -> None:
         store(y, thread, tirx.const(0, "int32"))
-        with T.serial(i64(0), thread + i64(1)) as i, when(tirx.floormod(i, i64(3)) < i64(2)):
-            with T.If(load(x, i) > tirx.const(0, "int32")):
-                with T.Then():
-                    store(y, thread, load(y, thread) + load(x, i))
-                with T.Else():
-                    store(y, thread, load(y, thread) - tirx.const(1, "int32"))
+        with (
+            T.serial(i64(0), thread + i64(1)) as i,
+            when(tirx.floormod(i, i64(3)) < i64(2)),
+            T.If(load(x, i) > tirx.const(0, "int32")),
+        ):
+            with T.Then():
+                store(y, thread, load(y, thread) + load(x, i))
+            with T.Else():
+                store(y, thread, load(y, thread) - tirx.const(1, "int32"))
         with T.While(load(y, thread) > tirx.const(100, "int32")):
             store(y, thread, load(y, thread) - tirx.const(100, "int32"))
 
@@ -301,7 +304,7 @@ class TestRefusals:
     module = computed(lambda a: a + a, ["float32"], 1024, threads=512)
 
     def test_too_many_threads(self) -> None:
-        with pytest.raises(GreenccError, match="'main_kernel': a workgroup of 512 threads.* allows 256"):
+        with pytest.raises(GreenccError, match=r"'main_kernel': a workgroup of 512 threads.* allows 256"):
             shader_of(self.module, Capabilities256)
 
     def test_too_large_a_buffer(self) -> None:
