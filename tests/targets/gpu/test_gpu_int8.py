@@ -110,7 +110,8 @@ def test_convolutions_are_those_of_their_levels() -> None:
     assert "gpu-quantize-images" in runner.rules
     xs = [normal(*case.shape, seed=i) * 2 + 0.7 for i, case in enumerate(CONVOLUTIONS)]
     for x, case, got in zip(xs, CONVOLUTIONS, runner(*xs), strict=True):
-        assert_nearly_exact(got, np.maximum(case.expected(x), 0), case.quantized(x)[1].max() * 127 * case.weight[1].max())
+        one_level = case.quantized(x)[1].max() * 127 * case.weight[1].max()
+        assert_nearly_exact(got, np.maximum(case.expected(x), 0), one_level)
 
 
 def assert_nearly_exact(got: np.ndarray, want: np.ndarray, one_level: float) -> None:
