@@ -11,13 +11,8 @@ from tvm import relax, te, tirx
 from greencc.affine import Scheme
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
-from greencc.targets.gpu.schedules.quantize_rows import (
-    normalize_rows_kernel,
-    parts_of,
-    quantize_rows_kernel,
-    range_kernel,
-    scheme_kernel,
-)
+from greencc.targets.gpu.schedules.quantize_images import parts_of, range_kernel, scheme_kernel
+from greencc.targets.gpu.schedules.quantize_rows import normalize_rows_kernel, quantize_rows_kernel
 from greencc.targets.int8.levels import Levels, levels_of, quantized_rows_types, static_numbers
 from greencc.targets.int8.lowering import Int8Lowering
 from greencc.targets.int8.norms import quantize_in_norms

@@ -3,7 +3,7 @@
 A layer normalisation in front of it is done in the same kernel.
 
 The scheme is that of targets/int8/levels.py. A workgroup finds its row's extremes, its threads together; then each
-writes words of four levels. For images the two halves are two kernels, so that many workgroups share an image.
+writes words of four levels.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from greencc.targets.gpu.schedules.launch import barrier, power_of_two, when
 from greencc.targets.gpu.schedules.sources import BYTES
 from greencc.targets.gpu.schedules.threads import at, launch, local, put, shared
 from greencc.targets.int8.levels import Levels, levels_of, padded_depth, store_scheme
-from greencc.targets.tir import as_int, i64, ramp, volume, with_own_symbols
+from greencc.targets.tir import i64, ramp, volume, with_own_symbols
 
 _BITS = 8
-# Elements of an image that a workgroup finds the range of.
-PART = 1 << 14
 Value = Callable[[tirx.Expr], tirx.Expr]
 """The float32 value at a place of what is searched."""
 Combine = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
@@ -194,87 +192,6 @@ def _kept(value: tirx.Expr) -> tirx.Expr:
     return tirx.BufferLoad(kept, [i64(0)])
 
 
-def range_kernel(x: relax.TensorType, gpu: Capabilities) -> tirx.PrimFunc:
-    """The kernel for x [N, ...] float32, of known sizes but for N: the extremes of parts of each image, and 0.
-
-    It writes ranges [N, parts, 2] float32, see `parts_of`.
-    """
-    ((batch,),) = with_own_symbols([list(x.shape.values)[:1]])
-    inner = [int(size) for size in list(x.shape.values)[1:]]
-    size, parts = _size(inner), parts_of(x)
-    threads = min(gpu.max_threads, 256)
-    with IRBuilder() as ib, T.prim_func(s_tir=True):
-        source = T.arg("x", T.buffer((batch, *inner), "float32"))
-        ranges = T.arg("ranges", T.buffer((batch, parts, 2), "float32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "gpu-quantize-images"})
-        with T.sblock("root"), launch([batch, i64(parts)], threads) as ((image, part), thread):
-            first = part * i64(PART)
-            count = i64(size) if parts == 1 else tirx.min(i64(PART), i64(size) - first)
-
-            def value(place: tirx.Expr) -> tirx.Expr:
-                return at(source, image * i64(size) + first + place)
-
-            low, high = extremes(value, count, threads, thread)
-            with T.If(thread < i64(1)), T.Then():
-                for i, found in enumerate((low, high)):
-                    put(ranges, found, (image * i64(parts) + part) * i64(2) + i64(i))
-    return ib.get().with_attr(OPERATIONS_ATTR, batch * i64(2 * size))
-
-
-def scheme_kernel(batch: tirx.Expr, parts: int, gpu: Capabilities, levels: Levels) -> tirx.PrimFunc:
-    """The kernel for ranges [N, parts, 2] float32: what every image's levels are computed with and are worth.
-
-    It writes numbers [N, 2] float32, see `levels_of`, scale [N, 1, 1, 1] float32 and zero [N, 1, 1, 1] int32.
-    """
-    ((own,),) = with_own_symbols([[batch]])
-    threads = min(gpu.max_threads, max(32, power_of_two(min(parts, 256))))
-    with IRBuilder() as ib, T.prim_func(s_tir=True):
-        ranges = T.arg("ranges", T.buffer((own, parts, 2), "float32"))
-        numbers = T.arg("numbers", T.buffer((own, 2), "float32"))
-        scale = T.arg("scale", T.buffer((own, 1, 1, 1), "float32"))
-        zero = T.arg("zero", T.buffer((own, 1, 1, 1), "int32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "gpu-quantize-images"})
-        with T.sblock("root"), launch([own], threads) as ((image,), thread):
-
-            def value(place: tirx.Expr) -> tirx.Expr:
-                return at(ranges, image * i64(2 * parts) + place)
-
-            low, high = extremes(value, i64(2 * parts), threads, thread)
-            with T.If(thread < i64(1)), T.Then():
-                place = [image, i64(0), i64(0), i64(0)]
-                store_scheme(low, high - low, levels, (numbers, [image]), (scale, zero, place))
-    return ib.get().with_attr(OPERATIONS_ATTR, own * i64(4 * parts))
-
-
-def parts_of(x: relax.TensorType) -> int:
-    """Parts that an image of x [N, ...] is searched in."""
-    return -(-_size([int(size) for size in list(x.shape.values)[1:]]) // PART)
-
-
-def extremes(value: Value, count: tirx.Expr, threads: int, thread: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-    """Emit the search for the least and the largest of `count` values and 0, by all threads of a workgroup.
-
-    The number of threads is a power of 2. All threads get to know the result.
-    """
-    found = local(2, "float32")
-    combine = (tirx.min, tirx.max)
-    for i in range(2):
-        T.buffer_store(found, tirx.const(0.0, "float32"), [i64(i)])
-    steps = tirx.floordiv(count - thread + i64(threads - 1), i64(threads))
-    known = as_int(count)
-    if known is not None and known % threads == 0:
-        steps = i64(known // threads)
-    with T.serial(i64(0), steps) as step:
-        read = local(1, "float32")
-        T.buffer_store(read, value(step * i64(threads) + thread), [i64(0)])
-        for i in range(2):
-            one = tirx.BufferLoad(read, [i64(0)])
-            T.buffer_store(found, combine[i](tirx.BufferLoad(found, [i64(i)]), one), [i64(i)])
-    own = [tirx.BufferLoad(found, [i64(i)]) for i in range(2)]
-    low, high = combined(own, combine, threads, thread)
-    return low, high
-
-
 def combined(
     own: list[tirx.Expr], combine: Sequence[Combine], threads: int, thread: tirx.Expr
 ) -> list[tirx.Expr]:
@@ -312,10 +229,3 @@ def store_word(buffer: tirx.Var, offset: tirx.Expr, level: Callable[[int], tirx.
 def row_place(row: tirx.Expr, scheme: tirx.Var) -> list[tirx.Expr]:
     """Where a row's number is in a tensor [..., 1]."""
     return [*(i64(0) for _ in list(scheme.ty.shape)[:-1]), row]
-
-
-def _size(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
