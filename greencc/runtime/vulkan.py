@@ -221,17 +221,6 @@ def load_kernels(library: Library, table: bytes, spirv: bytes) -> Any:
         raise ArtifactError(_first_line(error)) from error
 
 
-def load_members(library: Library, members: Mapping[str, bytes]) -> Any:
-    """`load_kernels` of an artifact's members, by name."""
-    return load_kernels(library, members["kernels.json"], members["kernels.spv"])
-
-
-def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
-    """Why a device can't run what was compiled for any target, or None: it depends on each kernel, which says it."""
-    reason = device["refusal"]
-    return None if reason is None else f"{device['name']} can't run it: {reason}"
-
-
 def statistics(device: int = 0) -> dict[str, int]:
     """What the device has done since the last `reset_statistics`: submits, waits, dispatches, barriers, transfers.
 
