@@ -37,8 +37,9 @@ def test_a_device_that_computes_nothing_fails(tmp_path: Path) -> None:
     name = "layers-in-a-graph"
     on_device.prepare(tmp_path, "sm_86", [name])
     machine = FakeMachine(tmp_path)
-    code = "import sys, on_device, pathlib; print(on_device.check(pathlib.Path(sys.argv[1])))"
-    line, passed = machine.run(f"import sys; sys.path.insert(0, {str(_SCRIPT.parent)!r}); {code}", tmp_path).splitlines()
+    code = f"import sys, pathlib; sys.path.insert(0, {str(_SCRIPT.parent)!r}); import on_device\n"
+    printed = machine.run(code + "print(on_device.check(pathlib.Path(sys.argv[1])))", tmp_path)
+    line, passed = printed.splitlines()
     assert json.loads(line)["right"] is False
     assert passed == "False"
     # A static model of 12 kernels: all but the last are recorded in the first run, and replayed by every later one.
