@@ -136,6 +136,21 @@ class WordBlocks:
 
 
 @dataclass(frozen=True)
+class JoinedBlocks:
+    """int8 [K, C, KH, KW] stored as int32 [groups * ceil(K / groups / width), ceil(C / 4), KH, KW, width].
+
+    A word holds four channels of its filter, the first one in its lowest bits. What fills up blocks and words is 0.
+    """
+
+    width: int
+    groups: int
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Pack a [K, C, KH, KW] array."""
+        return WordBlocks(self.width, self.groups, 4, "int8").pack(weight).view("<i4")
+
+
+@dataclass(frozen=True)
 class WordPanels:
     """[K, N] of signed levels stored as int32 [ceil(N / width), ceil(K / each), width], each = 32 / bits.
 

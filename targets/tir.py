@@ -12,6 +12,7 @@ from greencc.errors import GreenccError
 _BINARY = (
     tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max,
     tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or,
+    tirx.BitwiseAnd, tirx.BitwiseOr, tirx.BitwiseXor, tirx.LShift, tirx.RShift,
 )  # fmt: skip
 _LEAVES = (tirx.IntImm, tirx.FloatImm, ir.StringImm) if hasattr(ir, "StringImm") else (tirx.IntImm, tirx.FloatImm)
 
@@ -20,7 +21,7 @@ def children(expr: tirx.Expr) -> list[tirx.Expr]:
     """Direct operands of an expression."""
     if isinstance(expr, _BINARY):
         return [expr.a, expr.b]
-    if isinstance(expr, (tirx.Not,)):
+    if isinstance(expr, (tirx.Not, tirx.BitwiseNot)):
         return [expr.a]
     if isinstance(expr, tirx.Cast):
         return [expr.value]
@@ -78,8 +79,8 @@ def rewrite(expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None]) -
         return ir.Call(expr.op, args, expr.attrs, expr.ty_args, expr.span, ret_ty=expr.ty)
     if isinstance(expr, _BINARY):
         return type(expr)(*parts)
-    if isinstance(expr, tirx.Not):
-        return tirx.Not(parts[0])
+    if isinstance(expr, (tirx.Not, tirx.BitwiseNot)):
+        return type(expr)(parts[0])
     if isinstance(expr, tirx.Cast):
         return tirx.Cast(expr.ty.dtype, parts[0])
     if isinstance(expr, tirx.Select):

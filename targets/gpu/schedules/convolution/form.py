@@ -34,6 +34,7 @@ class Contraction:
         weight: the other one, a load; it depends on no position.
         filters: how many there are, in `groups` groups.
         sums: the type of the sum while it grows.
+        words: whether factors are words of four signed bytes (see `words`).
     """
 
     tail: Tail
@@ -45,6 +46,7 @@ class Contraction:
     filters: int
     groups: int
     sums: str
+    words: bool = False
 
     @property
     def depth(self) -> int:

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.gpu.schedules.arithmetic import Arithmetic
 from greencc.targets.gpu.schedules.convolution.emitter import Operands, converted
 from greencc.targets.gpu.schedules.convolution.form import Contraction
 from greencc.targets.gpu.schedules.convolution.plan import Plan
@@ -24,12 +25,21 @@ class GemmEmitter:
         func: the kernel to schedule.
         conv: what it computes.
         plan: its tiles.
+        arithmetic: how products are added up.
         packed: the shape of packed weights [groups * blocks, what is summed over..., rows of a tile], or None where
             they are read as they are.
     """
 
-    def __init__(self, func: tirx.PrimFunc, conv: Contraction, plan: Plan, packed: Sequence[int] | None) -> None:
-        self.func, self.conv, self.plan, self.packed = func, conv, plan, packed
+    def __init__(
+        self,
+        func: tirx.PrimFunc,
+        conv: Contraction,
+        plan: Plan,
+        arithmetic: Arithmetic,
+        packed: Sequence[int] | None,
+    ) -> None:
+        self.func, self.conv, self.plan, self.arithmetic, self.packed = func, conv, plan, arithmetic, packed
+        self.weight_type = "int32" if conv.words else str(conv.weight.ty.dtype)
         self.group_filters = conv.filters // conv.groups
         self.blocks = -(-self.group_filters // plan.rows)
         self.step = plan.depth * plan.slices
@@ -40,8 +50,7 @@ class GemmEmitter:
         with IRBuilder() as ib, T.prim_func(s_tir=True):
             packed = {}
             if self.packed is not None:
-                kind = str(conv.weight.ty.dtype)
-                packed[conv.weight.source] = T.buffer(tuple(map(i64, self.packed)), kind)
+                packed[conv.weight.source] = T.buffer(tuple(map(i64, self.packed)), self.weight_type)
             self.operands = Operands(self.func, conv.tail, packed)
             T.func_attr({"tirx.noalias": True})
             self.count = volume(conv.positions)
@@ -60,7 +69,7 @@ class GemmEmitter:
         self.data = shared(self.step * plan.columns, conv.sums)
         self.sums = local(plan.filters * plan.positions, conv.sums)
         self.row, self.column = local(plan.filters, conv.sums), local(plan.positions, conv.sums)
-        self.part = local(4, str(conv.weight.ty.dtype))
+        self.part = local(4, self.weight_type)
         # A thread gathers elements of one position only.
         own, self.start = split_index(thread, [i64(plan.threads // plan.columns), i64(plan.columns)])[::-1]
         self.gathered = self._place(first + own)
@@ -149,7 +158,7 @@ class GemmEmitter:
             self._read(self.column, self.data, k * i64(plan.columns), self.lane, plan.positions, plan.lanes)
             with T.unroll(i64(0), i64(plan.filters)) as i, T.unroll(i64(0), i64(plan.positions)) as j:
                 at = i * i64(plan.positions) + j
-                T.buffer_store(self.sums, self.sums[at] + self.row[i] * self.column[j], [at])
+                T.buffer_store(self.sums, self.arithmetic.accumulate(self.sums[at], self.row[i], self.column[j]), [at])
 
     def _read(
         self, target: tirx.Var, source: tirx.Var, start: tirx.Expr, own: tirx.Expr, count: int, threads: int

@@ -8,12 +8,14 @@ from tvm import ir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.schedules.arithmetic import arithmetic_of
 from greencc.targets.gpu.schedules.convolution.form import match_contraction, read_reduction
 from greencc.targets.gpu.schedules.convolution.gemm import GemmEmitter
 from greencc.targets.gpu.schedules.convolution.plan import choose_plan
 from greencc.targets.gpu.schedules.convolution.window import window_kernel
+from greencc.targets.gpu.schedules.convolution.words import in_words
 from greencc.targets.kernel import DATA_PARALLEL, Tail, parameter_index
-from greencc.targets.packing import ChannelBlocks
+from greencc.targets.packing import ChannelBlocks, JoinedBlocks
 from greencc.targets.tir import as_int, loads, uses_var
 
 # Filters that share data, from which on a matrix product pays.
@@ -44,14 +46,17 @@ class ConvolutionRule:
             return Declined(conv)
         if conv.filters // conv.groups < LEAST_FILTERS:
             return Declined("too few filters share data")
-        plan = choose_plan(conv, self.target.gpu)
+        gpu = self.target.gpu
         index = parameter_index(inlined, conv.weight.source)
-        if index is None or index not in constants or not conv.is_plain_weight:
-            emitted = GemmEmitter(inlined, conv, plan, None).emit()
+        packs = index is not None and index in constants and conv.is_plain_weight
+        conv = (in_words(conv) if packs else None) or conv
+        plan, arithmetic = choose_plan(conv, gpu), arithmetic_of(conv.words, gpu)
+        if index is None or not packs:
+            emitted = GemmEmitter(inlined, conv, plan, arithmetic, None).emit()
             return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name)
-        layout = ChannelBlocks(plan.rows, conv.groups)
+        layout = (JoinedBlocks if conv.words else ChannelBlocks)(plan.rows, conv.groups)
         blocks = conv.groups * -(-(conv.filters // conv.groups) // plan.rows)
-        emitted = GemmEmitter(inlined, conv, plan, [blocks, *conv.extents, plan.rows]).emit()
+        emitted = GemmEmitter(inlined, conv, plan, arithmetic, [blocks, *conv.extents, plan.rows]).emit()
         return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name, {index: layout})
 
 
