@@ -10,7 +10,8 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ SOURCES = ("greencc", "passes", "targets")
 KEPT_SOURCE_VERSIONS = 3
 
 
+# The Vulkan runtime reads this when it starts. Any message of the layer fails the test in which it appears.
+os.environ.setdefault("GREENCC_VULKAN_VALIDATION", "sync")
+# CI says what must be there: then what is missing is a failure, not a skip.
+VULKAN_REQUIRED = "vulkan" in os.environ.get("GREENCC_TESTS_REQUIRE", "").split(",")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--update-golden rewrites the generated files of tests/golden."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
@@ -36,6 +43,40 @@ def pytest_configure() -> None:
     """GREENCC_TEST_DISABLE=pass-name:N takes a pass's condition N away, for tests/disable_conditions.py."""
     if wanted := os.environ.get("GREENCC_TEST_DISABLE"):
         disable_condition(wanted)
+
+
+@functools.cache
+def vulkan_missing() -> str | None:
+    """What a test on a Vulkan device lacks here, or None. The runtime for it is built first, where it isn't yet."""
+    from greencc.errors import GreenccError
+    from greencc.runtime import vulkan
+    from greencc.runtime.vulkan_build import build_sidecar
+
+    try:
+        if not os.environ.get("GREENCC_VULKAN_LIB"):
+            build_sidecar()
+        return None if vulkan.devices() else "this machine has no Vulkan device"
+    except GreenccError as error:
+        return str(error)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests with the marker `vulkan` need a device, the validation layer and what the runtime is built with."""
+    if item.get_closest_marker("vulkan") is None or (missing := vulkan_missing()) is None:
+        return
+    if VULKAN_REQUIRED:
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(missing)
+
+
+@pytest.fixture(autouse=True)
+def no_validation_messages() -> Iterator[None]:
+    """Fails a test during which Vulkan's validation layer found something."""
+    yield
+    vulkan = sys.modules.get("greencc.runtime.vulkan")
+    if vulkan is not None and vulkan.is_loaded():
+        messages = vulkan.validation_messages()
+        assert not messages, "\n".join(messages)
 
 
 def disable_condition(text: str) -> None:

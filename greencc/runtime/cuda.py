@@ -126,7 +126,7 @@ def _load(library: Library) -> ctypes.CDLL:
     if not devices():
         raise UserError("NVIDIA's driver finds no GPU on this machine: CUDA code can't run")
     # The loader knows a library by its name, so this one serves TVM's, wherever it lies.
-    if not _loads(packaged(f"*/lib/{_CUDART}")) and not _loads([Path(_CUDART)]):
+    if not _loads([Path(_CUDART), *packaged(f"*/lib/{_CUDART}")]):
         raise UserError(f"{_CUDART} is not installed: {_INSTALL}, or pip install nvidia-cuda-runtime")
     path = library.path.with_name(_RUNTIME)
     try:

@@ -30,6 +30,13 @@ KDL_VULKAN = 7
 LIBRARY_NAME = "libgreencc_vulkan.dylib" if sys.platform == "darwin" else "libgreencc_vulkan.so"
 BUILD_COMMAND = "greencc devices --build-vulkan"
 
+# Threads of a subgroup that kernels are scheduled for, and the matrix products that they use: shape, component types
+# and scope in the numbers of VkComponentTypeKHR and VkScopeKHR.
+_SUBGROUP = 32
+_TILE = 16
+_FLOAT16, _FLOAT32, _INT8, _INT32 = 0, 1, 3, 5
+_SUBGROUP_SCOPE = 3
+
 _ABI = re.compile(rb"greencc-vulkan-abi:tvm=([^;\0]*);tvm_ffi=([^;\0]*);\0")
 _lock = threading.Lock()
 _loaded: list[Path] = []
@@ -110,16 +117,89 @@ def load_sidecar(library: Library | None = None) -> None:
         _loaded.append(path)
 
 
+def is_loaded() -> bool:
+    """Whether this process has loaded the sidecar."""
+    return bool(_loaded)
+
+
 def devices() -> list[dict[str, Any]]:
     """The machine's Vulkan devices with their limits and features, `vulkan:0` first.
 
-    "refusal" says why nothing can run on a device, and is None where kernels can.
+    "capabilities" holds what a target's description calls so. "refusal" says why nothing can run on a device, and is
+    None where kernels can.
 
     Raises:
         UserError: no sidecar, or no Vulkan loader on this machine.
     """
     found: list[dict[str, Any]] = json.loads(_call("devices"))
-    return found
+    return [{**device, "capabilities": _capabilities(device)} for device in found]
+
+
+def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
+    """Why a device can't run what was compiled for a target, or None.
+
+    Only what concerns every kernel: what one kernel needs and the device lacks is said when that kernel is loaded, so
+    that a model that was compiled on a larger device, but does not use what it has, runs.
+
+    Args:
+        device: one of `devices`.
+        target: the artifact's target, with the capabilities that it was compiled for under "gpu".
+    """
+    if device["refusal"] is not None:
+        return f"{device['name']} can't be used: {device['refusal']}"
+    gpu = target.get("gpu")
+    needs = gpu if isinstance(gpu, Mapping) else {}
+    alignment, has = needs.get("alignment"), device["limits"]["storage_alignment"]
+    if isinstance(alignment, int) and alignment % has:
+        return (
+            f"its tensors begin at multiples of {alignment} bytes; {device['name']} reads from multiples of {has}: "
+            "compile it for this device"
+        )
+    subgroup, sizes = needs.get("subgroup"), device["subgroup"]
+    if isinstance(subgroup, int):
+        fits = sizes["can_be_fixed"] and sizes["minimum"] <= subgroup <= sizes["maximum"]
+        if not fits:
+            return f"its kernels need subgroups of {subgroup} threads, which {device['name']} has not"
+    return None
+
+
+def _capabilities(device: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of greencc.targets.gpu.capabilities.Capabilities, of one of the sidecar's devices."""
+    limits, has, sizes = device["limits"], device["features"], device["subgroup"]
+    fixed = sizes["can_be_fixed"] and sizes["can_be_full"] and sizes["minimum"] <= _SUBGROUP <= sizes["maximum"]
+    subgroup = _SUBGROUP if fixed and "shuffle" in sizes["operations"] else None
+    products = {
+        (shape["a"], shape["c"])
+        for shape in device["matrices"]
+        if shape["m"] == shape["n"] == shape["k"] == _TILE
+        and shape["scope"] == _SUBGROUP_SCOPE
+        and shape["a"] == shape["b"]
+        and shape["c"] == shape["result"]
+    }
+    return {
+        "max_threads": min(limits["max_threads"], limits["max_workgroup"][0]),
+        "shared_bytes": limits["shared_bytes"],
+        "subgroup": subgroup,
+        "has_float16": has["float16"] and has["storage16"],
+        "has_int64": has["int64"],
+        "has_float64": has["float64"],
+        "has_dot4": has["dot4"] and has["storage8"],
+        "has_tensor_cores": subgroup is not None and (_FLOAT16, _FLOAT32) in products,
+        "has_tensor_int8": subgroup is not None and (_INT8, _INT32) in products,
+        "alignment": limits["storage_alignment"],
+        "max_buffer_bytes": limits["max_buffer_bytes"],
+        "max_groups": limits["max_groups"][0],
+    }
+
+
+def load_members(library: Library, members: Mapping[str, bytes]) -> Any:
+    """The kernels among an artifact's members as a module, to be imported into the one of its machine code.
+
+    Raises:
+        ArtifactError: a member is damaged, or of another version.
+        UserError: there is no sidecar, or it was built for another TVM.
+    """
+    return load_kernels(library, members["kernels.json"], members["kernels.spv"])
 
 
 def load_kernels(library: Library, table: bytes, spirv: bytes) -> Any:

@@ -70,4 +70,6 @@ def capabilities_of(arch: str) -> Capabilities:
         alignment=256,
         max_buffer_bytes=1 << 40,
         max_groups=(1 << 31) - 1,
+        # Those of data centres have 72 (T4) to 148 (B200) multiprocessors.
+        cores=100,
     )

@@ -16,6 +16,7 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _EM_CUDA = 190
 _SHT_SYMTAB = 2
+_SHT_NOBITS = 8
 _STT_FUNC = 2
 _STB_GLOBAL = 1
 _CUDA_13_ABI = 0x41
@@ -43,21 +44,18 @@ def read_cubin(data: bytes) -> Cubin:
     """
     if data[:4] != b"\x7fELF":
         raise GreenccError(f"not an ELF file: it begins with {data[:4]!r}")
-    try:
-        return _read(data)
-    except struct.error as error:
-        raise GreenccError(f"an ELF file that is cut short: {error}") from error
-
-
-def _read(data: bytes) -> Cubin:
-    ident, _, machine, _, _, _, sections, flags, _, _, _, entry_bytes, count, _ = _HEADER.unpack_from(data)
+    fields = _HEADER.unpack(_slice(data, 0, _HEADER.size))
+    ident, _, machine, _, _, segments, sections, flags, _, segment_bytes, segment_count, entry_bytes, count, _ = fields
     if ident[4:6] != b"\x02\x01" or machine != _EM_CUDA:
         raise GreenccError(f"an ELF file for machine {machine}, not a 64-bit one for CUDA ({_EM_CUDA})")
     if count and entry_bytes != _SECTION.size:
         raise GreenccError(f"an ELF file whose section headers have {entry_bytes} bytes, not {_SECTION.size}")
-    headers = [_SECTION.unpack_from(data, sections + i * entry_bytes) for i in range(count)]
+    headers = list(_SECTION.iter_unpack(_slice(data, sections, count * _SECTION.size)))
+    _slice(data, segments, segment_bytes * segment_count)
     found = []
     for _, kind, _, _, offset, size, link, _, _, _ in headers:
+        if kind != _SHT_NOBITS:
+            _slice(data, offset, size)
         if kind == _SHT_SYMTAB:
             if link >= len(headers):
                 raise GreenccError("an ELF file whose symbol table names a section that it doesn't have")

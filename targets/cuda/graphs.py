@@ -1,7 +1,7 @@
 """CUDA graphs: the launches of a model whose sizes are all known become one launch.
 
-    main(x, w): arena = alloc; k1(x, w, arena..); k2(arena..); y = alloc; k3(arena.., y); return y
- -> main(x, w): arena = get_cached_alloc(..); run_or_capture(capture, (x, w, arena)); y = alloc; k3(arena.., y); return y
+    main(x, w): arena = alloc; k1(x, w, arena); k2(arena); y = alloc; k3(arena, y); return y
+ -> main(x, w): arena = cached_alloc(); run_or_capture(capture, (x, w, arena)); y = alloc; k3(arena, y); return y
 
 TVM's pass does the work, and its CUDA runtime records what `capture` launches in a VM's first call and replays it in
 later ones. Legality, and why it holds here:

@@ -30,6 +30,7 @@ class Capabilities:
         alignment: bytes that the offset of a tensor in its memory must be a multiple of.
         max_buffer_bytes: the largest tensor that a kernel can be given.
         max_groups: workgroups of a launch along x; more are split over several launches.
+        cores: workgroups that it takes to keep the device busy, about: with fewer of them, tiles are smaller.
     """
 
     max_threads: int = 256
@@ -45,6 +46,7 @@ class Capabilities:
     alignment: int = 256
     max_buffer_bytes: int = 128 << 20
     max_groups: int = 65535
+    cores: int = 32
 
 
 class GpuTarget(Target, Protocol):

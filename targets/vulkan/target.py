@@ -158,4 +158,6 @@ def _capabilities(device: Mapping[str, Any]) -> Capabilities:
         alignment=limits["storage_alignment"],
         max_buffer_bytes=limits["max_buffer_bytes"],
         max_groups=limits["max_groups"][0],
+        # Vulkan doesn't say how many cores a device has. A CPU's are few, and large tiles are worth more to them.
+        cores=4 if device["type"] == "cpu" else Capabilities.cores,
     )

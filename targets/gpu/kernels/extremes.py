@@ -104,7 +104,7 @@ def arg_extreme_kernel(
                 return
             # Each level of the tree reads one pair of buffers and writes the other: TVM finds no barrier missing then.
             pairs = [
-                (T.alloc_buffer([i64(size)], dtype, scope="shared"), T.alloc_buffer([i64(size)], "int64", scope="shared"))
+                tuple(T.alloc_buffer([i64(size)], kind, scope="shared") for kind in (dtype, "int64"))
                 for size in (threads, threads // 2)
             ]
             values, indices = pairs[0]

@@ -169,9 +169,13 @@ def _scatter(updates: _Updates, out: tirx.Var, reduction: str, target: GpuTarget
         earlier = register("int32", tirx.const(0, "int32"))
         with T.serial(i64(0), number) as other, when(tirx.EQ(updates.where(own, other), where)):
             put(earlier, tirx.const(1, "int32"))
-        with when(tirx.EQ(get(earlier), tirx.const(0, "int32"))), T.serial(number, updates.count) as later:
-            with when(tirx.EQ(updates.where(own, later), where)):
-                apply(own, later, where)
+        is_leader = tirx.EQ(get(earlier), tirx.const(0, "int32"))
+        with (
+            when(is_leader),
+            T.serial(number, updates.count) as later,
+            when(tirx.EQ(updates.where(own, later), where)),
+        ):
+            apply(own, later, where)
 
     slices, count = as_int(updates.slices), as_int(updates.count)
     if count == 1 or (slices is not None and slices >= _MANY):

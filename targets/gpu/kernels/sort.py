@@ -13,6 +13,7 @@ NaN counts as larger than all else, as numpy and ONNX Runtime have it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tvm import relax, tirx
 from tvm.tirx.script import builder as T
@@ -25,7 +26,6 @@ from greencc.targets.gpu.schedules.launch import barrier, grid, power_of_two, wh
 from greencc.targets.tir import as_int, i64, unravel
 
 Load = Callable[[tirx.Expr], tirx.Expr]
-Better = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
 
 _MOST_THREADS = 256
 # Levels of the longest line that there can be.
@@ -69,7 +69,7 @@ def top_k_kernel(
 
     def body(x: tirx.Var, best: tirx.Var, where: tirx.Var, room: tirx.Var) -> None:
         lines, wanted = Lines(list(x.ty.shape), axis), Lines(list(best.ty.shape), axis)
-        better = _order(dtype, largest)
+        order = _Order(dtype, largest)
 
         def store(line: tirx.Expr, place: tirx.Expr, value: tirx.Expr, index: tirx.Expr) -> None:
             T.buffer_store(best, value, wanted.place(line, place))
@@ -79,32 +79,45 @@ def top_k_kernel(
             return tirx.BufferLoad(x, lines.place(line, position))
 
         if fits_shared(lines.size, dtype, target.gpu):
-            _sort_in_shared(lines, wanted.size, dtype, load, better, store, target)
+            _sort_in_shared(lines, wanted.size, dtype, load, order, store, target)
         else:
-            _sort_in_memory(lines, wanted.size, load, better, store, room, target)
+            _sort_in_memory(lines, wanted.size, load, order, store, room, target)
 
     index_type = (list(values.shape.values), "int64")
     return emitted_kernel("sort", [form(data)], [form(values), index_type, form(work)], body)
 
 
-def _order(dtype: str, largest: bool) -> Better:
-    """Whether an element comes before another one."""
+@dataclass(frozen=True)
+class _Order:
+    """The order of elements of a type. TVM takes `not a < b` for `a >= b`, so nothing with NaN may be negated."""
 
-    def better(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-        high, low = (a, b) if largest else (b, a)
-        above = high > low
-        if not dtype.startswith(("float", "bfloat")):
-            return above
-        return tirx.Or(above, tirx.And(_is_nan(high), tirx.Not(_is_nan(low))))
+    dtype: str
+    largest: bool
 
-    return better
+    def before(self, a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+        """Whether `a` must come before `b`."""
+        high, low = (a, b) if self.largest else (b, a)
+        if not self._has_nan:
+            return high > low
+        return tirx.Or(high > low, tirx.And(_is_nan(high), tirx.Not(_is_nan(low))))
+
+    def may_come_before(self, a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+        """Whether `b` need not come before `a`."""
+        high, low = (a, b) if self.largest else (b, a)
+        return tirx.Or(high >= low, _is_nan(high)) if self._has_nan else high >= low
+
+    @property
+    def _has_nan(self) -> bool:
+        return self.dtype.startswith(("float", "bfloat"))
 
 
 def _is_nan(value: tirx.Expr) -> tirx.Expr:
     return tirx.isnan(value if str(value.ty.dtype) == "float64" else tirx.Cast("float32", value))
 
 
-def _place(position: tirx.Expr, width: tirx.Expr, levels: tirx.Expr, size: tirx.Expr, key: Load, better: Better) -> tirx.Expr:
+def _place(
+    position: tirx.Expr, width: tirx.Expr, levels: tirx.Expr, size: tirx.Expr, key: Load, order: _Order
+) -> tirx.Expr:
     """Where the element at `position` of a line goes when runs of `width`, 2 ** `levels`, are merged in pairs."""
     run = tirx.floordiv(position, width)
     is_first = tirx.EQ(tirx.floormod(run, i64(2)), i64(0))
@@ -117,7 +130,7 @@ def _place(position: tirx.Expr, width: tirx.Expr, levels: tirx.Expr, size: tirx.
         with when(end <= count):
             candidate = T.bind(key(other + end - i64(1)))
             # Elements of the first run come before equal ones of the second.
-            comes_first = tirx.Select(is_first, better(candidate, own), tirx.Not(better(own, candidate)))
+            comes_first = tirx.Select(is_first, order.before(candidate, own), order.may_come_before(candidate, own))
             with when(comes_first):
                 put(before, end)
     return tirx.min(position, other + tirx.floormod(position, width)) + get(before)
@@ -128,7 +141,7 @@ def _sort_in_shared(
     wanted: tirx.Expr,
     dtype: str,
     load: Callable[[tirx.Expr, tirx.Expr], tirx.Expr],
-    better: Better,
+    order: _Order,
     store: Callable[..., None],
     target: GpuTarget,
 ) -> None:
@@ -150,7 +163,7 @@ def _sort_in_shared(
                 return get(keys, tirx.Cast("int64", get(source, position)))
 
             def move(position: tirx.Expr) -> None:
-                place = _place(position, width, level, i64(size), key, better)
+                place = _place(position, width, level, i64(size), key, order)
                 put(target, get(source, position), place)
 
             strided(thread, threads, i64(size), move)
@@ -173,7 +186,7 @@ def _sort_in_memory(
     lines: Lines,
     wanted: tirx.Expr,
     load: Callable[[tirx.Expr, tirx.Expr], tirx.Expr],
-    better: Better,
+    order: _Order,
     store: Callable[..., None],
     room: tirx.Var,
     target: GpuTarget,
@@ -198,7 +211,7 @@ def _sort_in_memory(
                 def key(at: tirx.Expr) -> tirx.Expr:
                     return load(line, tirx.BufferLoad(room, [half, line, at]))
 
-                place = _place(position, width, level, size, key, better)
+                place = _place(position, width, level, size, key, order)
                 T.buffer_store(room, tirx.BufferLoad(room, [half, line, position]), [i64(1) - half, line, place])
 
             for_each(count * size, target, move)

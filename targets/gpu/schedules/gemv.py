@@ -81,8 +81,6 @@ class Gemv:
         for i in range(plan.rows * plan.wide):
             T.buffer_store(sums, tirx.const(0, self.arithmetic.sums), [i64(i)])
         column = first[1] + across * i64(plan.wide)
-        if not is_multiple(b.limit, plan.columns):
-            column = tirx.min(column, b.limit - i64(b.wide))
         self._accumulate(a, b, (first[0], column), along, sums)
         self._store(*self._reduce(sums, (across, along), thread), first, thread)
 
@@ -94,13 +92,14 @@ class Gemv:
         rows = [row + i64(r) if r else row for r in range(plan.rows)]
         if not is_multiple(a.limit, plan.rows):
             rows = [tirx.min(r, a.limit - i64(1)) for r in rows]
-        kind, lanes = b.raw
+        kind, lanes, _ = b.raw
         held = local(lanes, kind)
-        own_kind, own_lanes = a.raw
+        own_kind, own_lanes, _ = a.raw
         own = local(own_lanes, own_kind)
         with T.serial(i64(0), self._steps(along, b.deep)) as step:
             depth = (step * i64(plan.along) + along) * i64(b.deep)
-            T.buffer_store(held, b.read(column, depth), [ramp(i64(0), lanes)])
+            (vector,) = b.read(column, depth)
+            T.buffer_store(held, vector, [ramp(i64(0), lanes)])
             weights = b.values([tirx.BufferLoad(held, [i64(i)]) for i in range(lanes)], column, depth)
             values = local(len(weights), self.arithmetic.element)
             for i, weight in enumerate(weights):
@@ -126,7 +125,8 @@ class Gemv:
                 factor = a.element(row, where)
             else:
                 if d % a.deep == 0:
-                    T.buffer_store(own, a.read(row, where), [ramp(i64(0), lanes)])
+                    (vector,) = a.read(row, where)
+                    T.buffer_store(own, vector, [ramp(i64(0), lanes)])
                 factor = a.values([tirx.BufferLoad(own, [i64(i)]) for i in range(lanes)], row, where)[d % a.deep]
             for w in range(wide):
                 total, value = [i64(r * wide + w)], [i64(d * wide + w)]

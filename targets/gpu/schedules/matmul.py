@@ -25,7 +25,8 @@ from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.arithmetic import arithmetic_of
 from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.gemv import Gemv, plan_gemv
-from greencc.targets.gpu.schedules.matmul_tiles import TilePlan, Tiles
+from greencc.targets.gpu.schedules.matmul_plan import plan_tiles
+from greencc.targets.gpu.schedules.matmul_tiles import Tiles
 from greencc.targets.gpu.schedules.products import Product, check_tail, match_product
 from greencc.targets.gpu.schedules.sources import BYTES, ByteRows, InPlace, LevelPanels, Panels, RowSource, Source
 from greencc.targets.gpu.schedules.threads import is_multiple, launch
@@ -35,25 +36,14 @@ from greencc.targets.tir import as_int, i64
 
 # Up to so many rows B is read once for all of them, and the time is that of reading it.
 GEMV_ROWS = 8
-# Of a symbolic number of rows: up to so many, the tiles of few rows are used.
+# Of a symbolic number of rows: up to so many, tiles for few rows are used.
 FEW_ROWS = 32
 # Columns of a panel: every tile's are a multiple or a divisor.
 PANEL = 64
+# Rows (columns) of a chunk of a tile: whole vectors of them are written to shared memory.
+TOGETHER = 4
 
 PanelLayout: TypeAlias = ColumnPanels | WordPanels
-
-# By size; the first that a device can take is chosen among those for the number of rows.
-_TILES = (
-    TilePlan(64, 64, 16, 4, 4),
-    TilePlan(32, 32, 16, 4, 4),
-    TilePlan(16, 16, 16, 2, 2),
-)
-_FEW_ROWS_TILES = (
-    TilePlan(16, 64, 32, 2, 4),
-    TilePlan(16, 32, 16, 2, 4),
-    TilePlan(16, 16, 16, 2, 2),
-)
-
 
 @dataclass(frozen=True)
 class PackedOperand:
@@ -161,11 +151,11 @@ def emit(
         if rows is not None and rows <= GEMV_ROWS:
             kernels.gemv(rows)
         elif rows is not None:
-            kernels.tiles(_FEW_ROWS_TILES if rows <= FEW_ROWS else _TILES)
+            kernels.tiles()
         else:
             size = product.rows.size
-            few = (size <= i64(FEW_ROWS), lambda: kernels.tiles(_FEW_ROWS_TILES))
-            _choose([(size <= i64(1), lambda: kernels.gemv(1)), few], lambda: kernels.tiles(_TILES))
+            few = (size <= i64(FEW_ROWS), lambda: kernels.tiles(FEW_ROWS))
+            _choose([(size <= i64(1), lambda: kernels.gemv(1)), few], kernels.tiles)
     return ib.get()
 
 
@@ -200,23 +190,23 @@ class _Kernels:
 
     def gemv(self, rows: int) -> None:
         """Emit a launch for so many rows or fewer."""
-        b = self._b(i64(0), wide=4)
+        b = self._b(i64(0), PANEL, 1)
         plan = plan_gemv(rows, b, min(256, self.gpu.max_threads), self.gpu.shared_bytes // 2)
 
         def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
             kernel = Gemv(plan, self.arithmetic, self.depth, self._epilogue(batch))
-            kernel.emit(self._a(batch), self._b(batch, wide=4), (row, column), thread)
+            kernel.emit(self._a(batch, plan.rows, 1), self._b(batch, plan.columns, 1), (row, column), thread)
 
         self._launch(plan.rows, plan.columns, plan.threads, body)
 
-    def tiles(self, plans: Sequence[TilePlan]) -> None:
-        """Emit a launch of tiles after the first plan that the device can take."""
-        gpu = self.gpu
-        plan = next(p for p in plans if p.threads <= gpu.max_threads and p.shared_bytes <= gpu.shared_bytes)
+    def tiles(self, most_rows: int | None = None) -> None:
+        """Emit a launch of tiles, for a symbolic number of rows that is no more than `most_rows`, if given."""
+        plan = plan_tiles(self.product, self.gpu, most_rows)
 
         def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
             kernel = Tiles(plan, self.arithmetic, self.depth, self._epilogue(batch))
-            kernel.emit(self._a(batch), self._b(batch, wide=1), (row, column), thread)
+            a, b = (self._a(batch, plan.rows, TOGETHER), self._b(batch, plan.columns, TOGETHER))
+            kernel.emit(a, b, (row, column), thread)
 
         self._launch(plan.rows, plan.columns, plan.threads, body)
 
@@ -236,22 +226,22 @@ class _Kernels:
     def _epilogue(self, batch: tirx.Expr) -> Epilogue:
         return Epilogue(self.tail, self.product, self.buffers, batch)
 
-    def _a(self, batch: tirx.Expr) -> RowSource:
+    def _a(self, batch: tirx.Expr, block: int, together: int) -> RowSource:
         a = self.product.a
         buffer, start = self.buffers[a.buffer], a.offset(a.batch, batch)
-        return ByteRows(a, buffer, start) if self.product.is_int8 else InPlace(a, buffer, start)
+        return (ByteRows if self.product.is_int8 else InPlace)(a, buffer, start, block, together)
 
-    def _b(self, batch: tirx.Expr, wide: int) -> Source:
+    def _b(self, batch: tirx.Expr, block: int, together: int) -> Source:
         b, groups = self.product.b, self.product.groups
         buffer = self.buffers[b.buffer]
         if not self.packed:
-            return InPlace(b, buffer, b.offset(b.batch, batch))
+            return InPlace(b, buffer, b.offset(b.batch, batch), block, together)
         panels = int(buffer.ty.shape[0])
         if groups is None:
-            return Panels(buffer, str(buffer.ty.dtype), PANEL, panels)
+            return Panels(buffer, str(buffer.ty.dtype), PANEL, panels, block)
         offset = None if groups.offset is None else self.buffers[groups.offset]
         scheme = (self.buffers[groups.scale], offset)
-        return LevelPanels(buffer, *scheme, PANEL, panels, groups.bits, groups.group, wide)
+        return LevelPanels(buffer, *scheme, PANEL, panels, groups.bits, groups.group, block)
 
 
 def _blocks(size: tirx.Expr, of: int) -> tirx.Expr:

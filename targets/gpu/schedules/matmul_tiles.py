@@ -21,42 +21,13 @@ from greencc.errors import GreenccError
 from greencc.targets.gpu.schedules.arithmetic import Arithmetic
 from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.launch import barrier
+from greencc.targets.gpu.schedules.matmul_plan import PADDING, TilePlan
 from greencc.targets.gpu.schedules.sources import Source
 from greencc.targets.gpu.schedules.threads import divided, is_multiple, local, shared
 from greencc.targets.tir import as_int, i64, ramp, splat
 
-# Columns of shared memory that keep rows apart, so that threads that write a column don't wait for each other; a
-# multiple of the longest vector.
-PADDING = 4
 GROUP = 4
 """Neighbouring rows or columns that a thread has."""
-
-
-@dataclass(frozen=True)
-class TilePlan:
-    """How large tiles are.
-
-    Attributes:
-        rows, columns: of a workgroup's tile.
-        depth: of a step, in elements, or words of bytes.
-        thread_rows, thread_columns: of a thread's part of the tile; 1, 2 or multiples of 4.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    thread_rows: int
-    thread_columns: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a workgroup."""
-        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a workgroup: elements and words are of 4 bytes."""
-        return 4 * self.depth * (self.rows + self.columns + 2 * PADDING)
 
 
 @dataclass(frozen=True)
@@ -197,46 +168,58 @@ class _Staged:
         self.each = -(-chunks // plan.threads)
         self.is_even = chunks % plan.threads == 0
         self.chunks, self.thread, self.threads = chunks, thread, plan.threads
-        kind, lanes = source.raw
-        self.held = [local(lanes, kind) for _ in range(self.each)]
+        kind, lanes, count = source.raw
+        self.held = [local(lanes * count, kind) for _ in range(self.each)]
         self.stride = side.size + PADDING
+        self.element = element
         self.memory = shared(plan.depth * self.stride, element)
 
     def fetch(self, step: tirx.Expr) -> None:
         """Emit the reading of a step's tile into registers."""
         source = self.side.source
-        kind, lanes = source.raw
+        kind, lanes, _ = source.raw
+
+        def keep(number: int, vectors: list[tirx.Expr]) -> None:
+            for i, vector in enumerate(vectors):
+                T.buffer_store(self.held[number], vector, [ramp(i64(i * lanes), lanes)])
 
         def read(number: int) -> None:
             major, depth = self._memory_place(number, step)
-            value = source.read(major, depth)
-            where = [ramp(i64(0), lanes)]
+            vectors = source.read(major, depth)
             if is_multiple(self.depth, self.step_depth):
-                T.buffer_store(self.held[number], value, where)
+                keep(number, vectors)
                 return
             with T.If(depth < self.depth):
                 with T.Then():
-                    T.buffer_store(self.held[number], value, where)
+                    keep(number, vectors)
                 with T.Else():
-                    T.buffer_store(self.held[number], splat(tirx.const(0, kind), lanes), where)
+                    keep(number, [splat(tirx.const(0, kind), lanes)] * len(vectors))
 
         self._each(read)
 
     def write(self, step: tirx.Expr) -> None:
-        """Emit what was read to shared memory, in the form that is multiplied."""
+        """Emit what was read to shared memory, in the form that is multiplied, in vectors of the chunk's width."""
         source = self.side.source
-        kind, lanes = source.raw
+        kind, lanes, count = source.raw
+        wide = source.wide
 
         def write(number: int) -> None:
             inside, k = self._place(number)
-            parts = [tirx.BufferLoad(self.held[number], [i64(i)]) for i in range(lanes)]
-            if source.deep == 1 and lanes == source.wide > 1 and kind in ("float32", "int32"):
-                whole = tirx.BufferLoad(self.held[number], [ramp(i64(0), lanes)])
-                T.buffer_store(self.memory, whole, [ramp(k * i64(self.stride) + inside, lanes)])
-                return
-            for i, value in enumerate(source.values(parts, *self._memory_place(number, step))):
-                deep, wide = divmod(i, source.wide)
-                T.buffer_store(self.memory, value, [(k + i64(deep)) * i64(self.stride) + inside + i64(wide)])
+            raw = [tirx.BufferLoad(self.held[number], [i64(i)]) for i in range(lanes * count)]
+            is_whole = source.deep == count == 1 and kind == self.element
+            values = [] if is_whole else source.values(raw, *self._memory_place(number, step))
+            for d in range(source.deep):
+                where = [ramp((k + i64(d) if d else k) * i64(self.stride) + inside, wide)]
+                if is_whole:
+                    value = tirx.BufferLoad(self.held[number], [ramp(i64(0), wide)])
+                elif wide == 1:
+                    value = values[d]
+                else:
+                    line = local(wide, self.element)
+                    for w in range(wide):
+                        T.buffer_store(line, values[d * wide + w], [i64(w)])
+                    value = tirx.BufferLoad(line, [ramp(i64(0), wide)])
+                T.buffer_store(self.memory, value, where)
 
         self._each(write)
 
@@ -267,10 +250,6 @@ class _Staged:
         return major * i64(source.wide), k * i64(source.deep)
 
     def _memory_place(self, number: int, step: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
-        """Row (column) and depth of the thread's chunk, held within what can be read but for the depth."""
-        source = self.side.source
+        """Row (column) and depth of the thread's chunk."""
         inside, k = self._place(number)
-        major = self.side.first + inside
-        if not is_multiple(source.limit, self.side.size):
-            major = tirx.min(major, source.limit - i64(source.wide))
-        return major, step * i64(self.step_depth) + k
+        return self.side.first + inside, step * i64(self.step_depth) + k

@@ -14,7 +14,7 @@ from typing import Protocol
 from tvm import tirx
 
 from greencc.targets.gpu.schedules.products import Factor
-from greencc.targets.gpu.schedules.threads import at
+from greencc.targets.gpu.schedules.threads import at, is_multiple
 from greencc.targets.tir import i64, vector_type
 
 BYTES = 4
@@ -37,15 +37,19 @@ class Source(Protocol):
         """Elements of a chunk along the depth, of which every chunk starts at a multiple."""
 
     @property
-    def raw(self) -> tuple[str, int]:
-        """Type of what is read of a chunk, and how many of them."""
+    def block(self) -> int:
+        """Rows (columns) that a workgroup reads; it starts at a multiple of them."""
+
+    @property
+    def raw(self) -> tuple[str, int, int]:
+        """Type of what is read of a chunk, elements of each vector of them, and how many vectors."""
 
     @property
     def limit(self) -> tirx.Expr:
         """Rows (columns) that can be read."""
 
-    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
-        """What lies in memory of the chunk that starts there."""
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
+        """The vectors in memory of the chunk that starts there. Rows (columns) behind the last one repeat it."""
 
     def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """The elements of a chunk, from the parts of what was read: those of the first depth, then the next."""
@@ -66,11 +70,15 @@ class InPlace:
         factor: where its elements are.
         buffer: what it is called in the kernel.
         start: distance of the batch's first element.
+        block: rows (columns) that are read by a workgroup start at its multiples, and are as many.
+        together: rows (columns) of a chunk, where those aren't neighbours in memory.
     """
 
     factor: Factor
     buffer: tirx.Var
     start: tirx.Expr
+    block: int
+    together: int = 1
 
     @property
     def depth_first(self) -> bool:
@@ -80,7 +88,7 @@ class InPlace:
     @property
     def wide(self) -> int:
         """See Source."""
-        return 1 if self.depth_first else self.factor.lanes(self.factor.major)
+        return self.together if self.depth_first else self.factor.lanes(self.factor.major)
 
     @property
     def deep(self) -> int:
@@ -88,22 +96,26 @@ class InPlace:
         return self.factor.lanes(self.factor.depth) if self.depth_first else 1
 
     @property
-    def raw(self) -> tuple[str, int]:
+    def raw(self) -> tuple[str, int, int]:
         """See Source."""
-        return self.factor.dtype, self.wide * self.deep
+        return (self.factor.dtype, self.deep, self.wide) if self.depth_first else (self.factor.dtype, self.wide, 1)
 
     @property
     def limit(self) -> tirx.Expr:
         """See Source."""
         return self.factor.major.size
 
-    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
-        return at(self.buffer, self._offset(major, depth), self.raw[1])
+        _, lanes, count = self.raw
+        if not self.depth_first:
+            return [at(self.buffer, self._offset(_held(self, major, lanes), depth), lanes)]
+        rows = [_held(self, major + i64(i) if i else major, 1) for i in range(count)]
+        return [at(self.buffer, self._offset(row, depth), lanes) for row in rows]
 
     def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
-        return [as_float(value) for value in raw]
+        return [as_float(value) for value in _by_depth(raw, self.wide, self.deep)]
 
     def element(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
         """See Source."""
@@ -116,25 +128,30 @@ class InPlace:
 
 @dataclass(frozen=True)
 class ByteRows:
-    """Signed bytes whose depth is a tensor's last axis, filled up to whole words, read word by word."""
+    """Signed bytes whose depth is a tensor's last axis, filled up to whole words; see InPlace."""
 
     factor: Factor
     buffer: tirx.Var
     start: tirx.Expr
-    depth_first: bool = True
+    block: int
     wide: int = 1
     deep: int = 1
-    raw: tuple[str, int] = ("int32", 1)
+    depth_first: bool = True
+
+    @property
+    def raw(self) -> tuple[str, int, int]:
+        """See Source."""
+        return "int32", 1, self.wide
 
     @property
     def limit(self) -> tirx.Expr:
         """See Source."""
         return self.factor.major.size
 
-    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
-        offset = self.start + self.factor.offset(self.factor.major, major) + depth * i64(BYTES)
-        return tirx.reinterpret("int32", at(self.buffer, offset, BYTES))
+        rows = [_held(self, major + i64(i) if i else major, 1) for i in range(self.wide)]
+        return [self.element(row, depth) for row in rows]
 
     def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
@@ -142,7 +159,8 @@ class ByteRows:
 
     def element(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
         """See Source."""
-        return self.read(major, depth)
+        offset = self.start + self.factor.offset(self.factor.major, major) + depth * i64(BYTES)
+        return tirx.reinterpret("int32", at(self.buffer, offset, BYTES))
 
 
 @dataclass(frozen=True)
@@ -154,29 +172,32 @@ class Panels:
         dtype: of its elements.
         width: of a panel, a multiple of 4.
         panels: their number.
+        block: see InPlace.
     """
 
     buffer: tirx.Var
     dtype: str
     width: int
     panels: int
+    block: int
     depth_first: bool = False
     wide: int = 4
     deep: int = 1
 
     @property
-    def raw(self) -> tuple[str, int]:
+    def raw(self) -> tuple[str, int, int]:
         """See Source."""
-        return self.dtype, self.wide
+        return self.dtype, self.wide, 1
 
     @property
     def limit(self) -> tirx.Expr:
         """See Source: what fills the last panel up is 0."""
         return i64(self.panels * self.width)
 
-    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
-        return at(self.buffer, panel_offset(self.buffer, self.width, major, depth), self.wide)
+        column = _held(self, major, self.wide)
+        return [at(self.buffer, panel_offset(self.buffer, self.width, column, depth), self.wide)]
 
     def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
@@ -195,6 +216,7 @@ class LevelPanels:
         panels: their number.
         bits: of a level.
         group: levels along the depth that share a scale, a multiple of those in a word.
+        block: see InPlace.
         wide: see Source.
     """
 
@@ -205,7 +227,8 @@ class LevelPanels:
     panels: int
     bits: int
     group: int
-    wide: int = 1
+    block: int
+    wide: int = 4
     depth_first: bool = False
 
     @property
@@ -214,19 +237,20 @@ class LevelPanels:
         return 32 // self.bits
 
     @property
-    def raw(self) -> tuple[str, int]:
+    def raw(self) -> tuple[str, int, int]:
         """See Source."""
-        return "int32", self.wide
+        return "int32", self.wide, 1
 
     @property
     def limit(self) -> tirx.Expr:
         """See Source."""
         return i64(self.panels * self.width)
 
-    def read(self, major: tirx.Expr, depth: tirx.Expr) -> tirx.Expr:
+    def read(self, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
         row = tirx.floordiv(depth, i64(self.deep))
-        return at(self.words, panel_offset(self.words, self.width, major, row), self.wide)
+        column = _held(self, major, self.wide)
+        return [at(self.words, panel_offset(self.words, self.width, column, row), self.wide)]
 
     def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
@@ -244,8 +268,18 @@ class LevelPanels:
         groups = int(buffer.ty.shape[1])
         # Behind the end of the depth the other factor is 0: any scale will do.
         group = tirx.min(tirx.floordiv(depth, i64(self.group)), i64(groups - 1))
-        first = panel_offset(buffer, self.width, major, group)
+        first = panel_offset(buffer, self.width, _held(self, major, self.wide), group)
         return [as_float(at(buffer, first + i64(i) if i else first)) for i in range(self.wide)]
+
+
+def _held(source: Source, major: tirx.Expr, wide: int) -> tirx.Expr:
+    """The first of `wide` rows (columns), or of the last ones where it lies behind them."""
+    return major if is_multiple(source.limit, source.block) else tirx.min(major, source.limit - i64(wide))
+
+
+def _by_depth(raw: Sequence[tirx.Expr], wide: int, deep: int) -> list[tirx.Expr]:
+    """Elements of a chunk that was read row by row, those of the first depth first."""
+    return [raw[w * deep + d] for d in range(deep) for w in range(wide)]
 
 
 def panel_offset(buffer: tirx.Var, width: int, column: tirx.Expr, row: tirx.Expr) -> tirx.Expr:

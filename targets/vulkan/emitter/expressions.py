@@ -264,11 +264,10 @@ class Expressions:
         }
         if kind.is_float:
             return f"{self.context.helper('float_' + names[node], kind.register)}({a}, {b})"
-        natural = kind.is_unsigned or (self.bounds(expr.a).is_natural and self.bounds(expr.b).is_natural)
-        if node is tirx.Div or (natural and node is tirx.FloorDiv):
+        if kind.is_unsigned or (self.bounds(expr.a).is_natural and self.bounds(expr.b).is_natural):
+            return _natural_division(a, b, expr, kind)
+        if node is tirx.Div:
             return self.wrapped(f"({a} / {b})", kind)
-        if natural:
-            return f"({a} % {b})"
         # GLSL's own % is undefined for negative numbers.
         return self.wrapped(f"{self.context.helper(names[node], kind.register)}({a}, {b})", kind)
 
@@ -330,6 +329,8 @@ class Expressions:
 
     def _ramp(self, expr: tirx.Expr, lane: int, part: Callable[[tirx.Expr, int], str] | None = None) -> str:
         part = part or self.value
+        if isinstance(expr.base, tirx.IntImm) and isinstance(expr.stride, tirx.IntImm):
+            return part(tirx.IntImm(dtype_of(expr.base), int(expr.base) + lane * int(expr.stride)), 0)
         base = part(expr.base, 0)
         if lane == 0:
             return base
@@ -357,6 +358,18 @@ class Expressions:
 
 def _is_int64(expr: tirx.Expr) -> bool:
     return dtype_of(expr).split("x")[0] == "int64"
+
+
+def _natural_division(a: str, b: str, expr: tirx.Expr, kind: Element) -> str:
+    """The quotient or the remainder of numbers that aren't negative, which unsigned division gives faster."""
+    is_quotient = isinstance(expr, (tirx.Div, tirx.FloorDiv))
+    by = int(expr.b) if isinstance(expr.b, tirx.IntImm) else 0
+    if 0 < by < 1 << 31 and by & (by - 1) == 0 and not kind.is_wide:
+        if is_quotient:
+            return f"({a} >> {by.bit_length() - 1})" if by > 1 else a
+        return f"({a} & {by - 1}u)" if kind.is_unsigned else f"({a} & {by - 1})"
+    sign = "/" if is_quotient else "%"
+    return f"int(uint({a}) {sign} uint({b}))" if kind.register == "int" else f"({a} {sign} {b})"
 
 
 def _shift_of(expr: tirx.Expr) -> str:

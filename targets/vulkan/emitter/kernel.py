@@ -54,7 +54,7 @@ def emit(name: str, func: tirx.PrimFunc, gpu: Capabilities) -> Shader:
     in_uniform = _FIRST_SLOT + _SLOT * count > _PUSH_BYTES
     lines = [*_interface(context, bindings, scalars, in_uniform), *statements.shared_declarations]
     body = [f"{'  ' * line.depth}{line.text}" for line in context.lines if line.text]
-    main = ["void main() {", *_identifiers(), *_scalar_lines(scalars, in_uniform), *body, "}"]
+    main = ["void main() {", *_identifiers(), *_scalar_lines(scalars, in_uniform, gpu), *body, "}"]
     features = [feature for feature in EXTENSIONS if feature in context.requires]
     extensions = sorted({extension for feature in features for extension in EXTENSIONS[feature]})
     head = [
@@ -62,6 +62,10 @@ def emit(name: str, func: tirx.PrimFunc, gpu: Capabilities) -> Shader:
         *(f"#extension {extension} : require" for extension in (*extensions, "GL_EXT_control_flow_attributes")),
         f"layout(local_size_x = {workgroup[0]}, local_size_y = {workgroup[1]}, local_size_z = {workgroup[2]}) in;",
     ]
+    if context.uses_barrier:
+        # A barrier orders accesses to shared memory. Those to storage buffers, as on CUDA, take a fence of their own.
+        fence = "groupMemoryBarrier(); " if _is_shared(bindings.values()) else ""
+        head.append(f"#define WORKGROUP_BARRIER {fence}barrier()")
     source = "\n".join([*head, *lines, *definitions(context.helpers), *main, ""])
     order: dict[tirx.Var, Binding | _Scalar] = {**bindings, **scalars}
     parameters = tuple(_described(order[var]) for var in func.params)
@@ -103,8 +107,7 @@ def _interface(
     members = []
     for i, scalar in enumerate(scalars.values()):
         at = _SLOT * i + (0 if in_uniform else _FIRST_SLOT)
-        kind = context.element(scalar.dtype).register if scalar.dtype != "int64" else _slot_type(scalar)
-        kind = {"bool": "int", "float16_t": "float"}.get(kind, kind)
+        kind = _slot_type(scalar)
         members.append(f"layout(offset = {at}) {kind} s{i};")
     base = "layout(offset = 0) uvec3 base;"
     push = [base] if in_uniform else [base, *members]
@@ -117,7 +120,10 @@ def _interface(
 
 
 def _slot_type(scalar: _Scalar) -> str:
-    return "int64_t" if scalar.wide and not scalar.narrow else "int"
+    if scalar.dtype == "int64":
+        return "int64_t" if scalar.wide and not scalar.narrow else "int"
+    # A bool is a number; a float16 its bits.
+    return {"bool": "int", "float16": "uint"}.get(scalar.dtype, element(scalar.dtype).register)
 
 
 def _identifiers() -> list[str]:
@@ -128,13 +134,13 @@ def _identifiers() -> list[str]:
     return lines
 
 
-def _scalar_lines(scalars: dict[tirx.Var, _Scalar], in_uniform: bool) -> list[str]:
+def _scalar_lines(scalars: dict[tirx.Var, _Scalar], in_uniform: bool, gpu: Capabilities) -> list[str]:
     lines = []
     for i, scalar in enumerate(scalars.values()):
         slot = f"{'scalars' if in_uniform else 'push'}.s{i}"
         if scalar.dtype != "int64":
-            register = element(scalar.dtype).register
-            value = f"{slot} != 0" if scalar.dtype == "bool" else slot
+            register = element(scalar.dtype, gpu.has_float16).register
+            value = {"bool": f"{slot} != 0", "float16": f"{register}(unpackHalf2x16({slot}).x)"}.get(scalar.dtype, slot)
             lines.append(f"  {register} {scalar.name} = {value};")
             continue
         if scalar.narrow:
@@ -148,6 +154,11 @@ def _described(parameter: Binding | _Scalar) -> BufferParameter | ScalarParamete
     if isinstance(parameter, Binding):
         return BufferParameter(parameter.access, parameter.bytes)
     return ScalarParameter(parameter.dtype, parameter.narrow)
+
+
+def _is_shared(bindings: Iterable[Binding]) -> bool:
+    """Whether a storage buffer is read as well as written."""
+    return any(binding.is_read and binding.is_written for binding in bindings)
 
 
 def _check(context: Context, workgroup: tuple[int, int, int], shared_bytes: int, bindings: Iterable[Binding]) -> None:

@@ -18,9 +18,8 @@ def synchronise(expressions: Expressions, expr: ir.Call) -> None:
     """A barrier for the threads of a workgroup or of a subgroup."""
     context, scope = expressions.context, str(expr.args[0].value)
     if scope in ("shared", "shared.dyn"):
-        # What one thread wrote to a storage buffer the others see too, as on CUDA.
         context.uses_barrier = True
-        context.emit("memoryBarrierShared(); memoryBarrierBuffer(); barrier();")
+        context.emit("WORKGROUP_BARRIER;")
     elif scope == "warp":
         need_subgroup(expressions, "a barrier")
         context.emit("subgroupBarrier();")

@@ -56,7 +56,7 @@ def compile_all(sources: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def compile_one(name: str, source: str, tools: Tools) -> bytes:
-    """The SPIR-V module of one shader, from the cache if it is there."""
+    """The valid SPIR-V module of one shader, from the cache if it is there."""
     key = hashlib.sha256("\0".join([tools.versions, *_COMPILE, *_VALIDATE, *_OPTIMISE, source]).encode()).hexdigest()
     cached = cache_folder() / "spirv" / key[:2] / f"{key}.spv"
     try:
@@ -68,10 +68,9 @@ def compile_one(name: str, source: str, tools: Tools) -> bytes:
     with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
         text, raw, optimised = (str(Path(folder, file)) for file in ("kernel.comp", "raw.spv", "kernel.spv"))
         Path(text).write_text(source, encoding="utf-8")
-        _run(tools, name, source, [tools.glslang, *_COMPILE, "-o", raw, text])
-        _run(tools, name, source, [tools.validator, *_VALIDATE, raw])
-        _run(tools, name, source, [tools.optimiser, *_OPTIMISE, "-o", optimised, raw])
-        _run(tools, name, source, [tools.validator, *_VALIDATE, optimised])
+        _run(tools, name, [tools.glslang, *_COMPILE, "-o", raw, text])
+        _run(tools, name, [tools.optimiser, *_OPTIMISE, "-o", optimised, raw])
+        _run(tools, name, [tools.validator, *_VALIDATE, optimised])
         module = Path(optimised).read_bytes()
     _keep(cached, module)
     return module
@@ -88,7 +87,7 @@ def _keep(cached: Path, module: bytes) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _run(tools: Tools, name: str, source: str, command: list[str]) -> None:
+def _run(tools: Tools, name: str, command: list[str]) -> None:
     done = _call(command, tools.libraries)
     if done.returncode != 0:
         tool = Path(command[0]).name

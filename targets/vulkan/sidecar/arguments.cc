@@ -29,29 +29,9 @@ std::uint64_t Address(const KernelEntry& entry, int index, const ffi::AnyView& a
   Refuse(entry, index, "is not a pointer to the device's memory");
 }
 
-// IEEE 754 binary16, rounded to nearest even.
-std::uint16_t Half(double value) {
-  auto single = static_cast<float>(value);
-  std::uint32_t bits;
-  std::memcpy(&bits, &single, sizeof(bits));
-  auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000);
-  std::uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return sign | 0x7e00;
-  if (magnitude >= 0x477ff000) return sign | 0x7c00;
-  if (magnitude < 0x33000001) return sign;
-  int exponent = static_cast<int>(magnitude >> 23);
-  std::uint32_t mantissa = (magnitude & 0x7fffff) | 0x800000;
-  int shift = exponent < 113 ? 126 - exponent : 13;
-  std::uint32_t half = mantissa >> shift;
-  std::uint32_t rest = mantissa & ((1u << shift) - 1), middle = 1u << (shift - 1);
-  if (rest > middle || (rest == middle && (half & 1) != 0)) ++half;
-  if (exponent >= 113) half += static_cast<std::uint32_t>(exponent - 113) << 10;
-  return static_cast<std::uint16_t>(sign | half);
-}
-
 std::uint64_t Slot(const KernelEntry& entry, int index, const Parameter& parameter, const ffi::AnyView& argument) {
   std::uint64_t slot = 0;
-  if (parameter.type == ScalarType::kInt || parameter.type == ScalarType::kUint) {
+  if (parameter.type == ScalarType::kInteger) {
     auto number = argument.try_cast<std::int64_t>();
     if (!number) Refuse(entry, index, "is not an integer");
     if (parameter.is_index && (*number < INT32_MIN || *number > INT32_MAX)) {
@@ -65,11 +45,9 @@ std::uint64_t Slot(const KernelEntry& entry, int index, const Parameter& paramet
   if (!number) Refuse(entry, index, "is not a number");
   if (parameter.type == ScalarType::kFloat64) {
     std::memcpy(&slot, &*number, sizeof(double));
-  } else if (parameter.type == ScalarType::kFloat32) {
+  } else {
     auto single = static_cast<float>(*number);
     std::memcpy(&slot, &single, sizeof(single));
-  } else {
-    slot = Half(*number);
   }
   return slot;
 }

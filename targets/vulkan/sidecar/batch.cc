@@ -91,12 +91,7 @@ VkDescriptorSet Batch::NewSet(VkDescriptorSetLayout layout) {
 bool Batch::Timestamp() {
   if (device_.physical().timestamp_bits == 0 || timestamps_ == kTimestamps) return false;
   const DeviceFunctions& vk = device_.vk();
-  if (queries_ == VK_NULL_HANDLE) {
-    auto info = Structure<VkQueryPoolCreateInfo>(VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO);
-    info.queryType = VK_QUERY_TYPE_TIMESTAMP;
-    info.queryCount = kTimestamps;
-    device_.Check(vk.vkCreateQueryPool(device_.handle(), &info, nullptr, &queries_), "making a query pool");
-  }
+  if (queries_ == VK_NULL_HANDLE) queries_ = device_.NewTimestamps(kTimestamps);
   if (timestamps_ == 0) vk.vkCmdResetQueryPool(commands_, queries_, 0, kTimestamps);
   vk.vkCmdWriteTimestamp(commands_, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, queries_, timestamps_++);
   return true;
@@ -126,17 +121,9 @@ void Batch::Discard() {
 }
 
 void Batch::ReadTimes() {
-  std::vector<std::uint64_t> ticks(timestamps_);
-  VkResult result = device_.vk().vkGetQueryPoolResults(
-      device_.handle(), queries_, 0, timestamps_, ticks.size() * sizeof(ticks[0]), ticks.data(), sizeof(ticks[0]),
-      VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT);
-  device_.Check(result, "reading timestamps");
-  std::uint32_t bits = device_.physical().timestamp_bits;
-  std::uint64_t mask = bits >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << bits) - 1;
+  std::vector<std::uint64_t> ticks = device_.ReadTimestamps(queries_, timestamps_);
   for (const TimedKernel& each : timed_) {
-    std::uint64_t elapsed = (ticks[each.first + 1] - ticks[each.first]) & mask;
-    double nanoseconds_of_tick = static_cast<double>(device_.physical().limits().timestampPeriod);
-    device_.profile().Add(each.kernel, static_cast<double>(elapsed) * nanoseconds_of_tick * 1e-6);
+    device_.profile().Add(each.kernel, device_.NanosecondsBetween(ticks, each.first) * 1e-6);
   }
 }
 

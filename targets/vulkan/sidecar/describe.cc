@@ -77,6 +77,8 @@ json::Object FeaturesOf(const PhysicalDevice& device) {
   object.Set("dot4", has.dot4);
   object.Set("dot4_accelerated", device.dot4_accelerated);
   object.Set("matrix", has.matrix);
+  object.Set("float_atomics", has.float_atomics);
+  object.Set("float_controls", has.float_controls);
   object.Set("memory_model", has.memory_model);
   object.Set("push_descriptors", has.push_descriptors);
   object.Set("timestamps", device.timestamp_bits != 0);
@@ -89,6 +91,7 @@ json::Object SubgroupOf(const PhysicalDevice& device) {
   object.Set("minimum", Number(device.subgroup_min));
   object.Set("maximum", Number(device.subgroup_max));
   object.Set("can_be_fixed", device.features.subgroup_size);
+  object.Set("can_be_full", device.features.full_subgroups);
   json::Array operations;
   const char* const names[] = {"basic",          "vote",             "arithmetic", "ballot",
                                "shuffle",        "shuffle_relative", "clustered",  "quad"};

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "errors.h"
+#include "instance.h"
 #include "stream.h"
 
 namespace greencc::vulkan {
@@ -26,6 +27,7 @@ bool Off(const char* variable) {
 struct ThreadStreams {
   std::map<Device*, Stream*> streams;
   ~ThreadStreams() {
+    if (Instance::Forked()) return;
     for (auto& [device, stream] : streams) {
       try {
         stream->Finish();
@@ -120,6 +122,31 @@ BufferMemory Device::NewBuffer(std::uint64_t size, VkBufferUsageFlags usage, std
     Check(result, "allocating memory");
   }
   return {};
+}
+
+VkQueryPool Device::NewTimestamps(std::uint32_t count) {
+  auto info = Structure<VkQueryPoolCreateInfo>(VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO);
+  info.queryType = VK_QUERY_TYPE_TIMESTAMP;
+  info.queryCount = count;
+  VkQueryPool pool = VK_NULL_HANDLE;
+  Check(vk_.vkCreateQueryPool(handle_, &info, nullptr, &pool), "making a query pool");
+  return pool;
+}
+
+std::vector<std::uint64_t> Device::ReadTimestamps(VkQueryPool pool, std::uint32_t count) {
+  std::vector<std::uint64_t> ticks(count);
+  Check(vk_.vkGetQueryPoolResults(handle_, pool, 0, count, ticks.size() * sizeof(ticks[0]), ticks.data(),
+                                  sizeof(ticks[0]), VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT),
+        "reading timestamps");
+  return ticks;
+}
+
+double Device::NanosecondsBetween(const std::vector<std::uint64_t>& ticks, std::size_t first) const {
+  // Counters of fewer than 64 bits wrap around.
+  std::uint32_t bits = physical_.timestamp_bits;
+  std::uint64_t mask = bits >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << bits) - 1;
+  return static_cast<double>((ticks[first + 1] - ticks[first]) & mask) *
+         static_cast<double>(physical_.limits().timestampPeriod);
 }
 
 const Layout& Device::LayoutFor(std::uint32_t buffers, bool uniform, std::uint32_t push_constant_bytes) {

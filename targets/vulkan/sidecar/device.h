@@ -71,6 +71,11 @@ class Device {
   // A buffer with memory of its own; null handles when there is no memory.
   BufferMemory NewBuffer(std::uint64_t size, VkBufferUsageFlags usage, std::uint32_t memory_type);
 
+  // A pool of timestamps, its values, and the time between value `first` and the next.
+  VkQueryPool NewTimestamps(std::uint32_t count);
+  std::vector<std::uint64_t> ReadTimestamps(VkQueryPool pool, std::uint32_t count);
+  double NanosecondsBetween(const std::vector<std::uint64_t>& ticks, std::size_t first) const;
+
   const Layout& LayoutFor(std::uint32_t buffers, bool uniform, std::uint32_t push_constant_bytes);
 
   // The calling thread's own stream, which a null handle stands for.

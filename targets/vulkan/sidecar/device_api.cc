@@ -2,6 +2,7 @@
 
 #include <tvm/ffi/extra/c_env_api.h>
 
+#include <cstdio>
 #include <cstring>
 #include <vector>
 
@@ -69,7 +70,14 @@ class VulkanDeviceApi final : public tvm::runtime::DeviceAPI {
   using DeviceAPI::AllocDataSpace;
 
   void FreeDataSpace(DLDevice device, void* pointer) final {
-    if (pointer != nullptr) Instance::Get().device(device.device_id).memory().Free(AddressOf(pointer, 0));
+    // Tensors call this as they are destroyed, where an exception would end the process. In a forked child there is
+    // nothing to give back.
+    if (pointer == nullptr || Instance::Forked()) return;
+    try {
+      Instance::Get().device(device.device_id).memory().Free(AddressOf(pointer, 0));
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "greencc: %s\n", error.what());
+    }
   }
 
   TVMStreamHandle CreateStream(DLDevice device) final { return &Instance::Get().device(device.device_id).NewStream(); }

@@ -51,11 +51,14 @@ class FeatureChain {
          VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
     Link(dot, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES, VK_API_VERSION_1_3,
          VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME);
+    Link(atomic, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_ATOMIC_FLOAT_FEATURES_EXT, kNeverCore,
+         VK_EXT_SHADER_ATOMIC_FLOAT_EXTENSION_NAME);
     Link(matrix, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_COOPERATIVE_MATRIX_FEATURES_KHR, kNeverCore,
          VK_KHR_COOPERATIVE_MATRIX_EXTENSION_NAME);
     // Extensions without features.
     push_descriptors = Want(kNeverCore, VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME);
     creation_feedback = Want(VK_API_VERSION_1_3, VK_EXT_PIPELINE_CREATION_FEEDBACK_EXTENSION_NAME);
+    Want(VK_API_VERSION_1_2, VK_KHR_SHADER_FLOAT_CONTROLS_EXTENSION_NAME);
     // A device that has it must be opened with it.
     Want(kNeverCore, "VK_KHR_portability_subset");
   }
@@ -75,6 +78,10 @@ class FeatureChain {
     storage8.storagePushConstant8 = VK_FALSE;
     model.vulkanMemoryModelAvailabilityVisibilityChains = VK_FALSE;
     matrix.cooperativeMatrixRobustBufferAccess = VK_FALSE;
+    auto atomics = Structure<VkPhysicalDeviceShaderAtomicFloatFeaturesEXT>(atomic.sType);
+    atomics.pNext = atomic.pNext;
+    atomics.shaderBufferFloat32AtomicAdd = atomic.shaderBufferFloat32AtomicAdd;
+    atomic = atomics;
   }
 
   VkPhysicalDeviceFeatures2 core{};
@@ -84,6 +91,7 @@ class FeatureChain {
   VkPhysicalDeviceVulkanMemoryModelFeatures model{};
   VkPhysicalDeviceSubgroupSizeControlFeatures subgroup{};
   VkPhysicalDeviceShaderIntegerDotProductFeatures dot{};
+  VkPhysicalDeviceShaderAtomicFloatFeaturesEXT atomic{};
   VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix{};
   bool push_descriptors = false;
   bool creation_feedback = false;
@@ -147,12 +155,15 @@ void DescribeProperties(const InstanceFunctions& vk, const std::vector<VkExtensi
       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES);
   auto push = Structure<VkPhysicalDevicePushDescriptorPropertiesKHR>(
       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PUSH_DESCRIPTOR_PROPERTIES_KHR);
+  auto controls = Structure<VkPhysicalDeviceFloatControlsProperties>(
+      VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FLOAT_CONTROLS_PROPERTIES);
   link(id, true);
   link(maintenance, true);
   link(subgroup, true);
   link(driver, version >= VK_API_VERSION_1_2 || Offers(offered, VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME));
   link(sizes, version >= VK_API_VERSION_1_3 || Offers(offered, VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME));
   link(dot, version >= VK_API_VERSION_1_3 || Offers(offered, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME));
+  link(controls, version >= VK_API_VERSION_1_2 || Offers(offered, VK_KHR_SHADER_FLOAT_CONTROLS_EXTENSION_NAME));
   link(push, Offers(offered, VK_KHR_PUSH_DESCRIPTOR_EXTENSION_NAME));
   vk.vkGetPhysicalDeviceProperties2(device->handle, &properties);
   std::copy(std::begin(id.deviceUUID), std::end(id.deviceUUID), device->device_uuid.begin());
@@ -164,9 +175,12 @@ void DescribeProperties(const InstanceFunctions& vk, const std::vector<VkExtensi
   device->subgroup = subgroup.subgroupSize;
   device->subgroup_operations =
       (subgroup.supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) != 0 ? subgroup.supportedOperations : 0;
+  constexpr VkSubgroupFeatureFlags kShuffle = VK_SUBGROUP_FEATURE_BASIC_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_BIT;
+  device->features.subgroup_shuffle = (device->subgroup_operations & kShuffle) == kShuffle;
   device->subgroup_min = sizes.minSubgroupSize != 0 ? sizes.minSubgroupSize : subgroup.subgroupSize;
   device->subgroup_max = sizes.maxSubgroupSize != 0 ? sizes.maxSubgroupSize : subgroup.subgroupSize;
   device->features.subgroup_size = (sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT) != 0;
+  device->features.float_controls = controls.shaderSignedZeroInfNanPreserveFloat32 == VK_TRUE;
   device->dot4_accelerated = dot.integerDotProduct4x8BitPackedSignedAccelerated == VK_TRUE;
 }
 
@@ -186,6 +200,7 @@ void DescribeFeatures(const InstanceFunctions& vk, const std::vector<VkExtension
   has.subgroup_size = has.subgroup_size && chain.subgroup.subgroupSizeControl == VK_TRUE;
   has.full_subgroups = chain.subgroup.computeFullSubgroups == VK_TRUE;
   has.dot4 = chain.dot.shaderIntegerDotProduct == VK_TRUE;
+  has.float_atomics = chain.atomic.shaderBufferFloat32AtomicAdd == VK_TRUE;
   has.matrix = chain.matrix.cooperativeMatrix == VK_TRUE && has.memory_model;
   has.push_descriptors = chain.push_descriptors;
   has.creation_feedback = chain.creation_feedback;
@@ -234,11 +249,20 @@ bool Features::Has(const std::string& name) const {
     const char* name;
     bool has;
   };
-  // Subgroup operations are basic in Vulkan 1.1; a kernel that fixes the size says so with "subgroup".
-  const Named known[] = {{"float16", float16},   {"float64", float64},     {"int8", int8}, {"int16", int16},
-                         {"int64", int64},       {"storage8", storage8},   {"storage16", storage16},
-                         {"dot4", dot4},         {"matrix", matrix},       {"memory_model", memory_model},
-                         {"subgroup", true}};
+  // A kernel that depends on the size of subgroups fixes it besides, as "subgroup" in its entry.
+  const Named known[] = {{"float16", float16},
+                         {"float64", float64},
+                         {"int8", int8},
+                         {"int16", int16},
+                         {"int64", int64},
+                         {"storage8", storage8},
+                         {"storage16", storage16},
+                         {"dot4", dot4},
+                         {"matrix", matrix},
+                         {"memory_model", memory_model},
+                         {"float_atomics", float_atomics},
+                         {"float_controls", float_controls},
+                         {"subgroup", subgroup_shuffle}};
   for (const Named& each : known) {
     if (name == each.name) return each.has;
   }

@@ -21,10 +21,16 @@ struct Features {
   bool storage16 = false;
   bool dot4 = false;
   bool matrix = false;
+  // Addition to a float32 in a buffer as one step.
+  bool float_atomics = false;
+  // A kernel can ask that float32 keeps infinities, NaNs and the sign of zero.
+  bool float_controls = false;
   bool memory_model = false;
   // A kernel can be compiled for a subgroup size of its choice.
   bool subgroup_size = false;
   bool full_subgroups = false;
+  // Threads of a subgroup can read each other's values.
+  bool subgroup_shuffle = false;
   bool push_descriptors = false;
   bool creation_feedback = false;
 

@@ -22,6 +22,16 @@ constexpr std::size_t kMostMessages = 1000;
 
 std::atomic<bool> forked{false};
 
+struct Messages {
+  std::mutex mutex;
+  std::vector<std::string> texts;
+};
+
+Messages& TheMessages() {
+  static auto* messages = new Messages();
+  return *messages;
+}
+
 template <typename T, typename Function, typename... Arguments>
 std::vector<T> List(Function function, Arguments... arguments) {
   std::uint32_t count = 0;
@@ -49,9 +59,11 @@ int Rank(VkPhysicalDeviceType type) {
 
 }  // namespace
 
+bool Instance::Forked() { return forked.load(std::memory_order_relaxed); }
+
 Instance& Instance::Get() {
   static Instance* instance = new Instance();
-  if (forked.load(std::memory_order_relaxed)) {
+  if (Forked()) {
     TVM_FFI_THROW(RuntimeError) << "Vulkan can't be used in a forked child of a process that has used it: start "
                                    "child processes with the 'spawn' method";
   }
@@ -106,7 +118,6 @@ void Instance::Create(const GlobalFunctions& global) {
     messenger.messageType =
         VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT;
     messenger.pfnUserCallback = OnMessage;
-    messenger.pUserData = this;
     info.pNext = &messenger;
     if (validation == "sync") {
       extensions.push_back(VK_EXT_VALIDATION_FEATURES_EXTENSION_NAME);
@@ -159,15 +170,16 @@ std::vector<Device*> Instance::open_devices() {
 }
 
 std::vector<std::string> Instance::TakeMessages() {
-  std::lock_guard lock(messages_mutex_);
-  return std::exchange(messages_, {});
+  Messages& messages = TheMessages();
+  std::lock_guard lock(messages.mutex);
+  return std::exchange(messages.texts, {});
 }
 
 VkBool32 Instance::OnMessage(VkDebugUtilsMessageSeverityFlagBitsEXT, VkDebugUtilsMessageTypeFlagsEXT,
-                             const VkDebugUtilsMessengerCallbackDataEXT* data, void* self) {
-  auto* instance = static_cast<Instance*>(self);
-  std::lock_guard lock(instance->messages_mutex_);
-  if (instance->messages_.size() < kMostMessages) instance->messages_.emplace_back(data->pMessage);
+                             const VkDebugUtilsMessengerCallbackDataEXT* data, void*) {
+  Messages& messages = TheMessages();
+  std::lock_guard lock(messages.mutex);
+  if (messages.texts.size() < kMostMessages) messages.texts.emplace_back(data->pMessage);
   return VK_FALSE;
 }
 

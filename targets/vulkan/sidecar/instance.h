@@ -19,6 +19,9 @@ class Instance {
   // Throws a RuntimeError when there is no loader, or in a forked child of a process that used Vulkan.
   static Instance& Get();
 
+  // Whether this process was forked from one that used Vulkan, where drivers can do nothing.
+  static bool Forked();
+
   // Physical devices, the fastest kind first: discrete, integrated, virtual, others, CPU.
   const std::vector<PhysicalDevice>& physical_devices() const { return physical_; }
 
@@ -29,8 +32,8 @@ class Instance {
   // Devices that have been opened.
   std::vector<Device*> open_devices();
 
-  // Warnings and errors of the validation layer since the last call.
-  std::vector<std::string> TakeMessages();
+  // Warnings and errors of the validation layer since the last call. Starts no Vulkan.
+  static std::vector<std::string> TakeMessages();
 
   const InstanceFunctions& vk() const { return vk_; }
 
@@ -41,15 +44,13 @@ class Instance {
 
   static VKAPI_ATTR VkBool32 VKAPI_CALL OnMessage(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
                                                   VkDebugUtilsMessageTypeFlagsEXT types,
-                                                  const VkDebugUtilsMessengerCallbackDataEXT* data, void* self);
+                                                  const VkDebugUtilsMessengerCallbackDataEXT* data, void*);
 
   VkInstance handle_ = VK_NULL_HANDLE;
   InstanceFunctions vk_;
   std::vector<PhysicalDevice> physical_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Device>> devices_;
-  std::mutex messages_mutex_;
-  std::vector<std::string> messages_;
 };
 
 }  // namespace greencc::vulkan

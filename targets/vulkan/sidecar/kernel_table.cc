@@ -102,25 +102,13 @@ class Value {
 
 constexpr std::uint64_t kAny = static_cast<std::uint64_t>(INT64_MAX);
 
-void ReadScalarType(const Value& value, Parameter* parameter) {
-  struct Named {
-    const char* name;
-    ScalarType type;
-    std::uint32_t bits;
-  };
-  constexpr Named kTypes[] = {{"bool", ScalarType::kUint, 8},         {"int8", ScalarType::kInt, 8},
-                              {"int16", ScalarType::kInt, 16},        {"int32", ScalarType::kInt, 32},
-                              {"int64", ScalarType::kInt, 64},        {"uint8", ScalarType::kUint, 8},
-                              {"uint16", ScalarType::kUint, 16},      {"uint32", ScalarType::kUint, 32},
-                              {"uint64", ScalarType::kUint, 64},      {"float16", ScalarType::kFloat16, 16},
-                              {"float32", ScalarType::kFloat32, 32}, {"float64", ScalarType::kFloat64, 64}};
+ScalarType ReadScalarType(const Value& value) {
+  constexpr const char* kIntegers[] = {"bool",  "int8",   "int16",  "int32", "int64",
+                                       "uint8", "uint16", "uint32", "uint64"};
   std::string name = value.Text();
-  for (const Named& each : kTypes) {
-    if (name != each.name) continue;
-    parameter->type = each.type;
-    parameter->bits = each.bits;
-    return;
-  }
+  if (std::find(std::begin(kIntegers), std::end(kIntegers), name) != std::end(kIntegers)) return ScalarType::kInteger;
+  if (name == "float64") return ScalarType::kFloat64;
+  if (name == "float32" || name == "float16" || name == "bfloat16") return ScalarType::kFloat32;
   value.Refuse("is \"" + name + "\", which is no type of a scalar");
 }
 
@@ -128,7 +116,7 @@ Parameter ReadParameter(const Value& value) {
   Parameter parameter;
   std::string kind = value["kind"].Text();
   if (kind == "scalar") {
-    ReadScalarType(value["type"], &parameter);
+    parameter.type = ReadScalarType(value["type"]);
     parameter.is_index = value["is_index"].Flag();
     return parameter;
   }

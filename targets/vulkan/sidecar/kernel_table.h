@@ -8,7 +8,8 @@
 
 namespace greencc::vulkan {
 
-enum class ScalarType { kInt, kUint, kFloat16, kFloat32, kFloat64 };
+// How a scalar lies in its slot: integers of any width as 64 bits, float64 as itself, narrower floats as float32.
+enum class ScalarType { kInteger, kFloat32, kFloat64 };
 
 struct Parameter {
   bool buffer = false;
@@ -17,8 +18,7 @@ struct Parameter {
   bool writes = false;
   std::optional<std::uint64_t> bytes;
   // Of a scalar.
-  ScalarType type = ScalarType::kInt;
-  std::uint32_t bits = 32;
+  ScalarType type = ScalarType::kInteger;
   // An index or a size, which the shader computes with in 32 bits.
   bool is_index = false;
 };

@@ -9,6 +9,7 @@
 #include "device_api.h"
 #include "instance.h"
 #include "module.h"
+#include "timer.h"
 
 // The versions that the headers are of; the build passes them.
 #ifndef GREENCC_TVM_VERSION
@@ -61,7 +62,8 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("greencc.vulkan.profile_results", ProfileResults)
       .def("greencc.vulkan.reset_statistics", [](int index) { OpenedDevice(index).statistics().Reset(); })
       .def("greencc.vulkan.statistics", [](int index) { return StatisticsJson(OpenedDevice(index).statistics()); })
-      .def("greencc.vulkan.validation_messages", []() { return TextsJson(Instance::Get().TakeMessages()); });
+      .def("runtime.timer.vulkan", StartTimer)
+      .def("greencc.vulkan.validation_messages", []() { return TextsJson(Instance::TakeMessages()); });
 }
 
 }  // namespace greencc::vulkan

@@ -208,6 +208,14 @@ void Stream::Copy(const Location& from, const Location& to, std::uint64_t bytes)
   SubmitIfLong();
 }
 
+std::uint64_t Stream::WriteTimestamp(VkQueryPool pool, std::uint32_t which) {
+  std::lock_guard lock(mutex_);
+  VkCommandBuffer commands = Recording().commands();
+  if (which == 0) device_.vk().vkCmdResetQueryPool(commands, pool, 0, 2);
+  device_.vk().vkCmdWriteTimestamp(commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, which);
+  return recording_->number;
+}
+
 void Stream::WaitForOthers(const Location& location, bool writes) {
   std::vector<std::pair<Stream*, std::uint64_t>> pending;
   {

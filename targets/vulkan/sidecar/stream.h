@@ -46,6 +46,9 @@ class Stream {
   void ReadBack(const Location& from, void* to, std::uint64_t bytes);
   void Copy(const Location& from, const Location& to, std::uint64_t bytes);
 
+  // Writes a timestamp when everything before is done; `which` 0 empties the pool first. Returns its batch's number.
+  std::uint64_t WriteTimestamp(VkQueryPool pool, std::uint32_t which);
+
   // Submits what is recorded and waits until the device has done everything.
   void Synchronize();
   // The same for a thread that ends: nothing is copied to the host, whose memory may be gone.

@@ -63,7 +63,6 @@ def test_symbolic_sizes_are_launched_one_by_one() -> None:
 
 def test_rewritten_code_calls_what_the_cuda_runtime_has() -> None:
     target = host_target(1)
-    code = build_library(
-        capture_launches(layers(8)), target.llvm_target(), register_pipeline("greencc-cpu", target.alignment), target.triple, FUNCTIONS
-    )
+    pipeline = register_pipeline("greencc-cpu", target.alignment)
+    code = build_library(capture_launches(layers(8)), target.llvm_target(), pipeline, target.triple, FUNCTIONS)
     assert RUN.encode() in code
