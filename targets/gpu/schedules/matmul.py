@@ -27,7 +27,7 @@ from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.gemv import Gemv, plan_gemv
 from greencc.targets.gpu.schedules.matmul_plan import plan_tiles
 from greencc.targets.gpu.schedules.matmul_tiles import Tiles
-from greencc.targets.gpu.schedules.products import Product, check_tail, match_product
+from greencc.targets.gpu.schedules.products import Product, match_product
 from greencc.targets.gpu.schedules.sources import (
     BYTES,
     ByteRows,
@@ -39,7 +39,7 @@ from greencc.targets.gpu.schedules.sources import (
     panel_width,
 )
 from greencc.targets.gpu.schedules.threads import is_multiple, launch
-from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
+from greencc.targets.kernel import Tail, check_tail, inline_tail, overwritable, parameter_index
 from greencc.targets.packing import ColumnPanels, Transposed, WordPanels
 from greencc.targets.tir import as_int, i64
 
