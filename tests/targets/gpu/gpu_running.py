@@ -1,4 +1,4 @@
-"""Lowers small Relax functions for a GPU and runs them: on this machine's Vulkan device, or what GREENCC_TESTS_GPU says."""
+"""Lowers small Relax functions for a GPU and runs them: on a Vulkan device, or on what GREENCC_TESTS_GPU names."""
 
 from __future__ import annotations
 
