@@ -187,3 +187,24 @@ def test_levels_are_those_of_the_reference() -> None:
     x = normal(3, 16)
     levels, scale, zero = quantized(x)
     np.testing.assert_allclose((levels - zero) * scale, x, atol=float(scale.max()))
+
+
+@pytest.mark.parametrize("depth", [64, 37])
+def test_a_norm_quantizes_its_rows_for_the_products_behind_it(depth: int) -> None:
+    gamma, beta, rows = 1 + normal(depth, seed=1), normal(depth, seed=2), tirx.Var("s", "int64")
+    w, s = quantize_channels(normal(depth, 48, seed=3), 1)
+
+    def body(emit, x):
+        y = emit(relax.op.nn.layer_norm(x, constant(gamma), constant(beta), axes=[-1]))
+        return [emit(relax.op.multiply(y, y)), emit(quantized_matmul(y, constant(w), constant(s)))]
+
+    runner = GpuRunner(function({"x": ((2, rows, depth), "float32")}, body))
+    assert "gpu-normalize-rows" in runner.rules
+    assert "gpu-quantize-rows" not in runner.rules
+    x = (normal(2, 9, depth) * 3 + 1).astype(np.float64)
+    y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gamma + beta
+    square, product = runner(x.astype(np.float32))
+    np.testing.assert_allclose(square, y * y, atol=1e-4, rtol=1e-4)
+    # The levels are of y as it was computed: a level more or less where rounding differs.
+    want, one_level = expected(y.astype(np.float32), w, s), quantized(y.astype(np.float32))[1] * 127 * s
+    assert (np.abs(product - want) <= 2.01 * one_level).all()

@@ -16,6 +16,7 @@ from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.matmul import MatmulRule
 from greencc.targets.gpu.schedules.matmul_plan import TilePlan, plan_tiles
 from greencc.targets.gpu.schedules.products import match_product
+from greencc.targets.gpu.schedules.sources import panel_width
 from greencc.targets.kernel import inline_tail
 from greencc.targets.lower import fuse
 from tests.targets.cpu.running import function, normal
@@ -202,7 +203,7 @@ def test_a_constant_is_packed_and_a_variable_is_not() -> None:
     assert isinstance(packed, Scheduled)
     assert isinstance(plain, Scheduled)
     assert list(packed.layouts) == [1]
-    assert packed.layouts[1].pack(np.ones((8, 70), np.float32)).shape == (2, 8, 64)
+    assert packed.layouts[1].pack(np.ones((8, 70), np.float32)).shape == (5, 8, 16)
     assert not plain.layouts
 
 
@@ -222,6 +223,13 @@ def test_a_deep_product_of_few_tiles_is_made_in_slices(rows: object, depth: int)
     assert runner.rules == {"gpu-matmul"}
     x = normal(40, depth)
     np.testing.assert_allclose(runner(x)[0], gelu(x.astype(np.float64) @ w + b), atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [(1, 4), (30, 32), (64, 64), (70, 16), (384, 64), (1000, 64), (144, 32), (136, 16)]
+)
+def test_little_of_a_panel_is_filled_up(columns: int, width: int) -> None:
+    assert panel_width(columns) == width
 
 
 def plan(rows: int, columns: int, depth: int, gpu: Capabilities) -> TilePlan:
