@@ -84,6 +84,9 @@ def rewrite(expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None]) -
 def _rewritten(
     expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None], known: dict[tirx.Expr, tirx.Expr]
 ) -> tirx.Expr:
+    if isinstance(expr, _LEAVES):  # equal numbers of two types would be one key
+        new = replace(expr)
+        return expr if new is None else new
     found = known.get(expr)
     if found is None:
         new = replace(expr)
