@@ -69,7 +69,7 @@ def vulkan_device(request: pytest.FixtureRequest) -> Iterator[None]:
 
     Without a device it is skipped, unless GREENCC_TESTS_REQUIRE names vulkan.
     """
-    if request.node.get_closest_marker("vulkan") is None:
+    if request.node.get_closest_marker("vulkan") is None or os.environ.get("GREENCC_TESTS_GPU") == "cuda":
         yield
         return
     problem = vulkan_problem()

@@ -27,7 +27,7 @@ from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.gemv import Gemv, plan_gemv
 from greencc.targets.gpu.schedules.matmul_plan import plan_tiles
 from greencc.targets.gpu.schedules.matmul_tiles import Tiles
-from greencc.targets.gpu.schedules.products import Product, check_tail, match_product
+from greencc.targets.gpu.schedules.products import Product, match_product
 from greencc.targets.gpu.schedules.sources import (
     BYTES,
     ByteRows,
@@ -39,7 +39,7 @@ from greencc.targets.gpu.schedules.sources import (
     panel_width,
 )
 from greencc.targets.gpu.schedules.threads import is_multiple, launch
-from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
+from greencc.targets.kernel import Tail, check_tail, inline_tail, overwritable, parameter_index
 from greencc.targets.packing import ColumnPanels, Transposed, WordPanels
 from greencc.targets.tir import as_int, i64
 
@@ -154,7 +154,7 @@ def emit(
             declared = param if operand is None else T.buffer(tuple(map(i64, operand.shape)), operand.dtype)
             buffers[param] = T.arg(param.name, declared)
         T.func_attr({"tirx.noalias": True})
-        kernels = _Kernels(tail, product, buffers, bool(operands), gpu)
+        kernels = Kernels(tail, product, buffers, bool(operands), gpu)
         if rows is not None and rows <= GEMV_ROWS:
             kernels.gemv(rows)
         elif rows is not None:
@@ -162,11 +162,11 @@ def emit(
         else:
             size = product.rows.size
             few = (size <= i64(FEW_ROWS), lambda: kernels.tiles(FEW_ROWS))
-            _choose([(size <= i64(1), lambda: kernels.gemv(1)), few], kernels.tiles)
+            choose([(size <= i64(1), lambda: kernels.gemv(1)), few], kernels.tiles)
     return ib.get()
 
 
-def _choose(cases: Sequence[tuple[tirx.Expr, Callable[[], None]]], otherwise: Callable[[], None]) -> None:
+def choose(cases: Sequence[tuple[tirx.Expr, Callable[[], None]]], otherwise: Callable[[], None]) -> None:
     """Emit the first case whose condition holds."""
     if not cases:
         otherwise()
@@ -176,10 +176,10 @@ def _choose(cases: Sequence[tuple[tirx.Expr, Callable[[], None]]], otherwise: Ca
         with T.Then():
             body()
         with T.Else():
-            _choose(rest, otherwise)
+            choose(rest, otherwise)
 
 
-class _Kernels:
+class Kernels:
     """Emits launches of a product."""
 
     def __init__(

@@ -28,9 +28,10 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.launch import barrier, when
-from greencc.targets.gpu.schedules.products import Factor, Product, check_tail, match_product
+from greencc.targets.gpu.schedules.matmul import Kernels, choose
+from greencc.targets.gpu.schedules.products import Factor, Product, match_product
 from greencc.targets.gpu.schedules.threads import at, divided, is_multiple, launch, local, put, shared
-from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
+from greencc.targets.kernel import Tail, check_tail, inline_tail, overwritable, parameter_index
 from greencc.targets.tir import as_int, i64, ramp, splat
 
 EDGE = 16
@@ -117,7 +118,7 @@ class TensorCoreRule:
         # A factor is read again for every tile of the other one, but a tail reads each element once.
         taken = [parameter_index(func, factor.buffer) for factor in (product.a, product.b)]
         overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
-        return Scheduled(emit(func, tail, product, plan), self.name, {}, tuple(overwrites))
+        return Scheduled(emit(func, tail, product, plan, gpu), self.name, {}, tuple(overwrites))
 
 
 def _refusal(product: Product, gpu: Capabilities) -> str | None:
@@ -156,15 +157,25 @@ def _tiles(product: Product, plan: Plan) -> int:
     return batch * -(-rows // plan.rows) * -(-columns // plan.columns)
 
 
-def emit(func: tirx.PrimFunc, tail: Tail, product: Product, plan: Plan) -> tirx.PrimFunc:
-    """The scheduled PrimFunc."""
+def emit(func: tirx.PrimFunc, tail: Tail, product: Product, plan: Plan, gpu: Capabilities) -> tirx.PrimFunc:
+    """The scheduled PrimFunc. Where the number of rows is symbolic, one row gets a kernel without matrix units."""
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         buffers = {param: T.arg(param.name, param) for param in func.params}
         T.func_attr({"tirx.noalias": True})
         sizes = [product.batch.size, _count(product.rows.size, plan.rows), _count(product.columns.size, plan.columns)]
-        # Columns run fastest, so that workgroups that run together share rows of A.
-        with launch(sizes, plan.threads) as ((batch, row, column), thread):
-            Tiles(tail, product, plan, buffers, batch, thread).emit(row * i64(plan.rows), column * i64(plan.columns))
+
+        def tiles() -> None:
+            # Columns run fastest, so that workgroups that run together share rows of A.
+            with launch(sizes, plan.threads) as ((batch, row, column), thread):
+                kernel = Tiles(tail, product, plan, buffers, batch, thread)
+                kernel.emit(row * i64(plan.rows), column * i64(plan.columns))
+
+        # Bytes are read by a kernel for one row only where the weight is in its panels (see matmul.py).
+        if as_int(product.rows.size) is None and not product.is_int8:
+            others = Kernels(tail, product, buffers, False, gpu)
+            choose([(product.rows.size <= i64(1), lambda: others.gemv(1))], tiles)
+        else:
+            tiles()
     return ib.get()
 
 

@@ -55,7 +55,7 @@ def test_an_architecture_runs_on_the_first_gpu_that_fits(monkeypatch: pytest.Mon
 def test_a_gpu_that_is_unknown_gets_code_of_its_generation() -> None:
     assert nearest(82) == "sm_80"
     assert nearest(129) == "sm_121"
-    with pytest.raises(UserError, match="compute capability 7.0 runs code for none of sm_75"):
+    with pytest.raises(UserError, match=r"compute capability 7\.0 runs code for none of sm_75"):
         nearest(70)
 
 
