@@ -69,8 +69,17 @@ def _compile_and_run(case: Case, path: Path, inputs: list[np.ndarray], bound: li
             "bound": bound,
         }
     outputs = Library(Code(compiled.library, compiled.kernels), compiled.weights, target.place)(inputs)
-    difference = compare(case, outputs)
+    difference = compare(case, outputs) or _validation_message(target)
     return {"status": "wrong" if difference else "pass", "reason": difference, "bound": bound}
+
+
+def _validation_message(target: Target) -> str:
+    """What Vulkan's validation layer has to say, where it is switched on; empty if nothing."""
+    if target.kind != "vulkan":
+        return ""
+    from greencc.runtime.vulkan import validation_messages
+
+    return next(iter(validation_messages()), "")
 
 
 @cache

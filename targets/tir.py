@@ -49,28 +49,55 @@ def walk(expr: tirx.Expr) -> Iterator[tirx.Expr]:
         stack.extend(children(node))
 
 
+def distinct(expr: tirx.Expr) -> Iterator[tirx.Expr]:
+    """The nodes of an expression, those that it shares between its parts once: written out it may be very large."""
+    stack, seen = [expr], {expr}
+    while stack:
+        node = stack.pop()
+        yield node
+        for child in children(node):
+            if child not in seen:
+                seen.add(child)
+                stack.append(child)
+
+
 def loads(expr: tirx.Expr) -> Iterator[ir.TensorLoad]:
-    """Every buffer read in an expression."""
-    return (node for node in walk(expr) if isinstance(node, ir.TensorLoad))
+    """The buffer reads in an expression; one that parts of it share comes once."""
+    return (node for node in distinct(expr) if isinstance(node, ir.TensorLoad))
 
 
 def uses_var(expr: tirx.Expr, var: tirx.Var) -> bool:
     """Whether `var` occurs in an expression."""
-    return any(node.same_as(var) for node in walk(expr))
+    return any(node.same_as(var) for node in distinct(expr))
 
 
 def rewrite(expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None]) -> tirx.Expr:
     """`expr` with every node that `replace` maps to something replaced, parents first.
 
+    What parts of the expression share is rewritten once, and shared again: `replace` must give the same for the same.
+
     Raises GreenccError for a node type that it doesn't know: silently keeping it would be wrong code.
     """
-    new = replace(expr)
-    if new is not None:
-        return new
+    return _rewritten(expr, replace, {})
+
+
+def _rewritten(
+    expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None], known: dict[tirx.Expr, tirx.Expr]
+) -> tirx.Expr:
+    found = known.get(expr)
+    if found is None:
+        new = replace(expr)
+        found = known[expr] = _rebuilt(expr, replace, known) if new is None else new
+    return found
+
+
+def _rebuilt(
+    expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None], known: dict[tirx.Expr, tirx.Expr]
+) -> tirx.Expr:
     if isinstance(expr, (*_LEAVES, tirx.Var)):
         return expr
     old = children(expr)
-    parts = [rewrite(child, replace) for child in old]
+    parts = [_rewritten(child, replace, known) for child in old]
     if isinstance(expr, ir.Call):
         if all(a is b for a, b in zip(old, parts, strict=True)):
             return expr

@@ -27,23 +27,31 @@ def tree_files() -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_wheel(folder: Path, **variables: str) -> Path:
     """The wheel, built from a copy so that the tree gets no build folder."""
-    copy = tmp_path_factory.mktemp("tree")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    copy, out = folder / "tree", folder / "wheel"
+    copy.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     ignored = shutil.ignore_patterns("__pycache__")
-    for folder in PACKAGES:
-        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=ignored)
-    out = tmp_path_factory.mktemp("wheel")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, copy / package, symlinks=True, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
-        [*command, "--wheel-dir", str(out), str(copy)], capture_output=True, text=True, check=False
+        [*command, "--wheel-dir", str(out), str(copy)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     (built,) = out.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("packaging"))
 
 
 def test_wheel_holds_the_tree_once(wheel: Path) -> None:
@@ -51,6 +59,31 @@ def test_wheel_holds_the_tree_once(wheel: Path) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert len(names) == len(set(names))
     assert set(names) == tree_files()
+
+
+@pytest.mark.slow
+@pytest.mark.vulkan
+def test_wheel_with_the_vulkan_runtime(tmp_path: Path) -> None:
+    """GREENCC_BUILD_VULKAN=1: the tree and the library, for this platform and any Python 3; found where it lies."""
+    built = build_wheel(tmp_path, GREENCC_BUILD_VULKAN="1")
+    assert "-py3-none-" in built.name
+    assert not built.name.endswith("-any.whl")
+    with zipfile.ZipFile(built) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        archive.extractall(tmp_path / "installed")
+    (library,) = names - tree_files()
+    assert library.startswith("greencc/runtime/lib/libgreencc_vulkan.")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
+        "from greencc.runtime.vulkan import devices, find_sidecar\n"
+        "print(find_sidecar(), devices()[0]['index'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GREENCC_VULKAN_LIB"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.split() == [str(tmp_path / "installed" / library), "0"]
 
 
 def test_installed_wheel_imports_its_own_modules(wheel: Path, tmp_path: Path) -> None:

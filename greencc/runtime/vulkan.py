@@ -30,13 +30,6 @@ KDL_VULKAN = 7
 LIBRARY_NAME = "libgreencc_vulkan.dylib" if sys.platform == "darwin" else "libgreencc_vulkan.so"
 BUILD_COMMAND = "greencc devices --build-vulkan"
 
-# Threads of a subgroup that kernels are scheduled for, and the matrix products that they use: shape, component types
-# and scope in the numbers of VkComponentTypeKHR and VkScopeKHR.
-_SUBGROUP = 32
-_TILE = 16
-_FLOAT16, _FLOAT32, _INT8, _INT32 = 0, 1, 3, 5
-_SUBGROUP_SCOPE = 3
-
 _ABI = re.compile(rb"greencc-vulkan-abi:tvm=([^;\0]*);tvm_ffi=([^;\0]*);\0")
 _lock = threading.Lock()
 _loaded: list[Path] = []
@@ -45,6 +38,11 @@ _loaded: list[Path] = []
 def sources_folder() -> Path:
     """Where the sidecar's C++ sources are installed."""
     return Path(__file__).resolve().parent.parent / "targets" / "vulkan" / "sidecar"
+
+
+def bundle_folder() -> Path:
+    """Where wheels that were built with GREENCC_BUILD_VULKAN=1 have the sidecar."""
+    return Path(__file__).resolve().parent / "lib"
 
 
 def installed_abi() -> tuple[str, str]:
@@ -76,6 +74,8 @@ def cached_builds() -> Path:
 def find_sidecar() -> Path:
     """The sidecar's file: the one that GREENCC_VULKAN_LIB names, the bundled one, or the one that was built last.
 
+    A bundled one that was made for another TVM than is installed gives way to one that was built here.
+
     Raises:
         UserError: there is none; the message names the command that builds one.
     """
@@ -84,13 +84,16 @@ def find_sidecar() -> Path:
         if not Path(chosen).is_file():
             raise UserError(f"GREENCC_VULKAN_LIB names {chosen}, which is no file")
         return Path(chosen)
-    bundled = Path(__file__).resolve().parent / "lib" / LIBRARY_NAME
-    if bundled.is_file():
+    bundled = bundle_folder() / LIBRARY_NAME
+    has_bundled = bundled.is_file()
+    if has_bundled and _abi(bundled) == installed_abi():
         return bundled
     builds = sorted(cached_builds().glob(f"*/{LIBRARY_NAME}"), key=lambda file: file.stat().st_mtime)
-    if not builds:
-        raise UserError(f"the Vulkan runtime is not built on this machine: run `{BUILD_COMMAND}`")
-    return builds[-1]
+    if builds:
+        return builds[-1]
+    if has_bundled:
+        return bundled
+    raise UserError(f"the Vulkan runtime is not built on this machine: run `{BUILD_COMMAND}`")
 
 
 def load_sidecar(library: Library | None = None) -> None:
@@ -103,13 +106,22 @@ def load_sidecar(library: Library | None = None) -> None:
         UserError: there is no sidecar, or it was built for another TVM.
         GreenccError: it does not load.
     """
+    if not _loaded:
+        open_sidecar((library or load_library()).ffi)
+
+
+def open_sidecar(ffi: Any) -> None:
+    """`load_sidecar` where some other program has loaded TVM's runtime: nothing of that program's is set.
+
+    Args:
+        ffi: the `tvm_ffi` package.
+    """
     with _lock:
         if _loaded:
             return
         path = find_sidecar()
         _check_abi(path)
-        library = library or load_library()
-        if library.ffi.get_global_func("device_api.vulkan", allow_missing=True) is None:
+        if ffi.get_global_func("device_api.vulkan", allow_missing=True) is None:
             try:
                 ctypes.CDLL(str(path))
             except OSError as error:
@@ -125,14 +137,14 @@ def is_loaded() -> bool:
 def devices() -> list[dict[str, Any]]:
     """The machine's Vulkan devices with their limits and features, `vulkan:0` first.
 
-    "capabilities" holds what a target's description calls so. "refusal" says why nothing can run on a device, and is
-    None where kernels can.
+    "refusal" says why nothing can run on a device, and is None where kernels can. "matrices" are the products that it
+    computes in hardware, in the numbers of VkComponentTypeKHR and VkScopeKHR.
 
     Raises:
         UserError: no sidecar, or no Vulkan loader on this machine.
     """
     found: list[dict[str, Any]] = json.loads(_call("devices"))
-    return [{**device, "capabilities": _capabilities(device)} for device in found]
+    return found
 
 
 def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
@@ -157,39 +169,10 @@ def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | No
         )
     subgroup, sizes = needs.get("subgroup"), device["subgroup"]
     if isinstance(subgroup, int):
-        fits = sizes["can_be_fixed"] and sizes["minimum"] <= subgroup <= sizes["maximum"]
+        fits = sizes["minimum"] <= subgroup <= sizes["maximum"] if sizes["can_be_fixed"] else subgroup == sizes["size"]
         if not fits:
             return f"its kernels need subgroups of {subgroup} threads, which {device['name']} has not"
     return None
-
-
-def _capabilities(device: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of greencc.targets.gpu.capabilities.Capabilities, of one of the sidecar's devices."""
-    limits, has, sizes = device["limits"], device["features"], device["subgroup"]
-    fixed = sizes["can_be_fixed"] and sizes["can_be_full"] and sizes["minimum"] <= _SUBGROUP <= sizes["maximum"]
-    subgroup = _SUBGROUP if fixed and "shuffle" in sizes["operations"] else None
-    products = {
-        (shape["a"], shape["c"])
-        for shape in device["matrices"]
-        if shape["m"] == shape["n"] == shape["k"] == _TILE
-        and shape["scope"] == _SUBGROUP_SCOPE
-        and shape["a"] == shape["b"]
-        and shape["c"] == shape["result"]
-    }
-    return {
-        "max_threads": min(limits["max_threads"], limits["max_workgroup"][0]),
-        "shared_bytes": limits["shared_bytes"],
-        "subgroup": subgroup,
-        "has_float16": has["float16"] and has["storage16"],
-        "has_int64": has["int64"],
-        "has_float64": has["float64"],
-        "has_dot4": has["dot4"] and has["storage8"],
-        "has_tensor_cores": subgroup is not None and (_FLOAT16, _FLOAT32) in products,
-        "has_tensor_int8": subgroup is not None and (_INT8, _INT32) in products,
-        "alignment": limits["storage_alignment"],
-        "max_buffer_bytes": limits["max_buffer_bytes"],
-        "max_groups": limits["max_groups"][0],
-    }
 
 
 def load_members(library: Library, members: Mapping[str, bytes]) -> Any:
@@ -219,17 +202,6 @@ def load_kernels(library: Library, table: bytes, spirv: bytes) -> Any:
         return library.function("greencc.vulkan.module")(table.decode(), spirv)
     except (ValueError, RuntimeError, TypeError) as error:
         raise ArtifactError(_first_line(error)) from error
-
-
-def load_members(library: Library, members: Mapping[str, bytes]) -> Any:
-    """`load_kernels` of an artifact's members, by name."""
-    return load_kernels(library, members["kernels.json"], members["kernels.spv"])
-
-
-def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | None:
-    """Why a device can't run what was compiled for any target, or None: it depends on each kernel, which says it."""
-    reason = device["refusal"]
-    return None if reason is None else f"{device['name']} can't run it: {reason}"
 
 
 def statistics(device: int = 0) -> dict[str, int]:
@@ -273,13 +245,17 @@ def _call(name: str, *arguments: object) -> Any:
         raise UserError(_first_line(error)) from error
 
 
-def _check_abi(path: Path) -> None:
-    """Read which TVM the file was built for, without loading it: it might not load, or crash."""
+def _abi(path: Path) -> tuple[str, str] | None:
+    """Versions of TVM and tvm-ffi that a file was built for, read without loading it: it might not load, or crash."""
     found = _ABI.search(path.read_bytes())
-    if found is None:
+    return None if found is None else (found[1].decode(errors="replace"), found[2].decode(errors="replace"))
+
+
+def _check_abi(path: Path) -> None:
+    built, installed = _abi(path), installed_abi()
+    if built is None:
         raise UserError(f"{path} is no Vulkan runtime of greencc: run `{BUILD_COMMAND}`")
-    built = (found[1].decode(errors="replace"), found[2].decode(errors="replace"))
-    if built != (installed := installed_abi()):
+    if built != installed:
         raise UserError(
             f"the Vulkan runtime {path} was built for TVM {built[0]} and tvm-ffi {built[1]}, here are "
             f"{installed[0]} and {installed[1]}: run `{BUILD_COMMAND}`"

@@ -19,8 +19,7 @@ from greencc.ops import (
     QUANTIZED_MATMUL,
     AttentionAttrs,
 )
-from greencc.targets.cpu.legalize_int8 import CpuInt8Lowering
-from greencc.targets.cpu.quantized_norms import quantize_in_norms
+from greencc.targets.cpu.legalize_int8 import CpuInt8Lowering, with_quantizing_norms
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.pooling import find_max_pool, max_pool_kernel
 from greencc.targets.cpu.target import CpuTarget, host_target
@@ -44,7 +43,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
         ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, attention_kernel),
         PACKED_ATTENTION: lambda builder, call: _attention(builder, call, chosen, kernels, packed_attention_kernel),
     }
-    return relax.transform.LegalizeOps(table)(quantize_in_norms(module, chosen))
+    return relax.transform.LegalizeOps(table)(with_quantizing_norms(module, chosen))
 
 
 def _kernel(

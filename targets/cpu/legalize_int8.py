@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from tvm import relax
+import tvm
+from tvm import relax, tirx
 
 from greencc.affine import Scheme
 from greencc.targets.cpu.intrinsics.dot import dot_product
-from greencc.targets.cpu.quantized_norms import quantized_by_norm
 from greencc.targets.cpu.schedules.channel_words import channel_words_kernel
 from greencc.targets.cpu.schedules.quantize_images import quantize_images_kernel
-from greencc.targets.cpu.schedules.quantize_rows import quantize_rows_kernel
+from greencc.targets.cpu.schedules.quantize_rows import normalize_rows_kernel, quantize_rows_kernel
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.int8.levels import quantized_rows_types
 from greencc.targets.int8.lowering import Int8Lowering
+from greencc.targets.int8.norms import quantize_in_norms
 
 _ONES = (1, 1, 1)
 
@@ -50,8 +49,12 @@ class CpuInt8Lowering(Int8Lowering):
         gv = self._kernels.add(builder, name, emit, a.ty, groups, self._target, self._dot)
         return relax.call_tir(gv, [a], self.words_type(a.ty, groups))
 
-    def known_rows(
-        self, builder: relax.BlockBuilder, x: relax.Expr, factors: list[relax.Expr]
-    ) -> Sequence[relax.Expr] | None:
-        """See Int8Lowering: layer normalisations quantise their rows."""
-        return quantized_by_norm(builder, x, factors)
+
+def with_quantizing_norms(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
+    """`module` with layer normalisations that quantise their rows for the products behind them."""
+    dot = dot_product(target)
+
+    def emit(x: relax.TensorType, epsilon: float, *, with_factors: bool) -> tirx.PrimFunc:
+        return normalize_rows_kernel(x, epsilon, target, dot, with_factors)
+
+    return quantize_in_norms(module, dot, emit)

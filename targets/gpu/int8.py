@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import tvm
 from tvm import relax, te, tirx
 
 from greencc.affine import Scheme
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
-from greencc.targets.gpu.schedules.quantize_rows import parts_of, quantize_rows_kernel, range_kernel, scheme_kernel
+from greencc.targets.gpu.schedules.quantize_images import parts_of, range_kernel, scheme_kernel
+from greencc.targets.gpu.schedules.quantize_rows import normalize_rows_kernel, quantize_rows_kernel
 from greencc.targets.int8.levels import Levels, levels_of, quantized_rows_types, static_numbers
 from greencc.targets.int8.lowering import Int8Lowering
+from greencc.targets.int8.norms import quantize_in_norms
 
 _ONES = (1, 1, 1)
 
@@ -93,3 +96,13 @@ class GpuInt8Lowering(Int8Lowering):
             return tirx.if_then_else(inside < each, found, tirx.const(0, self._dot.activation))
 
         return te.compute((batch, groups * own, height, width, depth), at, name="words")
+
+
+def with_quantizing_norms(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
+    """`module` with layer normalisations that quantise their rows for the products behind them."""
+    levels = SignedWords()
+
+    def emit(x: relax.TensorType, epsilon: float, *, with_factors: bool) -> tirx.PrimFunc:
+        return normalize_rows_kernel(x, epsilon, target.gpu, levels, with_factors)
+
+    return quantize_in_norms(module, levels, emit)

@@ -2,8 +2,8 @@
 
     matmul(x, w)  ->  concat([matmul(x, w[:, :n]), matmul(x, w[:, n:2n]), ...], axis=-1)
 
-Vulkan's storage buffers have a limit (maxStorageBufferRange), on many devices 128 MiB. A table that rows are taken of is
-split by rows, and the one that holds a row is chosen for each.
+Vulkan's storage buffers have a limit (maxStorageBufferRange), on many devices 128 MiB. A table that rows are taken of
+is split by rows, and the one that holds a row is chosen for each.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def split_take(target: GpuTarget) -> Lowering:
 
         for start in range(0, table.shape[0], height):
             part = constant(np.ascontiguousarray(table[start : start + height]))
-            inside = emit(relax.op.clip(emit(relax.op.subtract(indices, relax.const(start, kind))), 0, len(part.data) - 1))
-            rows = emit(relax.op.take(part, inside, axis=0))
+            place = emit(relax.op.subtract(indices, relax.const(start, kind)))
+            rows = emit(relax.op.take(part, place, axis=0, mode="clip"))
             if result is None:
                 result = rows
                 continue

@@ -18,8 +18,9 @@ from greencc.ops import (
 )
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
-from greencc.targets.gpu.int8 import GpuInt8Lowering
+from greencc.targets.gpu.int8 import GpuInt8Lowering, with_quantizing_norms
 from greencc.targets.gpu.kernels import kernel_lowerings
+from greencc.targets.gpu.large_weights import split_matmul, split_take
 from greencc.targets.gpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.lowerings import Lowering, common_lowerings
 
@@ -30,6 +31,8 @@ def legalize(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
     int8 = GpuInt8Lowering(target, kernels)
     table: dict[str, Lowering] = {
         **common_lowerings(),
+        "relax.matmul": split_matmul(target),
+        "relax.take": split_take(target),
         **kernel_lowerings(target, kernels),
         INTEGER_CONV2D: int8.integer_conv2d,
         INTEGER_MATMUL: int8.integer_matmul,
@@ -38,7 +41,7 @@ def legalize(module: tvm.IRModule, target: GpuTarget) -> tvm.IRModule:
         ATTENTION: lambda builder, call: _attention(builder, call, target, kernels, attention_kernel),
         PACKED_ATTENTION: lambda builder, call: _attention(builder, call, target, kernels, packed_attention_kernel),
     }
-    return relax.transform.LegalizeOps(table)(module)
+    return relax.transform.LegalizeOps(table)(with_quantizing_norms(module, target))
 
 
 def _attention(

@@ -18,6 +18,7 @@ from greencc.errors import GreenccError
 from greencc.ir import constant, constant_array
 from greencc.ops import Conv2dAttrs, scheme_of
 from greencc.targets.int8.levels import Levels, padded_depth, word_count
+from greencc.targets.int8.norms import quantized_by_norm
 from greencc.targets.int8.static import dequantize, quantize_rows, zero_level
 from greencc.targets.tir import as_int
 
@@ -44,7 +45,7 @@ class Int8Lowering(ABC):
             known = self._once(builder, key, lambda: quantize_rows(builder, x, factors, scheme, self._dot))
             total = self._product(builder, known, weight)
             return dequantize(builder, total, scale, _sums(weight), scheme, self._dot, axis=-1)
-        made = self.known_rows(builder, x, factors)
+        made: Sequence[relax.Expr] | None = quantized_by_norm(builder, x, factors)
         if made is None:
             key = (x, "rows", *factors)
             made = self._quantized(builder, key, lambda: self.quantize_rows(builder, x, factors))
@@ -115,12 +116,6 @@ class Int8Lowering(ABC):
     @abstractmethod
     def channel_words(self, builder: relax.BlockBuilder, a: relax.Expr, groups: int) -> relax.Expr:
         """Levels a [N, C, H, W] uint8 or int8 in words of channels that fall into groups, see `words_type`."""
-
-    def known_rows(
-        self, builder: relax.BlockBuilder, x: relax.Expr, factors: list[relax.Expr]
-    ) -> Sequence[relax.Expr] | None:
-        """(levels, scale, zero point) of x, where whatever made x made them too."""
-        return None
 
     def words_type(self, x: relax.TensorType, groups: int) -> relax.TensorType:
         """Type of images x [N, C, H, W] in words: [N, words, H, W, depth]."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from greencc.errors import GreenccError
-from greencc.runtime.vulkan import load_sidecar
+from greencc.runtime.vulkan import open_sidecar
 
 
 def register() -> None:
     """Load the Vulkan runtime where there is one; do nothing otherwise.
 
     `import tvm` calls it (entry-point group `tvm.backends`), also in programs that have nothing to do with Vulkan: a
-    sidecar that is missing or made for another TVM is not their concern. greencc says what is wrong when Vulkan is
-    asked for.
+    sidecar that is missing or made for another TVM is not their concern, nor are greencc's settings of TVM's threads.
+    greencc says what is wrong when Vulkan is asked for.
     """
+    import tvm_ffi
+
     try:
-        load_sidecar()
+        open_sidecar(tvm_ffi)
     except GreenccError:
         return

@@ -22,11 +22,12 @@ from greencc.targets.gpu.schedules.threads import local, shared
 from greencc.targets.tir import i64
 
 BLOCK_KEYS = 32
-ROWS_PER_THREAD = 4
+# Neighbouring rows of a thread. More of them share its loads of keys and values, and take registers.
+FEW_ROWS, MANY_ROWS = 4, 8
 # Columns of queries and keys in shared memory at a time, at most.
 MAX_DEPTH = 32
 # Workgroups that keep a large GPU busy: where there are more, each takes more rows, which share the loads of keys.
-ENOUGH_GROUPS = 1024
+ENOUGH_GROUPS = 512
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class FlashTile:
 
     Attributes:
         teams, lanes: threads along rows, and along keys or columns.
+        own_rows: neighbouring rows of a thread, a multiple of 4.
         keys_per_thread: neighbouring keys of a thread.
         depth: columns of queries and keys in shared memory at a time, in `chunks` parts.
         resident: whether all columns of the queries stay there.
@@ -44,6 +46,7 @@ class FlashTile:
 
     teams: int
     lanes: int
+    own_rows: int
     keys_per_thread: int
     depth: int
     chunks: int
@@ -55,7 +58,7 @@ class FlashTile:
     @property
     def rows(self) -> int:
         """Query rows of a workgroup."""
-        return self.teams * ROWS_PER_THREAD
+        return self.teams * self.own_rows
 
     @property
     def threads(self) -> int:
@@ -96,19 +99,19 @@ class FlashTile:
 
 def choose_tile(attrs: AttentionAttrs, gpu: Capabilities, batch: int | None, rows: int | None) -> FlashTile:
     """The tile for sequences of so many rows, if known: queries resident where they fit, many rows where many are."""
-    few, many = 8, 16
+    teams = 8
     lanes = 8 if attrs.value_dim <= 64 else 16
-    if rows is not None and -(-rows // (many * ROWS_PER_THREAD)) * attrs.heads * (batch or 1) >= ENOUGH_GROUPS:
-        wide = _tile(attrs, many, lanes, resident=True)
-        if wide.shared_bytes <= gpu.shared_bytes and wide.threads <= gpu.max_threads:
+    if rows is not None and -(-rows // (teams * MANY_ROWS)) * attrs.heads * (batch or 1) >= ENOUGH_GROUPS:
+        wide = _tile(attrs, teams, lanes, MANY_ROWS, resident=True)
+        if wide.shared_bytes <= gpu.shared_bytes:
             return wide
-    if rows is not None and rows <= few * ROWS_PER_THREAD // 2:
-        few //= 2
-    tile = _tile(attrs, few, lanes, resident=True)
-    return tile if tile.shared_bytes <= gpu.shared_bytes else _tile(attrs, few, lanes, resident=False)
+    if rows is not None and rows <= teams * FEW_ROWS // 2:
+        teams //= 2
+    tile = _tile(attrs, teams, lanes, FEW_ROWS, resident=True)
+    return tile if tile.shared_bytes <= gpu.shared_bytes else _tile(attrs, teams, lanes, FEW_ROWS, resident=False)
 
 
-def _tile(attrs: AttentionAttrs, teams: int, lanes: int, *, resident: bool) -> FlashTile:
+def _tile(attrs: AttentionAttrs, teams: int, lanes: int, own_rows: int, *, resident: bool) -> FlashTile:
     chunks = -(-attrs.head_dim // MAX_DEPTH)
     depth = -(-attrs.head_dim // chunks)
     if attrs.head_dim % 4 == 0:
@@ -119,7 +122,8 @@ def _tile(attrs: AttentionAttrs, teams: int, lanes: int, *, resident: bool) -> F
     value_keys = BLOCK_KEYS
     while value_keys > 4 and value_keys * lanes * value_lanes * parts > MAX_DEPTH * (BLOCK_KEYS + BANK_PADDING):
         value_keys //= 2
-    return FlashTile(teams, lanes, BLOCK_KEYS // lanes, depth, chunks, resident, value_keys, value_lanes, parts)
+    keys = BLOCK_KEYS // lanes
+    return FlashTile(teams, lanes, own_rows, keys, depth, chunks, resident, value_keys, value_lanes, parts)
 
 
 class FlashEmitter:
@@ -143,10 +147,10 @@ class FlashEmitter:
         self.operand = shared(tile.operand_size, "float32")
         self.powers = shared(BLOCK_KEYS * tile.row_pitch, "float32")
         self.gathered = shared(tile.rows * tile.lanes, "float32")
-        self.scores = local(ROWS_PER_THREAD * tile.keys_per_thread, "float32")
-        self.sums = local(ROWS_PER_THREAD * tile.value_lanes * tile.value_parts, "float32")
-        self.peaks, self.totals = local(ROWS_PER_THREAD, "float32"), local(ROWS_PER_THREAD, "float32")
-        self.column, self.factor = local(ROWS_PER_THREAD, "float32"), local(1, "float32")
+        self.scores = local(tile.own_rows * tile.keys_per_thread, "float32")
+        self.sums = local(tile.own_rows * tile.value_lanes * tile.value_parts, "float32")
+        self.peaks, self.totals, self.column = (local(tile.own_rows, "float32") for _ in range(3))
+        self.factor = local(1, "float32")
 
     def emit(self, first: tirx.Expr) -> None:
         """The rows from `first` on."""
@@ -171,15 +175,15 @@ class FlashEmitter:
 
     def _row(self, r: tirx.Expr) -> tirx.Expr:
         """The place of a thread's row in the block."""
-        return self.team * i64(ROWS_PER_THREAD) + r
+        return self.team * i64(self.tile.own_rows) + r
 
     def _clear(self) -> None:
         """No key has been seen."""
         zero = tirx.const(0.0, "float32")
-        with self._each(ROWS_PER_THREAD) as r:
+        with self._each(self.tile.own_rows) as r:
             T.buffer_store(self.peaks, tirx.const(NEGATIVE_INFINITY, "float32"), [r])
             T.buffer_store(self.totals, zero, [r])
-        with self._each(ROWS_PER_THREAD * self.tile.value_lanes * self.tile.value_parts) as i:
+        with self._each(self.tile.own_rows * self.tile.value_lanes * self.tile.value_parts) as i:
             T.buffer_store(self.sums, zero, [i])
 
     def _load_queries(self, first: tirx.Expr, start: tirx.Expr, columns: int) -> None:
@@ -223,7 +227,7 @@ class FlashEmitter:
     def _products(self, first: tirx.Expr, key: tirx.Expr) -> None:
         """Products of a thread's rows with its keys."""
         tile = self.tile
-        with self._each(ROWS_PER_THREAD * tile.keys_per_thread) as i:
+        with self._each(tile.own_rows * tile.keys_per_thread) as i:
             T.buffer_store(self.scores, tirx.const(0.0, "float32"), [i])
         with T.serial(i64(0), i64(tile.chunks)) as chunk:
             start = chunk * i64(tile.depth)
@@ -236,23 +240,22 @@ class FlashEmitter:
                 with self._each(tile.keys_per_thread) as c:
                     place = d * i64(tile.key_pitch) + self.lane * i64(tile.keys_per_thread) + c
                     T.buffer_store(self.factor, self.operand[place], [i64(0)])
-                    with self._each(ROWS_PER_THREAD) as r:
+                    with self._each(self.tile.own_rows) as r:
                         at = r * i64(tile.keys_per_thread) + c
                         value = self.scores[at] + self.column[r] * self.factor[i64(0)]
                         T.buffer_store(self.scores, value, [at])
 
     def _load_column(self, source: tirx.Var, column: tirx.Expr) -> None:
         """A thread's rows of a column of transposed queries or powers."""
-        start = column * i64(self.tile.row_pitch) + self._row(i64(0))
-        lanes = tirx.Ramp(start, i64(1), ROWS_PER_THREAD)
-        T.buffer_store(
-            self.column, tirx.BufferLoad(source, [lanes]), [tirx.Ramp(i64(0), i64(1), ROWS_PER_THREAD)]
-        )
+        for part in range(0, self.tile.own_rows, 4):
+            start = column * i64(self.tile.row_pitch) + self._row(i64(part))
+            value = tirx.BufferLoad(source, [tirx.Ramp(start, i64(1), 4)])
+            T.buffer_store(self.column, value, [tirx.Ramp(i64(part), i64(1), 4)])
 
     def _gather_peaks(self, first: tirx.Expr, key: tirx.Expr) -> None:
         """Scores in place of products, and the largest of each thread where all can read it."""
         tile = self.tile
-        with self._each(ROWS_PER_THREAD) as r:
+        with self._each(self.tile.own_rows) as r:
             T.buffer_store(self.factor, tirx.const(NEGATIVE_INFINITY, "float32"), [i64(0)])
             with self._each(tile.keys_per_thread) as c:
                 at = r * i64(tile.keys_per_thread) + c
@@ -267,7 +270,7 @@ class FlashEmitter:
         tile = self.tile
         own = tile.value_lanes * tile.value_parts
         peak = local(1, "float32")
-        with self._each(ROWS_PER_THREAD) as r:
+        with self._each(self.tile.own_rows) as r:
             T.buffer_store(peak, self.peaks[r], [i64(0)])
             with self._each(tile.lanes) as lane:
                 other = self.gathered[self._row(r) * i64(tile.lanes) + lane]
@@ -305,7 +308,7 @@ class FlashEmitter:
                 with self._each(tile.value_parts) as part, self._each(tile.value_lanes) as lane:
                     place = step * i64(tile.value_pitch) + self._value_column(part, lane)
                     T.buffer_store(self.factor, self.operand[place], [i64(0)])
-                    with self._each(ROWS_PER_THREAD) as r:
+                    with self._each(self.tile.own_rows) as r:
                         at = r * i64(own) + part * i64(tile.value_lanes) + lane
                         value = self.sums[at] + self.column[r] * self.factor[i64(0)]
                         T.buffer_store(self.sums, value, [at])
@@ -317,15 +320,15 @@ class FlashEmitter:
         """Sums over all threads of a row, and its result."""
         tile, sequence = self.tile, self.sequence
         own, size = tile.value_lanes * tile.value_parts, sequence.attrs.value_dim
-        with self._each(ROWS_PER_THREAD) as r:
+        with self._each(self.tile.own_rows) as r:
             T.buffer_store(self.gathered, self.totals[r], [self._row(r) * i64(tile.lanes) + self.lane])
-        with self._each(ROWS_PER_THREAD) as r:
+        with self._each(self.tile.own_rows) as r:
             T.buffer_store(self.factor, tirx.const(0.0, "float32"), [i64(0)])
             with self._each(tile.lanes) as lane:
                 other = self.gathered[self._row(r) * i64(tile.lanes) + lane]
                 T.buffer_store(self.factor, self.factor[i64(0)] + other, [i64(0)])
             T.buffer_store(self.totals, sequence.inverse(self.factor[i64(0)]), [r])
-        with self._each(ROWS_PER_THREAD) as r:
+        with self._each(self.tile.own_rows) as r:
             row = first + self._row(r)
             with when(row < sequence.rows), self._each(tile.value_parts) as part:
                 inside = self._value_column(part, i64(0)) < i64(size) if tile.value_pitch != size else None

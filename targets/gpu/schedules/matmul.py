@@ -27,10 +27,19 @@ from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.gemv import Gemv, plan_gemv
 from greencc.targets.gpu.schedules.matmul_plan import plan_tiles
 from greencc.targets.gpu.schedules.matmul_tiles import Tiles
-from greencc.targets.gpu.schedules.products import Product, check_tail, match_product
-from greencc.targets.gpu.schedules.sources import BYTES, ByteRows, InPlace, LevelPanels, Panels, RowSource, Source
+from greencc.targets.gpu.schedules.products import Product, match_product
+from greencc.targets.gpu.schedules.sources import (
+    BYTES,
+    ByteRows,
+    InPlace,
+    LevelPanels,
+    Panels,
+    RowSource,
+    Source,
+    panel_width,
+)
 from greencc.targets.gpu.schedules.threads import is_multiple, launch
-from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
+from greencc.targets.kernel import Tail, check_tail, inline_tail, overwritable, parameter_index
 from greencc.targets.packing import ColumnPanels, Transposed, WordPanels
 from greencc.targets.tir import as_int, i64
 
@@ -38,8 +47,6 @@ from greencc.targets.tir import as_int, i64
 GEMV_ROWS = 8
 # Of a symbolic number of rows: up to so many, tiles for few rows are used.
 FEW_ROWS = 32
-# Columns of a panel: every tile's are a multiple or a divisor.
-PANEL = 64
 # Rows (columns) of a chunk of a tile: whole vectors of them are written to shared memory.
 TOGETHER = 4
 
@@ -95,7 +102,7 @@ def pack_operands(func: tirx.PrimFunc, product: Product, constants: frozenset[in
     depth, columns = as_int(b.depth.size), as_int(b.major.size)
     if depth is None or columns is None:
         return {}
-    transposed = b.indices[0].same_as(b.major.variables[0])
+    width, transposed = panel_width(columns), b.indices[0].same_as(b.major.variables[0])
 
     def packed(layout: PanelLayout, rows: int, dtype: str) -> PackedOperand:
         return PackedOperand(Transposed(layout) if transposed else layout, layout.shape(rows, columns), dtype)
@@ -103,15 +110,15 @@ def pack_operands(func: tirx.PrimFunc, product: Product, constants: frozenset[in
     groups = product.groups
     if groups is None:
         if product.is_int8:
-            return {index: packed(WordPanels(PANEL, 8), depth, "int32")}
-        return {index: packed(ColumnPanels(PANEL), depth, b.dtype)}
-    found = {index: packed(WordPanels(PANEL, groups.bits), depth, "int32")}
+            return {index: packed(WordPanels(width, 8), depth, "int32")}
+        return {index: packed(ColumnPanels(width), depth, b.dtype)}
+    found = {index: packed(WordPanels(width, groups.bits), depth, "int32")}
     for buffer in (groups.scale, groups.offset):
         if buffer is not None:
             own = parameter_index(func, buffer)
             if own is None or own not in constants:
                 return {}
-            found[own] = packed(ColumnPanels(PANEL), depth // groups.group, str(buffer.ty.dtype))
+            found[own] = packed(ColumnPanels(width), depth // groups.group, str(buffer.ty.dtype))
     return found
 
 
@@ -190,7 +197,7 @@ class Kernels:
 
     def gemv(self, rows: int) -> None:
         """Emit a launch for so many rows or fewer."""
-        b = self._b(i64(0), PANEL, 1)
+        b = self._b(i64(0), 1, 1)
         plan = plan_gemv(rows, b, min(256, self.gpu.max_threads), self.gpu.shared_bytes // 2)
 
         def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
@@ -236,12 +243,11 @@ class Kernels:
         buffer = self.buffers[b.buffer]
         if not self.packed:
             return InPlace(b, buffer, b.offset(b.batch, batch), block, together)
-        panels = int(buffer.ty.shape[0])
         if groups is None:
-            return Panels(buffer, str(buffer.ty.dtype), PANEL, panels, block)
+            return Panels(buffer, block)
         offset = None if groups.offset is None else self.buffers[groups.offset]
         scheme = (self.buffers[groups.scale], offset)
-        return LevelPanels(buffer, *scheme, PANEL, panels, groups.bits, groups.group, block)
+        return LevelPanels(buffer, *scheme, groups.bits, groups.group, block)
 
 
 def _blocks(size: tirx.Expr, of: int) -> tirx.Expr:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 
@@ -25,6 +25,7 @@ class TilePlan:
         rows, columns: of a workgroup's tile.
         depth: of a step, in elements, or words of bytes.
         thread_rows, thread_columns: of a thread's part of the tile; 1, 2 or multiples of 4.
+        slices: parts that a step is made of, each of `depth`; each is multiplied by threads of its own.
     """
 
     rows: int
@@ -32,16 +33,23 @@ class TilePlan:
     depth: int
     thread_rows: int
     thread_columns: int
+    slices: int = 1
+
+    @property
+    def slice_threads(self) -> int:
+        """Threads that multiply a slice."""
+        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
 
     @property
     def threads(self) -> int:
         """Threads of a workgroup."""
-        return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
+        return self.slice_threads * self.slices
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a workgroup: elements and words are of 4 bytes."""
-        return 4 * self.depth * (self.rows + self.columns + 2 * PADDING)
+        tiles = self.slices * self.depth * (self.rows + self.columns + 2 * PADDING)
+        return 4 * (tiles + (self.slices - 1) * self.slice_threads * self.thread_columns)
 
 
 # From the most work for what is read to the least. A thread that multiplies 8 rows with 8 columns reads 16 elements of
@@ -54,10 +62,13 @@ _TILES = (
     TilePlan(32, 32, 16, 4, 4),
 )
 _SMALLEST = TilePlan(16, 16, 16, 4, 4)
+# A slice has at least so many steps; more slices than this are added up for longer than they save.
+_SLICE_STEPS = 4
+_MOST_SLICES = 4
 
 
 def plan_tiles(product: Product, gpu: Capabilities, most_rows: int | None = None) -> TilePlan:
-    """The largest tiles of which there are enough to keep a device busy, or the smallest.
+    """The largest tiles of which there are enough to keep a device busy, or the smallest, the depth in slices then.
 
     Tiles have no more rows than the product, or 32; `most_rows` is what is known of a symbolic number of them.
     """
@@ -70,7 +81,17 @@ def plan_tiles(product: Product, gpu: Capabilities, most_rows: int | None = None
         and (most is None or plan.rows <= max(most, 32))
     ]  # fmt: skip
     enough = [plan for plan in fitting if _count(product, plan, most) >= gpu.cores]
-    return (enough[:1] or fitting[-1:] or [_SMALLEST])[0]
+    if enough:
+        return enough[0]
+    plan = fitting[-1] if fitting else _SMALLEST
+    steps = _usual(product.depth.size) // (plan.depth * (4 if product.is_int8 else 1))
+    while plan.slices < _MOST_SLICES and steps >= 2 * plan.slices * _SLICE_STEPS:
+        more = replace(plan, slices=2 * plan.slices)
+        is_enough = _count(product, plan, most) * plan.slices >= gpu.cores
+        if is_enough or more.threads > gpu.max_threads or more.shared_bytes > gpu.shared_bytes:
+            break
+        plan = more
+    return plan
 
 
 def _count(product: Product, plan: TilePlan, rows: int | None) -> int:

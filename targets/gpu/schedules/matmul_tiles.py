@@ -5,8 +5,10 @@
         read the next step's tiles into registers
         for each k of the step: the thread's rows times its columns, added to sums in registers
 
-A thread has its rows and columns in groups of four that lie apart, so that neighbouring threads read neighbouring
-vectors. Rows behind the last one repeat it and aren't stored; behind the end of the depth both factors are 0.
+Where tiles are few, a step has several slices along the depth, each with threads of its own, whose sums are added up
+behind the loop. A thread has its rows and columns in groups of four that lie apart, so that neighbouring threads read
+neighbouring vectors. Rows behind the last one repeat it and aren't stored; behind the end of the depth both factors
+are 0.
 """
 
 from __future__ import annotations
@@ -71,20 +73,19 @@ class Tiles:
     def emit(self, a: Source, b: Source, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr) -> None:
         """Emit the tile whose first row and column are given."""
         plan, arithmetic = self.plan, self.arithmetic
-        row_index, column_index = divided(thread, plan.columns // plan.thread_columns)
+        part, own_thread = (i64(0), thread) if plan.slices == 1 else divided(thread, plan.slice_threads)
+        row_index, column_index = divided(own_thread, plan.columns // plan.thread_columns)
         sides = (
             _Side(a, plan.rows, plan.thread_rows, row_index, first[0]),
             _Side(b, plan.columns, plan.thread_columns, column_index, first[1]),
         )
-        staged = [_Staged(side, plan, self.depth, thread, arithmetic.element) for side in sides]
+        staged = [_Staged(side, plan, self.depth, (part, own_thread), arithmetic.element) for side in sides]
         sums = local(plan.thread_rows * plan.thread_columns, arithmetic.sums)
         for i in range(plan.thread_rows * plan.thread_columns):
             T.buffer_store(sums, tirx.const(0, arithmetic.sums), [i64(i)])
         own = [local(side.own, arithmetic.element) for side in sides]
-        steps = tirx.ceildiv(self.depth, i64(plan.depth))
-        count = as_int(self.depth)
-        if count is not None:
-            steps = i64(-(-count // plan.depth))
+        step_depth, count = plan.depth * plan.slices, as_int(self.depth)
+        steps = tirx.ceildiv(self.depth, i64(step_depth)) if count is None else i64(-(-count // step_depth))
         for stage in staged:
             stage.fetch(i64(0))
         with T.serial(i64(0), steps) as step:
@@ -100,7 +101,35 @@ class Tiles:
                 for stage, values in zip(staged, own, strict=True):
                     stage.load(values, k)
                 self._multiply(sums, own)
-        self._store(sums, sides)
+        if plan.slices == 1:
+            self._store(sums, sides)
+            return
+        self._add_slices(sums, part, own_thread)
+        with T.If(part < i64(1)), T.Then():
+            self._store(sums, sides)
+
+    def _add_slices(self, sums: tirx.Var, part: tirx.Expr, thread: tirx.Expr) -> None:
+        """Emit the addition of all slices' sums to those of the first one, a row of each thread at a time."""
+        plan, kind = self.plan, self.arithmetic.sums
+        columns = plan.thread_columns
+        memory = shared((plan.slices - 1) * plan.slice_threads * columns, kind)
+        for r in range(plan.thread_rows):
+            barrier()
+            with T.If(part > i64(0)), T.Then():
+                for c in range(columns):
+                    value = tirx.BufferLoad(sums, [i64(r * columns + c)])
+                    T.buffer_store(memory, value, [self._slice_place(part - i64(1), c, thread)])
+            barrier()
+            with T.If(part < i64(1)), T.Then():
+                for c in range(columns):
+                    where = [i64(r * columns + c)]
+                    for other in range(plan.slices - 1):
+                        value = tirx.BufferLoad(memory, [self._slice_place(i64(other), c, thread)])
+                        T.buffer_store(sums, tirx.BufferLoad(sums, where) + value, where)
+
+    def _slice_place(self, part: tirx.Expr, column: int, thread: tirx.Expr) -> tirx.Expr:
+        """Where a thread's sum of another slice lies: neighbouring threads' side by side."""
+        return (part * i64(self.plan.thread_columns) + i64(column)) * i64(self.plan.slice_threads) + thread
 
     def _multiply(self, sums: tirx.Var, own: list[tirx.Var]) -> None:
         a, b = own
@@ -158,21 +187,26 @@ class Tiles:
 class _Staged:
     """The way of a factor's tile from memory through registers to shared memory."""
 
-    def __init__(self, side: _Side, plan: TilePlan, depth: tirx.Expr, thread: tirx.Expr, element: str) -> None:
+    def __init__(
+        self, side: _Side, plan: TilePlan, depth: tirx.Expr, thread: tuple[tirx.Expr, tirx.Expr], element: str
+    ) -> None:
         source = side.source
-        self.side, self.depth, self.step_depth = side, depth, plan.depth
+        self.side, self.depth, self.step_depth, self.slices = side, depth, plan.depth, plan.slices
         if plan.depth % source.deep or side.size % source.wide:
             raise GreenccError(f"a tile of {plan.depth} x {side.size} isn't made of {source.deep} x {source.wide}")
         chunks = (plan.depth // source.deep) * (side.size // source.wide)
         # Where threads are more than chunks, the last ones have none.
-        self.each = -(-chunks // plan.threads)
-        self.is_even = chunks % plan.threads == 0
-        self.chunks, self.thread, self.threads = chunks, thread, plan.threads
+        self.each = -(-chunks // plan.slice_threads)
+        self.is_even = chunks % plan.slice_threads == 0
+        self.chunks, self.threads = chunks, plan.slice_threads
+        self.part, self.thread = thread
         kind, lanes, count = source.raw
         self.held = [local(lanes * count, kind) for _ in range(self.each)]
         self.stride = side.size + PADDING
         self.element = element
-        self.memory = shared(plan.depth * self.stride, element)
+        size = plan.depth * self.stride
+        self.memory = shared(size * plan.slices, element)
+        self.start = self.part * i64(size)
 
     def fetch(self, step: tirx.Expr) -> None:
         """Emit the reading of a step's tile into registers."""
@@ -186,7 +220,7 @@ class _Staged:
         def read(number: int) -> None:
             major, depth = self._memory_place(number, step)
             vectors = source.read(major, depth)
-            if is_multiple(self.depth, self.step_depth):
+            if is_multiple(self.depth, self.step_depth * self.slices):
                 keep(number, vectors)
                 return
             with T.If(depth < self.depth):
@@ -209,7 +243,7 @@ class _Staged:
             is_whole = source.deep == count == 1 and kind == self.element
             values = [] if is_whole else source.values(raw, *self._memory_place(number, step))
             for d in range(source.deep):
-                where = [ramp((k + i64(d) if d else k) * i64(self.stride) + inside, wide)]
+                where = [ramp(self.start + (k + i64(d) if d else k) * i64(self.stride) + inside, wide)]
                 if is_whole:
                     value = tirx.BufferLoad(self.held[number], [ramp(i64(0), wide)])
                 elif wide == 1:
@@ -227,7 +261,7 @@ class _Staged:
         """Emit the reading of the thread's rows (columns) at one k."""
         side = self.side
         for number in range(side.own // side.group):
-            where = k * i64(self.stride) + side.place(number)
+            where = self.start + k * i64(self.stride) + side.place(number)
             vector = tirx.BufferLoad(self.memory, [ramp(where, side.group)])
             T.buffer_store(values, vector, [ramp(i64(number * side.group), side.group)])
 
@@ -252,4 +286,5 @@ class _Staged:
     def _memory_place(self, number: int, step: tirx.Expr) -> tuple[tirx.Expr, tirx.Expr]:
         """Row (column) and depth of the thread's chunk."""
         inside, k = self._place(number)
-        return self.side.first + inside, step * i64(self.step_depth) + k
+        first = step if self.slices == 1 else step * i64(self.slices) + self.part
+        return self.side.first + inside, first * i64(self.step_depth) + k

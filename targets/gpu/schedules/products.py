@@ -221,23 +221,6 @@ def _arranged(
     return Product(made[0], made[1], batch, rows, columns, depth, groups)
 
 
-def check_tail(tail: Tail) -> str | None:
-    """Why the tail can't be computed element by element, or None: it must read the product at its own position."""
-    shape, result = list(tail.intermediate.ty.shape), list(tail.output.ty.shape)
-    analyzer = sym.Analyzer()
-    if len(shape) != len(result):
-        return "the tail changes the rank"
-    if not all(map(analyzer.can_prove_equal, shape, result)):
-        return "the tail changes the shape"
-    for load in loads(tail.value):
-        if load.source.same_as(tail.intermediate) and not all(
-            index.same_as(axis) or (is_const_zero(index) and as_int(extent) == 1)
-            for index, axis, extent in zip(load.indices, tail.axes, shape, strict=True)
-        ):
-            return "the tail reads the product elsewhere"
-    return None
-
-
 def _check_types(tail: Tail, pair: Sequence[ir.TensorLoad], grouped: bool) -> str | None:
     kinds = [str(load.ty.dtype) for load in pair]
     result = str(tail.intermediate.ty.dtype)

@@ -34,6 +34,8 @@ _SHORT = 16
 # With this many rows side by side there is enough work without lanes.
 _MANY_ROWS = 1 << 14
 _SYMBOLIC_LANES = 64
+# Fewer rows than this leave most of a GPU idle: what has more elements than this in each is better done apart.
+_FEW_ROWS, _WIDE = 16, 1 << 13
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def find_rows(stages: Sequence[Stage]) -> Rows | str:
                 results[buffer] = [_position(axis, axes) for axis in stage.axes]
         elif any(reads(other, buffer) for buffer in stage.writes for other in stages if other is not stage):
             return "a stage reads what another one stores"
+        if not stage.is_reduction and _is_too_much(stage, axes, volume(list(extents))):
+            return "an output is too large for the workgroups of so few rows"
         all_axes.append(axes)
     return Rows(extents, tuple(all_axes))
 
@@ -305,6 +309,13 @@ def _row_axes(
     if not all(analyzer.can_prove_equal(sizes[found[n]], extent) for n, extent in enumerate(extents)):
         return None
     return tuple(found[n] for n in range(len(extents)))
+
+
+def _is_too_much(stage: Stage, axes: Sequence[tirx.Var], rows: tirx.Expr) -> bool:
+    """Whether a map has so much in each of so few rows that it deserves a launch of its own."""
+    inner = [extent for axis, extent in zip(stage.axes, stage.extents, strict=True) if _position(axis, axes) is None]
+    count, each = as_int(rows), as_int(volume(inner))
+    return count is not None and count < _FEW_ROWS and each is not None and each > _WIDE
 
 
 def _rows_are_neighbours(stages: Sequence[Stage]) -> bool:

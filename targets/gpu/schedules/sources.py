@@ -19,6 +19,9 @@ from greencc.targets.tir import i64, vector_type
 
 BYTES = 4
 """Bytes in a word."""
+VECTOR = 4
+"""Elements of the longest vector."""
+_PANEL_WIDTHS = (64, 32, 16)
 
 
 class Source(Protocol):
@@ -169,16 +172,10 @@ class Panels:
 
     Attributes:
         buffer: what it is called in the kernel.
-        dtype: of its elements.
-        width: of a panel, a multiple of 4.
-        panels: their number.
         block: see InPlace.
     """
 
     buffer: tirx.Var
-    dtype: str
-    width: int
-    panels: int
     block: int
     depth_first: bool = False
     wide: int = 4
@@ -187,21 +184,21 @@ class Panels:
     @property
     def raw(self) -> tuple[str, int, int]:
         """See Source."""
-        return self.dtype, self.wide, 1
+        return str(self.buffer.ty.dtype), self.wide, 1
 
     @property
     def limit(self) -> tirx.Expr:
         """See Source: what fills the last panel up is 0."""
-        return i64(self.panels * self.width)
+        return _panel_columns(self.buffer)
 
     def read(self, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
         column = _held(self, major, self.wide)
-        return [at(self.buffer, panel_offset(self.buffer, self.width, column, depth), self.wide)]
+        return [at(self.buffer, panel_offset(self.buffer, column, depth), self.wide)]
 
     def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
-        return list(raw) if self.dtype == "int32" else [as_float(value) for value in raw]
+        return list(raw) if self.raw[0] == "int32" else [as_float(value) for value in raw]
 
 
 @dataclass(frozen=True)
@@ -212,8 +209,6 @@ class LevelPanels:
         words: int32 [panels, depth / deep, width].
         scale: float16 or float32 [panels, depth / group, width].
         offset: like `scale`, or None.
-        width: of a panel, a multiple of 4.
-        panels: their number.
         bits: of a level.
         group: levels along the depth that share a scale, a multiple of those in a word.
         block: see InPlace.
@@ -223,8 +218,6 @@ class LevelPanels:
     words: tirx.Var
     scale: tirx.Var
     offset: tirx.Var | None
-    width: int
-    panels: int
     bits: int
     group: int
     block: int
@@ -244,13 +237,13 @@ class LevelPanels:
     @property
     def limit(self) -> tirx.Expr:
         """See Source."""
-        return i64(self.panels * self.width)
+        return _panel_columns(self.words)
 
     def read(self, major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
         row = tirx.floordiv(depth, i64(self.deep))
         column = _held(self, major, self.wide)
-        return [at(self.words, panel_offset(self.words, self.width, column, row), self.wide)]
+        return [at(self.words, panel_offset(self.words, column, row), self.wide)]
 
     def values(self, raw: Sequence[tirx.Expr], major: tirx.Expr, depth: tirx.Expr) -> list[tirx.Expr]:
         """See Source."""
@@ -268,7 +261,7 @@ class LevelPanels:
         groups = int(buffer.ty.shape[1])
         # Behind the end of the depth the other factor is 0: any scale will do.
         group = tirx.min(tirx.floordiv(depth, i64(self.group)), i64(groups - 1))
-        first = panel_offset(buffer, self.width, _held(self, major, self.wide), group)
+        first = panel_offset(buffer, _held(self, major, self.wide), group)
         return [as_float(at(buffer, first + i64(i) if i else first)) for i in range(self.wide)]
 
 
@@ -277,14 +270,32 @@ def _held(source: Source, major: tirx.Expr, wide: int) -> tirx.Expr:
     return major if is_multiple(source.limit, source.block) else tirx.min(major, source.limit - i64(wide))
 
 
+def _panel_columns(buffer: tirx.Var) -> tirx.Expr:
+    panels, _, width = (int(size) for size in buffer.ty.shape)
+    return i64(panels * width)
+
+
 def _by_depth(raw: Sequence[tirx.Expr], wide: int, deep: int) -> list[tirx.Expr]:
     """Elements of a chunk that was read row by row, those of the first depth first."""
     return [raw[w * deep + d] for d in range(deep) for w in range(wide)]
 
 
-def panel_offset(buffer: tirx.Var, width: int, column: tirx.Expr, row: tirx.Expr) -> tirx.Expr:
+def panel_width(columns: int) -> int:
+    """Columns of a panel: few are one panel; of many, no more than an eighth is filled up if that can be.
+
+    A panel's rows are whole vectors, and neighbouring threads' vectors lie side by side in them.
+    """
+    if columns <= _PANEL_WIDTHS[0]:
+        return -(-columns // VECTOR) * VECTOR
+    widths = (width for width in _PANEL_WIDTHS if 8 * (-columns % width) <= columns)
+    return next(widths, _PANEL_WIDTHS[-1])
+
+
+def panel_offset(buffer: tirx.Var, column: tirx.Expr, row: tirx.Expr) -> tirx.Expr:
     """Distance of an element of [panels, rows, width] from the first one."""
-    rows = int(buffer.ty.shape[1])
+    panels, rows, width = (int(size) for size in buffer.ty.shape)
+    if panels == 1:
+        return row * i64(width) + column
     panel, inside = tirx.floordiv(column, i64(width)), tirx.floormod(column, i64(width))
     return (panel * i64(rows) + row) * i64(width) + inside
 

@@ -10,6 +10,7 @@ is no stage of its own: the stages that read it compute it. So a softmax is read
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -275,5 +276,6 @@ def reads(stage: Stage, buffer: tirx.Var) -> bool:
 
 
 def size_of(*values: tirx.Expr) -> int:
-    """How many nodes expressions have."""
-    return sum(1 for value in values for _ in walk(value))
+    """How many nodes expressions have when they are written out; no more than a few over what counts as large."""
+    nodes = itertools.chain.from_iterable(walk(value) for value in values)
+    return sum(1 for _ in itertools.islice(nodes, _LARGE + 1))

@@ -29,9 +29,9 @@ from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.launch import barrier, when
 from greencc.targets.gpu.schedules.matmul import Kernels, choose
-from greencc.targets.gpu.schedules.products import Factor, Product, check_tail, match_product
+from greencc.targets.gpu.schedules.products import Factor, Product, match_product
 from greencc.targets.gpu.schedules.threads import at, divided, is_multiple, launch, local, put, shared
-from greencc.targets.kernel import Tail, inline_tail, overwritable, parameter_index
+from greencc.targets.kernel import Tail, check_tail, inline_tail, overwritable, parameter_index
 from greencc.targets.tir import as_int, i64, ramp, splat
 
 EDGE = 16

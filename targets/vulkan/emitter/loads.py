@@ -44,7 +44,8 @@ def load(expressions: Expressions, expr: ir.TensorLoad, lane: int) -> str:
     if isinstance(memory.place, Fragment):
         raise context.fail(f"an element of the fragment '{memory.place.name}' is read")
     if memory.place.lanes == 1:
-        return f"{memory.place.name}[{expressions.index(offset, lane)}]"
+        text = f"{memory.place.name}[{expressions.index(offset, lane)}]"
+        return from_storage(context, text, memory.element) if memory.place.is_packed else text
     vector = vector_of(memory.element.register, memory.place.lanes)
     assert vector is not None
     whole = context.temporary(vector, f"{memory.place.name}[{expressions.index(offset)}]", "w")
@@ -87,7 +88,8 @@ def store(expressions: Expressions, statement: tirx.BufferStore) -> None:
         return
     if isinstance(memory.place, Array):
         for lane, value in enumerate(values):
-            context.emit(f"{memory.place.name}[{expressions.index(offset, lane)}] = {value};")
+            stored = to_storage(context, value, memory.element) if memory.place.is_packed else value
+            context.emit(f"{memory.place.name}[{expressions.index(offset, lane)}] = {stored};")
         return
     memory.place.is_written = True
     chunk = vector_width(context, memory, offset, lanes)
@@ -223,13 +225,22 @@ def flat_index(context: Context, buffer: tirx.Var, indices: Sequence[tirx.Expr])
     """The index into flat memory; an offset of the buffer in it is added."""
     if len(indices) != 1:
         raise context.fail(f"the buffer '{buffer.name}' has {len(indices)} dimensions: it has not been flattened")
-    start = buffer.ty.elem_offset
-    if start is None or (isinstance(start, tirx.IntImm) and int(start) == 0):
-        return indices
     (index,) = indices
-    if isinstance(index, tirx.Ramp):
-        return [tirx.Ramp(_sum(index.base, start), index.stride, index.lanes)]
-    return [_sum(index, start)]
+    start = buffer.ty.elem_offset
+    if start is not None and not (isinstance(start, tirx.IntImm) and int(start) == 0):
+        if isinstance(index, tirx.Ramp):
+            index = tirx.Ramp(_sum(index.base, start), index.stride, index.lanes)
+        else:
+            index = _sum(index, start)
+    lanes = int(buffer.ty.dtype.dtype.lanes)
+    place = memory_of(context, buffer).place
+    if lanes == 1 or (isinstance(place, Array) and place.lanes == lanes):
+        return [index]
+    # An array of vectors that is declared as one of their elements.
+    if lanes_of(index) > 1:
+        raise context.fail(f"several vectors of the buffer '{buffer.name}' are accessed at once")
+    dtype = dtype_of(index)
+    return [tirx.Ramp(tirx.Mul(index, tirx.IntImm(dtype, lanes)), tirx.IntImm(dtype, 1), lanes)]
 
 
 def _sum(index: tirx.Expr, start: tirx.Expr) -> tirx.Expr:

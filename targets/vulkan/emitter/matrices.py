@@ -75,6 +75,7 @@ def _fragment(
         raise context.fail("a product of matrices by a subgroup, which the device doesn't have")
     need_subgroup(expressions, "a product of matrices")
     context.need("matrix")
+    context.need("memory_model")
     if isinstance(data, ir.Call) and isinstance(data.op, ir.Op) and data.op.name == "tirx.buffer_data":
         data = data.args[0]
     memory = context.memory.get(data) if isinstance(data, tirx.Var) else None
@@ -89,7 +90,9 @@ def _fragment(
     rows, columns = {"gl_MatrixUseA": (m, k), "gl_MatrixUseB": (k, n)}.get(place.use, (m, n))
     assert memory is not None
     kind = memory.element
-    context.requires.update(kind.requires)
+    feature = {"float16_t": "float16", "int8_t": "int8", "uint8_t": "int8"}.get(kind.storage)
+    if feature is not None:
+        context.need(feature)
     place.glsl = f"coopmat<{kind.storage}, gl_ScopeSubgroup, {rows}, {columns}, {place.use}>"
     place.declaration.text = f"{place.glsl} {place.name}[{place.count // (rows * columns)}];"
     return place

@@ -69,12 +69,14 @@ class Array:
         count: number of elements.
         is_shared: whether the threads of a workgroup share it.
         lanes: of an element; TVM makes arrays of vectors of what is accessed in whole vectors only.
+        is_packed: whether its elements are as wide as in a storage buffer, not as in registers.
     """
 
     name: str
     count: int
     is_shared: bool
     lanes: int = 1
+    is_packed: bool = False
 
 
 @dataclass

@@ -18,6 +18,7 @@ _VIEWS = ("tirx.buffer_data", "tirx.reinterpret")
 # Attributes that tell other backends something, and mean nothing for a shader.
 _IGNORED = (
     "storage_alignment", "pragma_auto_unroll_max_step", "pragma_unroll_explicit", "compute_scope", "device_scope",
+    "reduce_scope", "fragment_layout", "fragment_shape",
 )  # fmt: skip
 
 
@@ -27,7 +28,6 @@ class Statements:
     def __init__(self, context: Context, expressions: Expressions) -> None:
         self.context = context
         self.expressions = expressions
-        self.shared: list[Array] = []
         self.shared_declarations: list[str] = []
         self.shared_bytes = 0
         self.workgroup: dict[str, int] = {}
@@ -108,28 +108,43 @@ class Statements:
     def _allocate(self, statement: tirx.AllocBuffer) -> None:
         context, buffer = self.context, statement.buffer
         scope, kind = str(buffer.ty.storage_scope), context.element(str(buffer.ty.dtype))
+        if scope in matrices.SCOPES:
+            count = self._count(buffer, scope) * int(buffer.ty.dtype.dtype.lanes)
+            place = Fragment(context.name(buffer.name), count, matrices.SCOPES[scope], context.reserve())
+            context.memory[buffer] = Memory(place, kind)
+            return
+        if scope not in ("shared", "shared.dyn", "local"):
+            raise context.fail(f"the buffer '{buffer.name}' is in '{scope}' memory, for which there is no rule")
+        context.memory[buffer] = Memory(self._array(buffer, kind, scope), kind)
+
+    def _array(self, buffer: tirx.Var, kind: Element, scope: str) -> Array:
+        """Declare an array for a buffer; of vectors where GLSL has them."""
+        name, lanes = self.context.name(buffer.name), int(buffer.ty.dtype.dtype.lanes)
+        count = self._count(buffer, scope)
+        # Bytes that matrices are loaded from can't lie in words.
+        is_packed = scope != "local" and kind.is_narrow and kind.bits == 8 and self.context.gpu.has_tensor_int8
+        glsl = kind.storage if is_packed else kind.register
+        declared = None if is_packed else loads.vector_of(glsl, lanes)
+        if is_packed:
+            self.context.need("int8")
+        if declared is None:
+            declared, count, lanes = glsl, count * lanes, 1
+        if scope == "local":
+            self.context.emit(f"{declared} {name}[{count}];")
+        else:
+            self.shared_declarations.append(f"shared {declared} {name}[{count}];")
+            self.shared_bytes += count * lanes * (1 if is_packed else _register_bytes(glsl))
+        return Array(name, count, scope != "local", lanes, is_packed)
+
+    def _count(self, buffer: tirx.Var, scope: str) -> int:
         count = 1
         for extent in buffer.ty.shape:
             if not isinstance(extent, tirx.IntImm):
-                raise context.fail(f"the size of '{buffer.name}' in {scope} memory is not known when it is compiled")
+                raise self.context.fail(
+                    f"the size of '{buffer.name}' in {scope} memory is not known when it is compiled"
+                )
             count *= int(extent)
-        lanes = max(1, int(buffer.ty.dtype.dtype.lanes))
-        if scope in matrices.SCOPES:
-            place = Fragment(context.name(buffer.name), count * lanes, matrices.SCOPES[scope], context.reserve())
-            context.memory[buffer] = Memory(place, kind)
-            return
-        declared = loads.vector_of(kind.register, lanes)
-        if declared is None:
-            raise context.fail(f"the buffer '{buffer.name}' is an array of vectors of {lanes} {kind.dtype}")
-        if scope not in ("shared", "shared.dyn", "local"):
-            raise context.fail(f"the buffer '{buffer.name}' is in '{scope}' memory, for which there is no rule")
-        name = context.name(buffer.name)
-        context.memory[buffer] = Memory(Array(name, count, scope != "local", lanes), kind)
-        if scope == "local":
-            context.emit(f"{declared} {name}[{count}];")
-            return
-        self.shared_declarations.append(f"shared {declared} {name}[{count}];")
-        self.shared_bytes += count * lanes * _register_bytes(kind.register)
+        return count
 
     def _declare(self, statement: tirx.DeclBuffer) -> None:
         context, buffer, data = self.context, statement.buffer, statement.data
@@ -139,8 +154,13 @@ class Statements:
         if source is None:
             raise context.fail(f"the memory of buffer '{buffer.name}' is {type(data).__name__}, which is no parameter")
         kind = context.element(str(buffer.ty.dtype))
-        if isinstance(source.place, Array) and kind.dtype != source.element.dtype:
-            raise context.fail(f"the buffer '{buffer.name}' views memory of {source.element.dtype} as {kind.dtype}")
+        lanes = int(buffer.ty.dtype.dtype.lanes)
+        if isinstance(source.place, Array) and (kind.dtype != source.element.dtype or lanes != source.place.lanes):
+            # TVM puts buffers whose lives don't overlap in the same memory, of which GLSL has one type: no bits pass
+            # from one to the other.
+            scope = "shared" if source.place.is_shared else "local"
+            context.memory[buffer] = Memory(self._array(buffer, kind, scope), kind)
+            return
         if isinstance(source.place, Binding) and source.place.bytes is None:
             source.place.bytes = static_bytes(buffer, kind)
         context.memory[buffer] = Memory(source.place, kind)
@@ -174,7 +194,7 @@ class Statements:
 
 def static_bytes(buffer: tirx.Var, kind: Element) -> int | None:
     """The size of a buffer in bytes, None when it is known at run time only."""
-    count = 1
+    count = int(buffer.ty.dtype.dtype.lanes)
     for extent in buffer.ty.shape:
         if not isinstance(extent, tirx.IntImm):
             return None

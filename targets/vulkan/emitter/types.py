@@ -19,6 +19,7 @@ EXTENSIONS = {
     "int64": ("GL_EXT_shader_explicit_arithmetic_types_int64",),
     "float64": ("GL_EXT_shader_explicit_arithmetic_types_float64",),
     "float16": ("GL_EXT_shader_explicit_arithmetic_types_float16",),
+    "int8": ("GL_EXT_shader_explicit_arithmetic_types_int8",),
     "storage8": ("GL_EXT_shader_8bit_storage",),
     "storage16": ("GL_EXT_shader_16bit_storage",),
     "matrix": ("GL_KHR_cooperative_matrix", "GL_KHR_memory_scope_semantics"),

@@ -57,12 +57,15 @@ void Kernel::CheckSubgroup(const KernelEntry& entry) const {
   if (!entry.subgroup.has_value()) return;
   const PhysicalDevice& physical = device_.physical();
   std::uint32_t size = *entry.subgroup;
-  bool fits = physical.features.subgroup_size && size >= physical.subgroup_min && size <= physical.subgroup_max &&
-              size != 0 && (size & (size - 1)) == 0;
-  if (fits) return;
-  std::string has = !physical.features.subgroup_size ? "the device does not let a kernel fix it"
-                                                     : "the device has " + std::to_string(physical.subgroup_min) +
-                                                           " to " + std::to_string(physical.subgroup_max);
+  bool can_be_fixed = physical.features.subgroup_size;
+  bool power = size != 0 && (size & (size - 1)) == 0;
+  if (can_be_fixed ? power && size >= physical.subgroup_min && size <= physical.subgroup_max
+                   : size == physical.subgroup) {
+    return;
+  }
+  std::string has = "the device has " + std::to_string(physical.subgroup_min) + " to " +
+                    std::to_string(physical.subgroup_max);
+  if (!can_be_fixed) has = "the device has " + std::to_string(physical.subgroup) + " and no other";
   TVM_FFI_THROW(RuntimeError) << device_.name() << " can't run the kernel '" << name_
                               << "': it is made for subgroups of " << size << " threads, " << has << "; compile the model for this device";
 }
@@ -79,7 +82,7 @@ void Kernel::Compile(const KernelEntry& entry, const std::vector<std::uint32_t>&
   info.layout = layout_->pipeline;
   auto size = Structure<VkPipelineShaderStageRequiredSubgroupSizeCreateInfo>(
       VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO);
-  if (entry.subgroup.has_value()) {
+  if (entry.subgroup.has_value() && device_.physical().features.subgroup_size) {
     size.requiredSubgroupSize = *entry.subgroup;
     info.stage.pNext = &size;
     if (device_.physical().features.full_subgroups && entry.workgroup[0] % *entry.subgroup == 0) {

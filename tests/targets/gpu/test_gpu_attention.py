@@ -11,6 +11,7 @@ from gpu_running import GpuRunner
 from tvm import tirx
 
 from greencc.ops import AttentionAttrs, attention, packed_attention
+from greencc.targets.gpu.schedules import attention_tile
 from tests.targets.cpu.running import function, normal
 
 pytestmark = pytest.mark.vulkan
@@ -159,6 +160,16 @@ def test_many_keys(rows: object) -> None:
     got = GpuRunner(function(params, body))(y, mask, z)
     np.testing.assert_allclose(got[0], reference(y, y, y, plain, mask), atol=1e-5, rtol=0)
     np.testing.assert_allclose(got[1], reference(z, z, z, causal), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head_dim", [16, 70])
+def test_more_rows_a_thread_where_there_are_many(monkeypatch: pytest.MonkeyPatch, head_dim: int) -> None:
+    """What few rows are is set so low that it needs no large operands."""
+    monkeypatch.setattr(attention_tile, "ENOUGH_GROUPS", 1)
+    attrs = fused(2, 1, head_dim, 72, causal=True)
+    y = normal(2, 100, width(attrs))
+    runner = GpuRunner(function({"y": (y.shape, "float32")}, lambda emit, v: emit(attention(v, v, v, None, attrs))))
+    np.testing.assert_allclose(runner(y)[0], reference(y, y, y, attrs), atol=ATOL, rtol=0)
 
 
 def test_large_scores_do_not_overflow() -> None:

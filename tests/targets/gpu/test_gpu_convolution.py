@@ -17,6 +17,7 @@ from tvm import relax, tirx
 
 from greencc.kernels.base import kernel
 from greencc.ops import Conv2dAttrs, integer_conv2d
+from greencc.targets.gpu.schedules.convolution.plan import PLANS, Plan
 from tests.targets.cpu.running import function, normal
 
 pytestmark = pytest.mark.vulkan
@@ -167,6 +168,12 @@ def test_symbolic_sizes() -> None:
         arrays = [normal(*(actual.get(getattr(d, "name", d), d) for d in shape)) for shape, _ in params.values()]
         for (name, (case, _)), x, got in zip(cases.items(), arrays, runner(*arrays), strict=True):
             np.testing.assert_allclose(got, np.maximum(output(case, x), 0), atol=2e-4, rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_tiles_are_shared_out_evenly(plan: Plan) -> None:
+    assert plan.threads % plan.columns == 0
+    assert plan.depth * plan.slices % (plan.threads // plan.columns) == 0
 
 
 def test_weights_that_are_computed() -> None:

@@ -31,8 +31,9 @@ def without_dot4() -> Target:
     return replace(device(), gpu=replace(device().gpu, has_dot4=False))
 
 
-@pytest.mark.parametrize("target", [device, without_dot4], ids=["dot4", "without dot4"])
-@pytest.mark.parametrize("rows", [3, 37])
+@pytest.mark.parametrize(
+    ("rows", "target"), [(3, device), (37, device), (37, without_dot4)], ids=["few rows", "tiles", "without dot4"]
+)
 def test_exact_for_all_remainders(rows: int, target) -> None:
     # Depths leave remainders of a word and of a step, columns of a tile.
     shapes = [(7, 13), (96, 130)]
@@ -97,20 +98,22 @@ def test_integer_products_are_exact(kind: str, depth: int) -> None:
 
 
 def test_convolutions_are_those_of_their_levels() -> None:
-    params = {f"x{i}": (case.shape, "float32") for i, case in enumerate(CONVOLUTIONS)}
+    cases = [CONVOLUTIONS[i] for i in (0, 4, 5)]  # padded; groups that are no whole words; strides, dilation, groups
+    params = {f"x{i}": (case.shape, "float32") for i, case in enumerate(cases)}
 
     def body(emit, *xs):
         made = []
-        for x, case in zip(xs, CONVOLUTIONS, strict=True):
+        for x, case in zip(xs, cases, strict=True):
             w, scale = map(constant, case.weight)
             made.append(emit(relax.op.nn.relu(emit(quantized_conv2d(x, w, scale, case.attrs)))))
         return made
 
     runner = GpuRunner(function(params, body))
     assert "gpu-quantize-images" in runner.rules
-    xs = [normal(*case.shape, seed=i) * 2 + 0.7 for i, case in enumerate(CONVOLUTIONS)]
-    for x, case, got in zip(xs, CONVOLUTIONS, runner(*xs), strict=True):
-        assert_nearly_exact(got, np.maximum(case.expected(x), 0), case.quantized(x)[1].max() * 127 * case.weight[1].max())
+    xs = [normal(*case.shape, seed=i) * 2 + 0.7 for i, case in enumerate(cases)]
+    for x, case, got in zip(xs, cases, runner(*xs), strict=True):
+        one_level = case.quantized(x)[1].max() * 127 * case.weight[1].max()
+        assert_nearly_exact(got, np.maximum(case.expected(x), 0), one_level)
 
 
 def assert_nearly_exact(got: np.ndarray, want: np.ndarray, one_level: float) -> None:
@@ -184,3 +187,24 @@ def test_levels_are_those_of_the_reference() -> None:
     x = normal(3, 16)
     levels, scale, zero = quantized(x)
     np.testing.assert_allclose((levels - zero) * scale, x, atol=float(scale.max()))
+
+
+@pytest.mark.parametrize("depth", [64, 37])
+def test_a_norm_quantizes_its_rows_for_the_products_behind_it(depth: int) -> None:
+    gamma, beta, rows = 1 + normal(depth, seed=1), normal(depth, seed=2), tirx.Var("s", "int64")
+    w, s = quantize_channels(normal(depth, 48, seed=3), 1)
+
+    def body(emit, x):
+        y = emit(relax.op.nn.layer_norm(x, constant(gamma), constant(beta), axes=[-1]))
+        return [emit(relax.op.multiply(y, y)), emit(quantized_matmul(y, constant(w), constant(s)))]
+
+    runner = GpuRunner(function({"x": ((2, rows, depth), "float32")}, body))
+    assert "gpu-normalize-rows" in runner.rules
+    assert "gpu-quantize-rows" not in runner.rules
+    x = (normal(2, 9, depth) * 3 + 1).astype(np.float64)
+    y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gamma + beta
+    square, product = runner(x.astype(np.float32))
+    np.testing.assert_allclose(square, y * y, atol=1e-4, rtol=1e-4)
+    # The levels are of y as it was computed: a level more or less where rounding differs.
+    want, one_level = expected(y.astype(np.float32), w, s), quantized(y.astype(np.float32))[1] * 127 * s
+    assert (np.abs(product - want) <= 2.01 * one_level).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from gpu_running import GpuRunner, device
 from tvm import relax, te, tirx
 
 from greencc.targets.base import Declined, Scheduled
+from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.matmul import MatmulRule
+from greencc.targets.gpu.schedules.matmul_plan import TilePlan, plan_tiles
+from greencc.targets.gpu.schedules.products import match_product
+from greencc.targets.gpu.schedules.sources import panel_width
+from greencc.targets.kernel import inline_tail
 from greencc.targets.lower import fuse
 from tests.targets.cpu.running import function, normal
 
@@ -197,5 +203,53 @@ def test_a_constant_is_packed_and_a_variable_is_not() -> None:
     assert isinstance(packed, Scheduled)
     assert isinstance(plain, Scheduled)
     assert list(packed.layouts) == [1]
-    assert packed.layouts[1].pack(np.ones((8, 70), np.float32)).shape == (2, 8, 64)
+    assert packed.layouts[1].pack(np.ones((8, 70), np.float32)).shape == (5, 8, 16)
     assert not plain.layouts
+
+
+@pytest.mark.parametrize(("rows", "depth"), [(40, 300), (tirx.Var("n", "int64"), 256)], ids=["static", "symbolic"])
+def test_a_deep_product_of_few_tiles_is_made_in_slices(rows: object, depth: int) -> None:
+    w, b = weights(depth, 50)
+    target = replace(device(), gpu=replace(device().gpu, cores=64))
+    runner = GpuRunner(
+        function(
+            {"x": ((rows, depth), "float32")},
+            lambda emit, x: emit(
+                relax.op.nn.gelu(emit(relax.op.add(emit(relax.op.matmul(x, relax.const(w))), relax.const(b))))
+            ),
+        ),
+        target,
+    )
+    assert runner.rules == {"gpu-matmul"}
+    x = normal(40, depth)
+    np.testing.assert_allclose(runner(x)[0], gelu(x.astype(np.float64) @ w + b), atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [(1, 4), (30, 32), (64, 64), (70, 16), (384, 64), (1000, 64), (144, 32), (136, 16)]
+)
+def test_little_of_a_panel_is_filled_up(columns: int, width: int) -> None:
+    assert panel_width(columns) == width
+
+
+def plan(rows: int, columns: int, depth: int, gpu: Capabilities) -> TilePlan:
+    module = function(
+        {"a": ((rows, depth), "float32"), "b": ((depth, columns), "float32")},
+        lambda emit, a, b: emit(relax.op.matmul(a, b)),
+    )
+    tail = inline_tail(kernel(module))
+    assert not isinstance(tail, str)
+    product = match_product(tail)
+    assert not isinstance(product, str)
+    return plan_tiles(product, gpu)
+
+
+def test_tiles_are_as_large_as_keeps_the_device_busy() -> None:
+    few, many = Capabilities(max_threads=1024, cores=4), Capabilities(max_threads=1024, cores=100)
+    assert plan(128, 384, 384, few) == TilePlan(128, 64, 16, 8, 8)
+    assert plan(128, 384, 384, many).slices == 4
+    assert plan(128, 384, 32, many).slices == 1
+    assert plan(4096, 4096, 512, many) == TilePlan(128, 128, 16, 8, 8)
+    assert plan(4096, 4096, 512, replace(many, max_threads=128)).threads <= 128
+    assert plan(4096, 4096, 512, replace(many, shared_bytes=8 << 10)).shared_bytes <= 8 << 10
+    assert plan(16, 4096, 512, many).rows == 32

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -43,6 +44,7 @@ class GemmEmitter:
         self.group_filters = conv.filters // conv.groups
         self.blocks = -(-self.group_filters // plan.rows)
         self.step = plan.depth * plan.slices
+        self.lanes = 1 if packed is None else whole_lanes(plan.rows)  # weights that are read at once
 
     def emit(self) -> tirx.PrimFunc:
         """The scheduled PrimFunc. The weights' parameter has the packed shape, if there is one."""
@@ -69,16 +71,21 @@ class GemmEmitter:
         self.data = shared(self.step * plan.columns, conv.sums)
         self.sums = local(plan.filters * plan.positions, conv.sums)
         self.row, self.column = local(plan.filters, conv.sums), local(plan.positions, conv.sums)
-        self.part = local(4, self.weight_type)
         # A thread gathers elements of one position only.
         own, self.start = split_index(thread, [i64(plan.threads // plan.columns), i64(plan.columns)])[::-1]
         self.gathered = self._place(first + own)
+        self.next_data = local(self.step * plan.columns // plan.threads, conv.sums)
+        vectors = -(-self.step * plan.rows // (plan.threads * self.lanes))
+        self.next_weights = local(vectors * self.lanes, self.weight_type)
         with T.unroll(i64(0), i64(plan.filters * plan.positions)) as i:
             T.buffer_store(self.sums, tirx.const(0, conv.sums), [i])
-        with T.serial(i64(0), i64(-(-conv.depth // self.step))) as step:
-            base = step * i64(self.step)
-            self._load_weights(base)
-            self._load_data(base)
+        steps = -(-conv.depth // self.step)
+        self._fetch(i64(0))
+        with T.serial(i64(0), i64(steps)) as step:
+            self._share()
+            # The next tiles are under way while these are multiplied; behind the last ones they are read again.
+            if steps > 1:
+                self._fetch(tirx.min(step + i64(1), i64(steps - 1)) * i64(self.step))
             self._multiply()
         if plan.slices > 1:
             self._store_slices(first)
@@ -101,53 +108,65 @@ class GemmEmitter:
             return value
         return tirx.if_then_else(k < i64(self.conv.depth), value, tirx.const(0, str(value.ty.dtype)))
 
-    def _load_data(self, base: tirx.Expr) -> None:
-        """The tile of positions: [products, positions]."""
-        conv, plan = self.conv, self.plan
-        rows = plan.threads // plan.columns
-        with T.unroll(i64(0), i64(self.step // rows)) as turn:
-            row = turn * i64(rows) + self.start
+    def _fetch(self, base: tirx.Expr) -> None:
+        """Read a thread's share of the tiles from product number `base` on into registers."""
+        with self._data_shares() as (turn, row):
             k = base + row
             n, *positions = self.gathered
-            first = self.group * i64(self.group_filters)
-            place = [n, first, *positions, *self._reduced(k)]
-            value = self.operands.at(conv.data, [*conv.axes, *conv.reduced], place)
-            own = row * i64(plan.columns) + tirx.truncmod(self.thread, i64(plan.columns))
-            T.buffer_store(self.data, self._inside(k, converted(value, conv.sums)), [own])
+            place = [n, self.group * i64(self.group_filters), *positions, *self._reduced(k)]
+            value = self.operands.at(self.conv.data, [*self.conv.axes, *self.conv.reduced], place)
+            T.buffer_store(self.next_data, self._inside(k, converted(value, self.conv.sums)), [turn])
+        with self._weight_shares() as (turn, row, column):
+            self._fetch_weights(base + row, column, turn * i64(self.lanes))
 
-    def _load_weights(self, base: tirx.Expr) -> None:
-        """The tile of filters: [products, filters]."""
+    def _share(self) -> None:
+        """Store a thread's share of the tiles where all threads read it: [products, positions or filters]."""
+        plan, sums = self.plan, self.conv.sums
+        with self._data_shares() as (turn, row):
+            place = row * i64(plan.columns) + tirx.truncmod(self.thread, i64(plan.columns))
+            T.buffer_store(self.data, self.next_data[turn], [place])
+        with self._weight_shares() as (turn, row, column):
+            place = row * i64(plan.rows) + column
+            for lane in range(self.lanes):
+                value = self.next_weights[turn * i64(self.lanes) + i64(lane)]
+                T.buffer_store(self.weights, converted(value, sums), [place + i64(lane)])
+
+    @contextmanager
+    def _data_shares(self) -> Iterator[tuple[tirx.Expr, tirx.Expr]]:
+        """A thread's elements of the tile of positions: (which one, its row)."""
+        rows = self.plan.threads // self.plan.columns
+        with T.unroll(i64(0), i64(self.step // rows)) as turn:
+            yield turn, turn * i64(rows) + self.start
+
+    @contextmanager
+    def _weight_shares(self) -> Iterator[tuple[tirx.Expr, tirx.Expr, tirx.Expr]]:
+        """A thread's vectors of the tile of filters: (which one, its row and first column)."""
+        plan = self.plan
+        total = self.step * plan.rows // self.lanes
+        with T.unroll(i64(0), i64(-(-total // plan.threads))) as turn:
+            item = turn * i64(plan.threads) + self.thread
+            with when(item < i64(total) if total % plan.threads else None):
+                if self.packed is None:  # neighbouring threads read neighbouring products
+                    yield turn, tirx.truncmod(item, i64(self.step)), tirx.truncdiv(item, i64(self.step))
+                else:
+                    place = item * i64(self.lanes)
+                    yield turn, tirx.truncdiv(place, i64(plan.rows)), tirx.truncmod(place, i64(plan.rows))
+
+    def _fetch_weights(self, k: tirx.Expr, column: tirx.Expr, target: tirx.Expr) -> None:
+        """Neighbouring filters' weights of product k."""
         conv, plan = self.conv, self.plan
-        if self.packed is None:
-            share_out(self.step * plan.rows, plan.threads, self.thread, lambda item: self._load_weight(base, item))
-            return
-        lanes = whole_lanes(plan.rows)
-        panel = self.operands.buffers[conv.weight.source]
-
-        def load(item: tirx.Expr) -> None:
-            place = item * i64(lanes)
-            k = base + tirx.truncdiv(place, i64(plan.rows))
-            column = tirx.truncmod(place, i64(plan.rows))
-            # Panels lie in a row: k counts through all that is summed over.
+        if self.packed is not None:
+            # Panels lie in a row: k counts through all that is summed over. Behind the last product data are 0.
             held = k if conv.depth % self.step == 0 else tirx.min(k, i64(conv.depth - 1))
             inner = [i64(0)] * (len(conv.extents) - 1)
-            index = [self.group * i64(self.blocks) + self.block, *inner, held, ramp(column, lanes)]
-            T.buffer_store(self.part, tirx.BufferLoad(panel, index), [ramp(i64(0), lanes)])
-            with T.unroll(i64(0), i64(lanes)) as lane:
-                value = converted(self.part[lane], conv.sums)
-                T.buffer_store(self.weights, value, [place + lane])
-
-        share_out(self.step * plan.rows // lanes, plan.threads, self.thread, load)
-
-    def _load_weight(self, base: tirx.Expr, item: tirx.Expr) -> None:
-        """One weight from where it is; neighbouring threads read neighbouring products."""
-        conv, plan = self.conv, self.plan
-        row, column = tirx.truncmod(item, i64(self.step)), tirx.truncdiv(item, i64(self.step))
-        own = self.block * i64(plan.rows) + column
-        held = tirx.min(own, i64(self.group_filters - 1)) + self.group * i64(self.group_filters)
-        k = base + row
-        value = self.operands.at(conv.weight, [conv.axes[1], *conv.reduced], [held, *self._reduced(k)])
-        T.buffer_store(self.weights, self._inside(k, converted(value, conv.sums)), [row * i64(plan.rows) + column])
+            index = [self.group * i64(self.blocks) + self.block, *inner, held, ramp(column, self.lanes)]
+            panel = self.operands.buffers[conv.weight.source]
+            T.buffer_store(self.next_weights, tirx.BufferLoad(panel, index), [ramp(target, self.lanes)])
+            return
+        own = tirx.min(self.block * i64(plan.rows) + column, i64(self.group_filters - 1))
+        place = [own + self.group * i64(self.group_filters), *self._reduced(k)]
+        value = self.operands.at(conv.weight, [conv.axes[1], *conv.reduced], place)
+        T.buffer_store(self.next_weights, self._inside(k, value), [target])
 
     def _multiply(self) -> None:
         """Add the tile's products to a thread's sums."""

@@ -18,6 +18,8 @@ LIKELY_BATCH, LIKELY_SIZE = 1, 32
 class Plan:
     """A workgroup's tile of filters x positions.
 
+    A thread gathers elements of one position only: threads are a multiple of positions, and tiles of whole turns.
+
     Attributes:
         filters, positions: of a thread; 4 or a multiple of it, or less.
         teams, lanes: threads along filters and along positions.
@@ -66,11 +68,12 @@ class Plan:
 
 
 PLANS = (
-    Plan(8, 8, 16, 16, 8, 1),
+    Plan(8, 4, 16, 16, 8, 1),
+    Plan(8, 4, 8, 16, 16, 1),
     Plan(4, 4, 16, 16, 16, 1),
     Plan(4, 4, 8, 32, 16, 1),
     Plan(4, 4, 4, 32, 16, 1),
-    Plan(4, 4, 2, 32, 16, 1),
+    Plan(4, 4, 2, 16, 8, 4),
     Plan(4, 4, 8, 16, 16, 1),
     Plan(4, 4, 8, 8, 8, 4),
     Plan(4, 4, 4, 16, 8, 4),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import ir, tirx
 
-from greencc.targets.base import Declined, Scheduled
+from greencc.targets.base import Declined, Layout, Scheduled
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.arithmetic import arithmetic_of
 from greencc.targets.gpu.schedules.convolution.form import match_contraction, read_reduction
@@ -14,7 +14,7 @@ from greencc.targets.gpu.schedules.convolution.gemm import GemmEmitter
 from greencc.targets.gpu.schedules.convolution.plan import choose_plan
 from greencc.targets.gpu.schedules.convolution.window import window_kernel
 from greencc.targets.gpu.schedules.convolution.words import in_words
-from greencc.targets.kernel import DATA_PARALLEL, Tail, parameter_index
+from greencc.targets.kernel import DATA_PARALLEL, Tail, overwritable, parameter_index
 from greencc.targets.packing import ChannelBlocks, JoinedBlocks
 from greencc.targets.tir import as_int, loads, uses_var
 
@@ -53,11 +53,11 @@ class ConvolutionRule:
         plan, arithmetic = choose_plan(conv, gpu), arithmetic_of(conv.words, gpu)
         if index is None or not packs:
             emitted = GemmEmitter(inlined, conv, plan, arithmetic, None).emit()
-            return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name)
+            return _scheduled(self.name, inlined, tail, emitted, {})
         layout = (JoinedBlocks if conv.words else ChannelBlocks)(plan.rows, conv.groups)
         blocks = conv.groups * -(-(conv.filters // conv.groups) // plan.rows)
         emitted = GemmEmitter(inlined, conv, plan, arithmetic, [blocks, *conv.extents, plan.rows]).emit()
-        return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name, {index: layout})
+        return _scheduled(self.name, inlined, tail, emitted, {index: layout})
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,16 @@ class WindowRule:
         reason = _check_window(tail)
         if reason is not None:
             return Declined(reason)
-        return Scheduled(window_kernel(inlined, tail).with_attr("greencc.rule", self.name), self.name)
+        return _scheduled(self.name, inlined, tail, window_kernel(inlined, tail), {})
+
+
+def _scheduled(
+    name: str, func: tirx.PrimFunc, tail: Tail, emitted: tirx.PrimFunc, layouts: dict[int, Layout]
+) -> Scheduled:
+    """A kernel that reads what only its tail reads right before it stores the result there."""
+    read = [parameter_index(func, load.source) for load in loads(tail.producer.body.value)]
+    overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in read]
+    return Scheduled(emitted.with_attr("greencc.rule", name), name, layouts, tuple(overwrites))
 
 
 def _check_window(tail: Tail) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_addresses_are_no_addresses_of_the_host(rig: Rig) -> None:
     assert all(a >= 1 << 60 and a % 256 == 0 for a in addresses)
     ends = [a + tensor.shape[0] for a, tensor in zip(addresses, tensors, strict=True)]
     spans = sorted(zip(addresses, ends, strict=True))
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
 def test_small_tensors_share_a_block_and_large_ones_have_their_own(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -72,7 +73,7 @@ def table(shaders: dict[str, Shader]) -> tuple[dict[str, Any], bytes]:
     functions, code = {}, b""
     for name, shader in shaders.items():
         functions[name] = {
-            "parameters": shader.parameters,
+            "parameters": copy.deepcopy(shader.parameters),
             "launch": list(shader.launch),
             "workgroup": list(shader.workgroup),
             "code": [len(code), len(shader.code)],

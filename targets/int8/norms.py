@@ -6,23 +6,33 @@ z = quantized_matmul(y, ...)                     and z reads t[1], t[2], t[3] wh
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import tvm
 from tvm import ir, relax, tirx
 
 from greencc.ir import bindings_of, constant_array, dtype_of, is_call, relax_functions, shape_of
 from greencc.ops import QUANTIZED_MATMUL, scheme_of
-from greencc.targets.cpu.intrinsics.dot import dot_product
-from greencc.targets.cpu.schedules.quantize_rows import normalize_rows_kernel
-from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.int8.levels import quantized_rows_types
+from greencc.targets.int8.levels import Levels, quantized_rows_types
 
 NAME = "normalize_rows"
 
 
-def quantize_in_norms(module: tvm.IRModule, target: CpuTarget) -> tvm.IRModule:
+class NormKernel(Protocol):
+    """Makes a target's kernel that normalises rows and quantises them."""
+
+    def __call__(self, x: relax.TensorType, epsilon: float, *, with_factors: bool) -> tirx.PrimFunc:
+        """The kernel for x [..., K] float32, gamma [K], beta [K], and factors [K], if there are any.
+
+        It writes y = (x - mean) / sqrt(variance + epsilon) * gamma + beta, of x's type, and what `quantized_rows_types`
+        lists of y, times the factors.
+        """
+
+
+def quantize_in_norms(module: tvm.IRModule, levels: Levels, emit: NormKernel) -> tvm.IRModule:
     """`module` with a kernel that normalises and quantises in the place of layer norms whose rows are quantised."""
-    rewriter = _Rewriter(relax.BlockBuilder(module.clone()), target)
+    rewriter = _Rewriter(relax.BlockBuilder(module.clone()), levels, emit)
     for gv, function in relax_functions(module):
         readers: dict[relax.Var, relax.Call] = {}
         for binding in bindings_of(function):
@@ -58,8 +68,8 @@ def quantized_by_norm(
 class _Rewriter:
     """Rewrites the functions of the module that `builder` holds, and adds the kernels to it."""
 
-    def __init__(self, builder: relax.BlockBuilder, target: CpuTarget) -> None:
-        self.builder, self._target = builder, target
+    def __init__(self, builder: relax.BlockBuilder, levels: Levels, emit: NormKernel) -> None:
+        self.builder, self._levels, self._emit = builder, levels, emit
         self._kernels: dict[str, ir.GlobalVar] = {}
 
     def function(self, function: relax.Function, found: dict[relax.Var, relax.Call]) -> relax.Function:
@@ -84,12 +94,11 @@ class _Rewriter:
 
     def _call(self, norm: relax.Call, reader: relax.Call) -> relax.Call:
         x, factors = norm.args[0], list(reader.args[3:])
-        dot = dot_product(self._target)
-        types = [x.ty, *quantized_rows_types(x.ty, dot)]
+        types = [x.ty, *quantized_rows_types(x.ty, self._levels)]
         epsilon = float(norm.attrs.epsilon)
         form = f"{x.ty} {epsilon} {len(factors)}"
         if form not in self._kernels:
-            kernel = normalize_rows_kernel(x.ty, epsilon, self._target, dot, bool(factors))
+            kernel = self._emit(x.ty, epsilon, with_factors=bool(factors))
             self._kernels[form] = self.builder.add_func(kernel.without_attr("global_symbol"), NAME)
         call = relax.call_tir(self._kernels[form], [*norm.args, *factors], types)
         return relax.BlockBuilder().normalize(call)

@@ -1,0 +1,43 @@
+"""Weights beyond the largest buffer of a device are used in parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_running import GpuRunner, device
+from tvm import relax
+
+from greencc.ir import constant
+from tests.targets.cpu.running import function
+
+pytestmark = pytest.mark.vulkan
+
+
+def narrow(limit: int) -> Any:
+    """The device as if no tensor could have more bytes than `limit`."""
+    found: Any = device()
+    return replace(found, gpu=replace(found.gpu, max_buffer_bytes=limit))
+
+
+def test_a_product_is_made_of_products_with_some_of_the_columns() -> None:
+    rng = np.random.default_rng(0)
+    weight, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 1000), (3, 64)))
+    module = function({"x": ((3, 64), "float32")}, lambda emit, x: emit(relax.op.matmul(x, constant(weight))))
+    runner = GpuRunner(module, narrow(256 << 10))
+    assert all(array.nbytes <= 256 << 10 for array in runner.lowered.weights.values())
+    np.testing.assert_allclose(runner(x)[0], x @ weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1000, 16), (1000,), (1000, 2, 8)])
+def test_rows_are_taken_of_the_part_that_holds_them(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal(shape).astype(np.float32)
+    indices = np.array([[0, 499, 500, 999], [501, 1, 333, 334]], np.int64)
+    module = function({"i": ((2, 4), "int64")}, lambda emit, i: emit(relax.op.take(constant(table), i, axis=0)))
+    limit = table.nbytes // 2 + 1
+    runner = GpuRunner(module, narrow(limit))
+    assert all(array.nbytes <= limit for array in runner.lowered.weights.values())
+    np.testing.assert_array_equal(runner(indices)[0], table[indices])

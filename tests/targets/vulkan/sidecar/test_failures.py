@@ -1,0 +1,242 @@
+"""Devices that are lost, memory that runs out, machines without Vulkan: sentences, never a crash.
+
+A loader of our own between the runtime and Vulkan's makes them happen. Each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.vulkan
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[3]
+PRELUDE = """
+import numpy as np
+from greencc.errors import GreenccError
+from greencc.runtime import vulkan
+from vulkan_rig import ADD, SCALE, Rig, module, normal
+
+def message(function, *arguments):
+    try:
+        function(*arguments)
+    except (RuntimeError, GreenccError) as error:
+        return str(error).splitlines()[0]
+    return "no error"
+"""
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("shim") / "libvulkan_shim.so"
+    command = ["g++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", str(library)]
+    subprocess.run([*command, str(FOLDER / "loader_shim.cpp"), "-ldl"], check=True)
+    return library
+
+
+def run(program: str, **variables: object) -> list[str]:
+    """Lines that a program prints which begins with PRELUDE. It must end by itself, without error."""
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(FOLDER)])
+    command = [sys.executable, "-c", PRELUDE + program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_lost_device_is_said_and_stays_lost(shim: Path) -> None:
+    lines = run(
+        """
+rig, kernels = Rig(), module(scale=SCALE)
+a = rig.upload(np.ones(64, np.float32))
+rig.scale(kernels, a, 64, 2.0)
+print(rig.read(a)[0][0])
+rig.scale(kernels, a, 64, 2.0)
+print(message(rig.read, a))
+print(message(rig.scale, kernels, a, 64, 2.0))
+print(message(rig.read, a))
+print(message(rig.upload, normal(64)))
+print(message(rig.synchronize))
+print(vulkan.statistics()["submits"])
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_LOST_AFTER=1,
+    )
+    assert lines[0] == "2.0"
+    assert "vulkan:0" in lines[1]
+    assert "was lost while submitting kernels: its driver was reset" in lines[1]
+    later = "was lost earlier in this process, which can't use it any more: start another"
+    assert all(later in line for line in lines[2:6])
+    assert lines[6] == "1"
+
+
+def test_a_thread_that_waits_for_another_ones_lost_work_is_told(shim: Path) -> None:
+    lines = run(
+        """
+import threading
+rig, kernels = Rig(), module(scale=SCALE)
+a = rig.upload(np.ones(64, np.float32))
+rig.synchronize()
+ready, done = threading.Event(), threading.Event()
+def work():
+    rig.scale(kernels, a, 64, 2.0)
+    ready.set()
+    done.wait()
+thread = threading.Thread(target=work)
+thread.start()
+ready.wait()
+print(message(rig.read, a))
+done.set()
+thread.join()
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_LOST_AFTER=0,
+    )
+    assert "was lost while submitting kernels" in lines[0]
+
+
+def test_memory_that_runs_out_is_said_with_numbers_and_comes_back(shim: Path) -> None:
+    lines = run(
+        """
+rig, kernels = Rig(), module(add=ADD)
+kept = [rig.empty((100 << 20,), "uint8") for _ in range(2)]
+print(message(rig.empty, (100 << 20,), "uint8"))
+a = rig.upload(np.ones(64, np.float32))
+rig.add(kernels, a, a, a, 64)
+print(rig.read(a)[0][0])
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_MEMORY=280 << 20,
+    )
+    assert "out of device memory: 100 MiB were asked for; this process holds 200 MiB of the device's" in lines[0]
+    assert lines[1] == "2.0"
+
+
+def test_memory_that_only_waits_for_kernels_is_reclaimed(shim: Path) -> None:
+    """A large tensor was freed, but a kernel that was not even submitted uses it."""
+    lines = run(
+        """
+rig, kernels = Rig(), module(scale=SCALE)
+large = rig.empty((25 << 20,))
+rig.scale(kernels, large, 64, 2.0)
+address = large.data_ptr()
+del large
+before = vulkan.statistics()["submits"]
+print(message(rig.empty, (25 << 20,)))
+print(vulkan.statistics()["submits"] - before)
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_MEMORY=1 << 40,
+    )
+    assert lines == ["no error", "0"]
+    lines = run(
+        """
+import ctypes
+rig, kernels = Rig(), module(scale=SCALE)
+small = rig.upload(normal(64))
+parts = [rig.empty((20 << 20,), "uint8") for _ in range(3)]
+for part in parts:
+    kernels["scale"](rig.view(part, (64,), "float32", 0), 64, 1.0, 1, 64)
+del part
+parts.clear()
+before = vulkan.statistics()["submits"]
+print(message(rig.empty, (20 << 20,), "uint8"))
+print(vulkan.statistics()["submits"] - before)
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_MEMORY=70 << 20,
+    )
+    assert lines == ["no error", "1"]
+
+
+def test_a_device_that_is_too_old_is_listed_with_the_reason(shim: Path) -> None:
+    lines = run(
+        """
+print(vulkan.devices()[0]["refusal"])
+rig = Rig()
+print(message(rig.empty, (64,)))
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_VERSION_1_0=1,
+    )
+    assert lines[0] == "it has Vulkan 1.0 only: 1.1 is needed"
+    assert "can't be used: it has Vulkan 1.0 only: 1.1 is needed" in lines[1]
+
+
+def test_a_machine_without_vulkan_says_so() -> None:
+    lines = run(
+        """
+print(message(vulkan.devices))
+rig = Rig()
+print(rig.library.function("runtime.GetDeviceAttr")(7, 0, 0))
+print(message(rig.empty, (64,)))
+print(vulkan.validation_messages())
+""",
+        GREENCC_VULKAN_LOADER="/nowhere/libvulkan.so.1",
+    )
+    assert "the Vulkan loader that GREENCC_VULKAN_LOADER names can't be loaded" in lines[0]
+    assert lines[1] == "0"
+    assert "can't be loaded" in lines[2]
+    assert lines[3] == "[]"
+
+
+def test_a_forked_child_is_told_to_be_spawned() -> None:
+    lines = run(
+        """
+import os, sys
+rig = Rig()
+a = rig.upload(normal(64))
+rig.synchronize()
+child = os.fork()
+if child == 0:
+    print(message(rig.upload, normal(64)), flush=True)
+    del a
+    sys.exit(0)  # destroys tensors and streams, which must do nothing here
+_, status = os.waitpid(child, 0)
+print(status, rig.read(a)[0][0] == normal(64)[0])
+"""
+    )
+    assert "can't be used in a forked child of a process that has used it: start child processes with" in lines[0]
+    assert lines[1] == "0 True"
+
+
+def test_a_program_that_ends_with_work_left_ends_well() -> None:
+    lines = run(
+        """
+import threading
+rig, kernels = Rig(), module(scale=SCALE)
+a = rig.upload(np.ones(1 << 20, np.float32))
+for _ in range(300):
+    rig.scale(kernels, a, 1 << 20, 1.0)
+there = rig.begin_read(a)
+threading.Thread(target=lambda: rig.scale(kernels, a, 64, 1.0)).start()
+print("end")
+"""
+    )
+    assert lines == ["end"]
+
+
+def test_the_validation_layer_listens() -> None:
+    """A kernel that writes what its entry says it reads: the hazard that no barrier is put between is reported."""
+    lines = run(
+        """
+from vulkan_rig import Shader, buffer
+wrong = Shader(ADD.body, [buffer("read"), buffer("read"), buffer("read"), ADD.parameters[3]])
+rig, kernels = Rig(), module(add=wrong)
+a, b = rig.upload(np.ones(64, np.float32)), rig.empty((64,))
+rig.add(kernels, a, a, b, 64)
+rig.add(kernels, b, b, a, 64)
+rig.read(a)
+messages = vulkan.validation_messages()
+print(len(messages), any("SYNC-HAZARD" in message for message in messages), vulkan.validation_messages())
+""",
+        GREENCC_VULKAN_VALIDATION="sync",
+    )
+    count, found, after = lines[0].split()
+    assert int(count) >= 1
+    assert (found, after) == ("True", "[]")
