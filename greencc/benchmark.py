@@ -71,7 +71,7 @@ def bench_artifact(
     result: dict[str, object] = {
         "artifact": artifact.name,
         "source": ours.artifact.manifest.source.name,
-        "threads": ours.threads,
+        "threads": _peer_threads(ours),
         "device": str(ours.device),
         "approximated_by": ours.artifact.manifest.report.get("approximated_by", []),
         "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in given.items()},
@@ -124,8 +124,13 @@ def _open_peers(
         suffix = runtime_called(name).suffix
         readable = [model for model in models if model.suffix == suffix] or list(models)
         original = readable[0] if readable else find_source(ours.artifact.manifest.source)
-        peers.append(open_peer(name, original, inputs, outputs, ours.threads))
+        peers.append(open_peer(name, original, inputs, outputs, _peer_threads(ours)))
     return peers
+
+
+def _peer_threads(ours: Model) -> int:
+    """As many as the artifact uses; all of the CPU beside one that runs on a GPU."""
+    return physical_cores() if ours.device.is_gpu else ours.threads
 
 
 def make_inputs(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

@@ -275,7 +275,7 @@ def size(count: float) -> str:
 def _place(result: Result) -> tuple[str, str]:
     if result["device"] == "cpu":
         return "threads", f"{result['threads']} on {result['environment']['cpu']}"
-    return "device", f"{result['device']} (a peer: {result['threads']} thread(s) on {result['environment']['cpu']})"
+    return "device", f"{result['device']}; peers: {result['threads']} threads on {result['environment']['cpu']}"
 
 
 def _cpu(device: Result) -> list[tuple[str, str]]:
