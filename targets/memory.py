@@ -104,7 +104,7 @@ class _Plan:
     def __init__(self, module: tvm.IRModule, function: relax.Function, alignment: int) -> None:
         self._module, self._function, self._alignment = module, function, alignment
         self._bindings = [binding for block in function.body.blocks for binding in block.bindings]
-        self._analyzer = _bounded(function)
+        self._analyzer = bounded_analyzer(function)
         self._tensors: dict[relax.Var, _Tensor] = {}
         self._views: dict[relax.Expr, tuple[_Tensor, ...]] = {}
         self._removed: set[int] = set()
@@ -346,7 +346,7 @@ def _uses(value: relax.Expr) -> Iterator[relax.Expr]:
             yield from _uses(branch.body)
 
 
-def _bounded(function: relax.Function) -> sym.Analyzer:
+def bounded_analyzer(function: relax.Function) -> sym.Analyzer:
     """An analyzer that knows the bounds of the function's symbolic sizes."""
     attrs = function.attrs or {}
     lower, upper = (

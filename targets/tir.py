@@ -84,6 +84,10 @@ def rewrite(expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None]) -
 def _rewritten(
     expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None], known: dict[tirx.Expr, tirx.Expr]
 ) -> tirx.Expr:
+    if isinstance(expr, _LEAVES):
+        # Constants of one value are equal whatever their type, so they are no keys.
+        new = replace(expr)
+        return expr if new is None else new
     found = known.get(expr)
     if found is None:
         new = replace(expr)
@@ -94,7 +98,7 @@ def _rewritten(
 def _rebuilt(
     expr: tirx.Expr, replace: Callable[[tirx.Expr], tirx.Expr | None], known: dict[tirx.Expr, tirx.Expr]
 ) -> tirx.Expr:
-    if isinstance(expr, (*_LEAVES, tirx.Var)):
+    if isinstance(expr, tirx.Var):
         return expr
     old = children(expr)
     parts = [_rewritten(child, replace, known) for child in old]

@@ -39,52 +39,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files")
 
 
-VALIDATION_LAYER = "VkLayer_khronos_validation.json"
-LAYER_FOLDERS = ("/usr/share/vulkan/explicit_layer.d", "/etc/vulkan/explicit_layer.d")
-# The layer finds wrong use of Vulkan wherever it happens; it is read when the runtime opens a device.
-if any((Path(folder) / VALIDATION_LAYER).is_file() for folder in LAYER_FOLDERS):
-    os.environ.setdefault("GREENCC_VULKAN_VALIDATION", "1")
-
-
-@functools.cache
-def vulkan_problem() -> str | None:
-    """Why no test can run on a Vulkan device here, or None. The first call compiles greencc's runtime."""
-    from greencc.errors import GreenccError
-    from greencc.runtime import vulkan
-    from greencc.runtime.vulkan_build import build_sidecar
-
-    if os.environ.get("GREENCC_VULKAN_VALIDATION") is None:
-        return "the validation layer is missing (Debian: vulkan-validationlayers)"
-    try:
-        build_sidecar(lambda message: None)
-        usable = [device for device in vulkan.devices() if device["refusal"] is None]
-    except GreenccError as error:
-        return str(error)
-    return None if usable else "this machine has no Vulkan device (Debian: mesa-vulkan-drivers)"
-
-
-@pytest.fixture(autouse=True)
-def vulkan_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test marked `vulkan` has a device, and fails when the validation layer has something to say.
-
-    Without a device it is skipped, unless GREENCC_TESTS_REQUIRE names vulkan.
-    """
-    if request.node.get_closest_marker("vulkan") is None:
-        yield
-        return
-    problem = vulkan_problem()
-    if problem is not None:
-        if "vulkan" in os.environ.get("GREENCC_TESTS_REQUIRE", "").split(","):
-            pytest.fail(problem)
-        pytest.skip(problem)
-    from greencc.runtime import vulkan
-
-    vulkan.validation_messages()
-    yield
-    messages = vulkan.validation_messages()
-    assert not messages, f"the validation layer says: {messages[0]} ({len(messages)} messages)"
-
-
 def pytest_configure() -> None:
     """GREENCC_TEST_DISABLE=pass-name:N takes a pass's condition N away, for tests/disable_conditions.py."""
     if wanted := os.environ.get("GREENCC_TEST_DISABLE"):
@@ -108,7 +62,10 @@ def vulkan_missing() -> str | None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests with the marker `vulkan` need a device, the validation layer and what the runtime is built with."""
-    if item.get_closest_marker("vulkan") is None or (missing := vulkan_missing()) is None:
+    if item.get_closest_marker("vulkan") is None or os.environ.get("GREENCC_TESTS_GPU") == "cuda":
+        return
+    missing = vulkan_missing()
+    if missing is None:
         return
     if VULKAN_REQUIRED:
         pytest.fail(missing, pytrace=False)

@@ -12,6 +12,7 @@ from greencc.errors import GreenccError
 from greencc.runtime.features import machine
 from greencc.targets.base import Code
 from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.sizes import check_sizes
 from greencc.targets.library import build_library
 from greencc.targets.packed_api import register_pipeline
 
@@ -26,8 +27,9 @@ def build(
 
     Raises:
         GreenccError: a kernel can't be compiled, or the code would call what an artifact's runtime does not have.
-        UserError: there is no linker for the host.
+        UserError: there is no linker for the host, or a tensor is larger than what a kernel can be given.
     """
+    check_sizes(module, target)
     taken = _DeviceFunctions()
     pipeline = register_pipeline(f"greencc-{target.kind}", target.alignment, taken.take)
     library = build_library(module, target.tvm_target(), pipeline, f"{machine()}-linux-gnu", of_device)

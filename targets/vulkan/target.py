@@ -114,7 +114,7 @@ def local_target(device: str, threads: int | None) -> VulkanTarget:
     index = int(device or 0)
     if index >= len(found):
         raise UserError(f"--target vulkan:{device}: this machine has {len(found)} Vulkan devices, counted from 0")
-    return VulkanTarget(_capabilities(found[index]), index)
+    return VulkanTarget(capabilities_of(found[index]), index)
 
 
 def described_target(fields: Mapping[str, Any], where: str, threads: int | None) -> VulkanTarget:
@@ -140,21 +140,29 @@ def described_target(fields: Mapping[str, Any], where: str, threads: int | None)
 
 # What code may rely on when it exchanges values between threads: of NVIDIA's and Apple's GPUs, and Intel's on request.
 _SUBGROUP = 32
+# Cooperative matrices that schedules use: sizes, VkComponentTypeKHR (0 float16, 1 float32, 3 int8, 5 int32), scope.
+_MATRIX_FIELDS = ("m", "n", "k", "a", "b", "c", "result", "scope")
+_FLOAT16_MATRIX = (16, 16, 16, 0, 0, 1, 1, 3)
+_INT8_MATRIX = (16, 16, 16, 3, 3, 5, 5, 3)
 
 
-def _capabilities(device: Mapping[str, Any]) -> Capabilities:
+def capabilities_of(device: Mapping[str, Any]) -> Capabilities:
     """What a device of `greencc.runtime.vulkan.devices` can do."""
     limits, features, subgroup = device["limits"], device["features"], device["subgroup"]
     fits = subgroup["minimum"] <= _SUBGROUP <= subgroup["maximum"] and "shuffle_relative" in subgroup["operations"]
     fixed = subgroup["can_be_fixed"] or subgroup["minimum"] == subgroup["maximum"]
+    width = _SUBGROUP if fits and fixed else None
+    matrices = {tuple(shape[name] for name in _MATRIX_FIELDS) for shape in device["matrices"]} if width else set()
     return Capabilities(
         max_threads=limits["max_threads"],
         shared_bytes=limits["shared_bytes"],
-        subgroup=_SUBGROUP if fits and fixed else None,
+        subgroup=width,
         has_float16=features["float16"],
         has_int64=features["int64"],
         has_float64=features["float64"],
         has_dot4=features["dot4"],
+        has_tensor_cores=_FLOAT16_MATRIX in matrices,
+        has_tensor_int8=_INT8_MATRIX in matrices,
         alignment=limits["storage_alignment"],
         max_buffer_bytes=limits["max_buffer_bytes"],
         max_groups=limits["max_groups"][0],

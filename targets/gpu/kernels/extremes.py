@@ -90,21 +90,22 @@ def arg_extreme_kernel(
             return tirx.Or(better, tirx.And(tirx.EQ(value, old), closer))
 
         def emit(line: tirx.Expr, thread: tirx.Expr, threads: int) -> None:
-            best, where = register(dtype, load(line, i64(0))), register("int64", i64(0))
+            best, where = register(dtype, load(line, i64(0))), register("int32", tirx.const(0, "int32"))
 
             def step(position: tirx.Expr) -> None:
                 value = T.bind(load(line, position))
-                with when(is_better(value, position, get(best), get(where))):
+                number = tirx.Cast("int32", position)
+                with when(is_better(value, number, get(best), get(where))):
                     put(best, value)
-                    put(where, position)
+                    put(where, number)
 
             strided(thread, threads, lines.size, step)
             if threads == 1:
-                T.buffer_store(out, get(where), unravel(line, results))
+                T.buffer_store(out, tirx.Cast("int64", get(where)), unravel(line, results))
                 return
             # Each level of the tree reads one pair of buffers and writes the other: TVM finds no barrier missing then.
             pairs = [
-                tuple(T.alloc_buffer([i64(size)], kind, scope="shared") for kind in (dtype, "int64"))
+                tuple(T.alloc_buffer([i64(size)], kind, scope="shared") for kind in (dtype, "int32"))
                 for size in (threads, threads // 2)
             ]
             values, indices = pairs[0]
@@ -123,7 +124,7 @@ def arg_extreme_kernel(
                 barrier()
                 half, level = half // 2, level + 1
             with when(tirx.EQ(thread, i64(0))):
-                T.buffer_store(out, get(pairs[level % 2][1]), unravel(line, results))
+                T.buffer_store(out, tirx.Cast("int64", get(pairs[level % 2][1])), unravel(line, results))
 
         size, count = as_int(lines.size), as_int(lines.count)
         few = size is not None and size < _LONG

@@ -124,16 +124,17 @@ def _place(
     other = T.bind(tirx.Select(is_first, run + i64(1), run - i64(1)) * width)
     count = T.bind(tirx.max(tirx.min(width, size - other), i64(0)))
     own = T.bind(key(position))
-    before = register("int64", i64(0))
+    # Counts fit into 32 bits, which shaders hold in one register.
+    before = register("int32", tirx.const(0, "int32"))
     with T.serial(i64(0), levels + i64(1)) as step:
-        end = T.bind(get(before) + tirx.shift_right(width, step))
+        end = T.bind(tirx.Cast("int64", get(before)) + tirx.shift_right(width, step))
         with when(end <= count):
             candidate = T.bind(key(other + end - i64(1)))
             # Elements of the first run come before equal ones of the second.
             comes_first = tirx.Select(is_first, order.before(candidate, own), order.may_come_before(candidate, own))
             with when(comes_first):
-                put(before, end)
-    return tirx.min(position, other + tirx.floormod(position, width)) + get(before)
+                put(before, tirx.Cast("int32", end))
+    return tirx.min(position, other + tirx.floormod(position, width)) + tirx.Cast("int64", get(before))
 
 
 def _sort_in_shared(

@@ -20,9 +20,9 @@ from greencc.targets.gpu.schedules.shared_tiles import ceiling, share_out
 from greencc.targets.gpu.schedules.threads import local, shared
 from greencc.targets.tir import as_int, i64, ramp
 
-# Threads of a workgroup: many where there are few workgroups, since each thread asks for one key at a time.
+# Threads of a workgroup: many where a core has few workgroups, since each thread asks for one key at a time.
 FEW_THREADS, MANY_THREADS = 128, 512
-ENOUGH_GROUPS = 512
+CORE_GROUPS = 5
 # Queries of a sequence, and rows of all heads that share keys: their sums are in registers.
 MAX_QUERIES, MAX_ROWS = 4, 16
 # Threads that look for a row's largest score.
@@ -59,7 +59,7 @@ class DecodeEmitter:
         self.attrs, self.queries = attrs, queries
         self.rows = queries * (attrs.heads // attrs.kv_heads)
         self.threads = FEW_THREADS
-        if (batch or 1) * attrs.kv_heads < ENOUGH_GROUPS:
+        if (batch or 1) * attrs.kv_heads < CORE_GROUPS * gpu.cores:
             while (
                 self.threads * 2 <= min(gpu.max_threads, MANY_THREADS)
                 and _shared_bytes(attrs, self.rows, self.threads * 2) <= gpu.shared_bytes

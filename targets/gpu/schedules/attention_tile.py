@@ -26,8 +26,8 @@ BLOCK_KEYS = 32
 FEW_ROWS, MANY_ROWS = 4, 8
 # Columns of queries and keys in shared memory at a time, at most.
 MAX_DEPTH = 32
-# Workgroups that keep a large GPU busy: where there are more, each takes more rows, which share the loads of keys.
-ENOUGH_GROUPS = 512
+# Workgroups for each core: where there are more, each takes more rows, which share the loads of keys.
+CORE_GROUPS = 5
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def choose_tile(attrs: AttentionAttrs, gpu: Capabilities, batch: int | None, row
     """The tile for sequences of so many rows, if known: queries resident where they fit, many rows where many are."""
     teams = 8
     lanes = 8 if attrs.value_dim <= 64 else 16
-    if rows is not None and -(-rows // (teams * MANY_ROWS)) * attrs.heads * (batch or 1) >= ENOUGH_GROUPS:
+    if rows is not None and -(-rows // (teams * MANY_ROWS)) * attrs.heads * (batch or 1) >= CORE_GROUPS * gpu.cores:
         wide = _tile(attrs, teams, lanes, MANY_ROWS, resident=True)
         if wide.shared_bytes <= gpu.shared_bytes:
             return wide

@@ -27,8 +27,12 @@ def launch(groups: tirx.Expr, threads: int, body: Body) -> tirx.Stmt:
 
 @contextmanager
 def grid(groups: tirx.Expr, threads: int) -> Iterator[tuple[tirx.Expr, tirx.Expr]]:
-    """The frame of what a launch's threads do: the number of the workgroup, and that of the thread in it."""
+    """The frame of what a launch's threads do: the number of the workgroup, and that of the thread in it.
+
+    The host launches no grid without workgroups: CUDA refuses one.
+    """
     with (
+        when(None if as_int(groups) else groups > i64(0)),
         T.thread_binding(i64(0), groups, thread="blockIdx.x") as group,
         T.thread_binding(i64(0), i64(threads), thread="threadIdx.x") as thread,
     ):

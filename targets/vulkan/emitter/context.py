@@ -79,7 +79,7 @@ class Context:
 
     def name(self, hint: str) -> str:
         """A new name. The prefix keeps it apart from GLSL's words and from the emitter's own."""
-        clean = re.sub(r"\W|__+", "_", f"v_{hint}").rstrip("_")
+        clean = re.sub(r"[\W_]+", "_", f"v_{hint}", flags=re.ASCII).rstrip("_")
         found, count = clean, 0
         while found in self._names:
             count += 1

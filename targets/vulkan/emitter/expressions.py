@@ -280,6 +280,8 @@ class Expressions:
     ) -> str:
         part = part or self.value
         register = register or self.context.element(dtype_of(expr)).register
+        if register == "bool":
+            return f"({part(expr.a, lane)} {'&&' if isinstance(expr, tirx.Min) else '||'} {part(expr.b, lane)})"
         return f"{self.context.helper(_EXTREMES[type(expr)], register)}({part(expr.a, lane)}, {part(expr.b, lane)})"
 
     def _shift(self, expr: tirx.Expr, lane: int) -> str:

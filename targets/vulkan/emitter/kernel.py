@@ -80,11 +80,10 @@ def _parameters(
 ) -> tuple[dict[tirx.Var, Binding], dict[tirx.Var, _Scalar]]:
     bindings: dict[tirx.Var, Binding] = {}
     scalars: dict[tirx.Var, _Scalar] = {}
-    noalias = bool((func.attrs or {}).get("tirx.noalias", False))
     for var in func.params:
         unique = context.name(var.name)
         if isinstance(var.ty, ir.PointerType):
-            bindings[var] = Binding(len(bindings), unique, is_restricted=noalias)
+            bindings[var] = Binding(len(bindings), unique)
             context.memory[var] = Memory(bindings[var], context.element(str(var.ty.element_type)))
             continue
         scalar = scalars[var] = _Scalar(var, unique, dtype_of(var))

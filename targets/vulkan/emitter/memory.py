@@ -26,13 +26,11 @@ class Binding:
         index: its binding.
         name: of the parameter, unique in the kernel.
         views: GLSL types of elements that it is accessed as.
-        is_restricted: whether nothing else that the kernel is given overlaps it.
     """
 
     index: int
     name: str
     bytes: int | None = None
-    is_restricted: bool = False
     is_read: bool = False
     is_written: bool = False
     views: set[str] = field(default_factory=set)
@@ -50,8 +48,7 @@ class Binding:
     def declarations(self, is_coherent: bool) -> list[str]:
         """The blocks that declare its views."""
         words = {"read": ["readonly"], "write": ["writeonly"]}.get(self.access, ["coherent"] if is_coherent else [])
-        if self.is_restricted and len(self.views) == 1:
-            words = ["restrict", *words]
+        # Never `restrict`: its views overlap, and the memory plan lets a result take an operand's place.
         qualifiers = "".join(f"{word} " for word in words)
         return [
             f"layout(set = 0, binding = {self.index}, std430) {qualifiers}buffer B_{self.name}_{view} "

@@ -73,7 +73,7 @@ std::shared_ptr<const Kernel> KernelModule::KernelFor(Device& device, std::size_
       TVM_FFI_THROW(ValueError) << "kernels.spv: the code of '" << entry.name << "' is cut off";
     }
     std::vector<std::uint32_t> code(entry.code_size / 4);
-    std::memcpy(code.data(), spirv_.data() + entry.code_offset, entry.code_size);
+    if (!code.empty()) std::memcpy(code.data(), spirv_.data() + entry.code_offset, entry.code_size);
     CheckSpirv(entry, code);
     kernel = std::make_shared<const Kernel>(device, entry, code);
   }

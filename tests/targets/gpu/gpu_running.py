@@ -1,7 +1,8 @@
-"""Lowers small Relax functions for a GPU and runs them on the Vulkan device of this machine."""
+"""Lowers small Relax functions for a GPU and runs them: on a Vulkan device, or on what GREENCC_TESTS_GPU names."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import numpy as np
@@ -15,8 +16,8 @@ from greencc.verification import Library
 
 @cache
 def device() -> Target:
-    """The first Vulkan device."""
-    return make_target("vulkan")
+    """The device that tests run on."""
+    return make_target(os.environ.get("GREENCC_TESTS_GPU", "vulkan"))
 
 
 class GpuRunner:

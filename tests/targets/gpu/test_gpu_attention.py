@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_running import GpuRunner
+from gpu_running import GpuRunner, device
 from tvm import tirx
 
 from greencc.ops import AttentionAttrs, attention, packed_attention
-from greencc.targets.gpu.schedules import attention_tile
+from greencc.targets.gpu.schedules.attention_tile import choose_tile
 from tests.targets.cpu.running import function, normal
 
 pytestmark = pytest.mark.vulkan
@@ -162,14 +162,18 @@ def test_many_keys(rows: object) -> None:
     np.testing.assert_allclose(got[1], reference(z, z, z, causal), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("head_dim", [16, 70])
-def test_more_rows_a_thread_where_there_are_many(monkeypatch: pytest.MonkeyPatch, head_dim: int) -> None:
-    """What few rows are is set so low that it needs no large operands."""
-    monkeypatch.setattr(attention_tile, "ENOUGH_GROUPS", 1)
+@pytest.mark.parametrize("head_dim", [16, 33])
+@pytest.mark.parametrize("cores", [0, 1000])
+def test_few_and_many_rows_a_thread(head_dim: int, cores: int) -> None:
+    """A device whose cores are busy computes more rows with each thread."""
+    chosen = device()
+    target = replace(chosen, gpu=replace(chosen.gpu, cores=cores))
     attrs = fused(2, 1, head_dim, 72, causal=True)
     y = normal(2, 100, width(attrs))
-    runner = GpuRunner(function({"y": (y.shape, "float32")}, lambda emit, v: emit(attention(v, v, v, None, attrs))))
-    np.testing.assert_allclose(runner(y)[0], reference(y, y, y, attrs), atol=ATOL, rtol=0)
+    module = function({"y": (y.shape, "float32")}, lambda emit, v: emit(attention(v, v, v, None, attrs)))
+    np.testing.assert_allclose(GpuRunner(module, target)(y)[0], reference(y, y, y, attrs), atol=ATOL, rtol=0)
+    few, many = (choose_tile(attrs, replace(chosen.gpu, cores=n), 2, 100) for n in (1000, 0))
+    assert many.rows == 2 * few.rows
 
 
 def test_large_scores_do_not_overflow() -> None:

@@ -109,3 +109,10 @@ def test_integer_powers() -> None:
     runner = GpuRunner(function(signed, lambda emit, x, y: emit(kernel("power_of_integers", [x, y]))))
     x, y = np.array([1, -1, 2, -3], np.int32), np.array([-3, -3, -1, -2], np.int32)
     np.testing.assert_array_equal(runner(x, y)[0], [1, -1, 0, 0])
+
+
+def test_constants_of_one_value_and_different_types_in_one_expression() -> None:
+    params = {"x": ((6,), "int8"), "y": ((6,), "int8")}
+    runner = GpuRunner(function(params, lambda emit, x, y: emit(kernel("shift", [x, y], left=True))))
+    x, y = np.array([1, 2, 3, 1, -1, 5], np.int8), np.array([0, 1, 3, 8, 2, -1], np.int8)
+    np.testing.assert_array_equal(runner(x, y)[0], np.array([1, 4, 24, 0, -4, 0], np.int8))

@@ -49,7 +49,18 @@ def test_static_sizes_in_shared_memory_and_beyond(size: int) -> None:
         np.testing.assert_array_equal(results[2 * n + 1], indices)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int32", "int64"])
+@pytest.mark.parametrize("size", [3, 4, 7, 8])
+def test_short_lines_for_all_orders(size: int) -> None:
+    shape = (200, size)
+    runner = GpuRunner(function({"x": (shape, "float32")}, lambda emit, x: top(emit, x, size - 1, 1, True)))
+    x = np.random.default_rng(size).permuted(np.tile(np.arange(size, dtype=np.float32), (200, 1)), axis=1)
+    values, indices = runner(x)
+    wanted_values, wanted_indices = expected(x, size - 1, 1, True)
+    np.testing.assert_array_equal(values, wanted_values)
+    np.testing.assert_array_equal(indices, wanted_indices)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int32", "int64", "uint64"])
 def test_every_type(dtype: str) -> None:
     runner = GpuRunner(function({"x": ((3, 77), dtype)}, lambda emit, x: top(emit, x, 20, 1, True)))
     x = np.random.default_rng(0).integers(0, 30, (3, 77)).astype(dtype)

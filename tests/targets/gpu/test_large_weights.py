@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu_running import GpuRunner, device
-from tvm import relax
+from tvm import relax, tirx
 
-from greencc.ir import constant
+from greencc import UserError
+from greencc.ir import SYMBOL_UPPER_ATTR, constant
 from tests.targets.cpu.running import function
 
 pytestmark = pytest.mark.vulkan
@@ -29,6 +30,16 @@ def test_a_product_is_made_of_products_with_some_of_the_columns() -> None:
     runner = GpuRunner(module, narrow(256 << 10))
     assert all(array.nbytes <= 256 << 10 for array in runner.lowered.weights.values())
     np.testing.assert_allclose(runner(x)[0], x @ weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [100, tirx.Var("rows", "int64")], ids=["known", "bounded"])
+def test_a_tensor_beyond_the_limit_is_refused_with_the_number(rows: Any) -> None:
+    module = function({"x": ((rows, 64), "float32")}, lambda emit, x: emit(relax.op.nn.relu(x)))
+    main = module["main"].with_attr(SYMBOL_UPPER_ATTR, {"rows": 100})
+    module.update_func(module.get_global_var("main"), main)
+    with pytest.raises(UserError, match=r"a tensor \[.*, 64\] has up to 25600 bytes, and a kernel .* at most 25599"):
+        GpuRunner(module, narrow(25599))
+    GpuRunner(module, narrow(25600))
 
 
 @pytest.mark.parametrize("shape", [(1000, 16), (1000,), (1000, 2, 8)])

@@ -8,8 +8,8 @@ from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.convolution.form import Contraction
 from greencc.targets.tir import as_int
 
-# Threads that keep a large GPU busy.
-BUSY_THREADS = 1 << 16
+# Threads for each core that keep a GPU busy.
+CORE_THREADS = 512
 # What an axis of unknown size is taken for: a batch, and rows or columns of an image.
 LIKELY_BATCH, LIKELY_SIZE = 1, 32
 
@@ -55,15 +55,15 @@ class Plan:
         sums = self.rows * self.columns * self.slices if self.slices > 1 else 0
         return 4 * (self.depth * self.slices * (self.rows + self.columns) + sums)
 
-    def cost(self, filters: int, positions: int, groups: int, depth: int) -> float:
-        """Time by a crude count of instructions, in arbitrary units."""
+    def cost(self, filters: int, positions: int, groups: int, depth: int, cores: int) -> float:
+        """Time by a crude count of instructions, in arbitrary units, on a device of so many cores."""
         tiles = -(-filters // self.rows) * -(-positions // self.columns) * groups
         steps = -(-depth // (self.depth * self.slices)) * self.depth
         # For each step of a thread: multiply-adds, loads from shared memory, and its part of the tiles' copies.
         gathered = self.slices * (12 * self.columns + 2 * self.rows) / self.threads
         work = steps * (self.filters * self.positions + self.filters + self.positions + gathered)
         work += 8 * self.filters * self.positions * (1 + (self.slices > 1))
-        busy = min(tiles * self.threads, BUSY_THREADS)
+        busy = min(tiles * self.threads, cores * CORE_THREADS)
         return work * tiles * self.threads / busy
 
 
@@ -90,4 +90,4 @@ def choose_plan(conv: Contraction, gpu: Capabilities) -> Plan:
         positions *= size or LIKELY_SIZE
     fitting = [plan for plan in PLANS if plan.threads <= gpu.max_threads and plan.shared_bytes <= gpu.shared_bytes]
     each = conv.filters // conv.groups
-    return min(fitting, key=lambda plan: plan.cost(each, positions, conv.groups, conv.depth))
+    return min(fitting, key=lambda plan: plan.cost(each, positions, conv.groups, conv.depth, gpu.cores))

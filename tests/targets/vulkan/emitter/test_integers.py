@@ -157,3 +157,10 @@ def test_indices_are_held_in_32_bits() -> None:
     shader = shader_of(computed(lambda a, i: a + (i + 1).astype("float32"), ["float32"], 512), PLAIN)
     assert "int64" not in shader.requires
     assert "int64_t" not in shader.source
+
+
+def test_extremes_of_bools() -> None:
+    a, b = np.random.default_rng(0).integers(0, 2, (2, COUNT)).astype(bool)
+    least, largest = evaluate_all([lambda x, y: tirx.Min(x, y), lambda x, y: tirx.Max(x, y)], [a, b], "bool")
+    np.testing.assert_array_equal(least, a & b)
+    np.testing.assert_array_equal(largest, a | b)

@@ -166,7 +166,7 @@ def inputs() -> tuple[np.ndarray, ...]:
 
 # Shrinking would compile hundreds of kernels; the message names the tree.
 SETTINGS = settings(
-    max_examples=4,
+    max_examples=3,
     phases=[Phase.generate],
     deadline=None,
     derandomize=True,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from greencc.runtime.vulkan import find_sidecar
+
 pytestmark = pytest.mark.vulkan
 
 FOLDER = Path(__file__).resolve().parent
@@ -219,6 +221,27 @@ print("end")
 """
     )
     assert lines == ["end"]
+
+
+def test_a_damaged_pipeline_cache_is_as_good_as_none(tmp_path: Path) -> None:
+    """It is written when kernels were compiled, nothing else is left behind, and no damage of it reaches the driver."""
+    program = """
+rig, kernels = Rig(), module(scale=SCALE)
+a = rig.upload(np.ones(64, np.float32))
+rig.scale(kernels, a, 64, 2.0)
+print(rig.read(a)[0][0])
+"""
+    folder = tmp_path / "greencc" / "vulkan"
+    sidecar = str(find_sidecar())
+    assert run(program, XDG_CACHE_HOME=tmp_path, GREENCC_VULKAN_LIB=sidecar) == ["2.0"]
+    (file,) = folder.iterdir()
+    good = file.read_bytes()
+    assert good[:8] == b"gccpipe1"
+    for damaged in (b"", good[:-1], good[:-1] + bytes([good[-1] ^ 1]), b"x" + good[1:]):
+        file.write_bytes(damaged)
+        assert run(program, XDG_CACHE_HOME=tmp_path, GREENCC_VULKAN_LIB=sidecar) == ["2.0"]
+        (file,) = folder.iterdir()
+        assert file.read_bytes() == good
 
 
 def test_the_validation_layer_listens() -> None:
