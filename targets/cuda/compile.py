@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import ir, tirx
@@ -27,6 +29,8 @@ from greencc.targets.cuda.nvrtc import Binary, Compiler, find_compiler
 _ARGUMENTS = ("handle", "int64", "int32", "uint32", "float64", "float32")
 """Types of arguments that TVM's CUDA runtime passes to a kernel."""
 _FALLBACK = "TVM_COMPILE_FORCE_FALLBACK"
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_UNFIT = re.compile(r"\W", re.ASCII)
 _environment = threading.Lock()
 
 
@@ -61,7 +65,36 @@ def cuda_source(module: tvm.IRModule, arch: str) -> str:
     target = tvm.target.Target({"kind": "cuda", "arch": arch})
     generate = tvm.get_global_func("target.build.cuda")
     with _source_only():
-        return str(generate(module, target).inspect_source("cuda"))
+        return str(generate(_with_identifiers(module), target).inspect_source("cuda"))
+
+
+def _with_identifiers(module: tvm.IRModule) -> tvm.IRModule:
+    """Functions whose parameters have names of C++: a model's inputs may be called anything, and TVM prints that."""
+    names = {param.name for _, func in module.functions_items() for param in func.params}
+    taken = {name for name in names if _IDENTIFIER.fullmatch(name)}
+    if taken == names:
+        return module
+    renamed: dict[str, str] = {}
+    for name in sorted(names - taken):
+        plain = f"p_{_UNFIT.sub('_', name)}"
+        while plain in taken:
+            plain += "_"
+        taken.add(plain)
+        renamed[name] = plain
+    # A variable can't be given another name, so the module is written down and read again.
+    graph = json.loads(tvm.ir.save_json(module))
+    return tvm.ir.load_json(json.dumps(_replaced(graph, renamed)))
+
+
+def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+    """A JSON value in which some texts are others."""
+    if isinstance(value, str):
+        return texts.get(value, value)
+    if isinstance(value, list):
+        return [_replaced(item, texts) for item in value]
+    if isinstance(value, dict):
+        return {key: _replaced(item, texts) for key, item in value.items()}
+    return value
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import tvm
-from device_kernels import device, elementwise
-from tvm import tirx
+from device_kernels import device, elementwise, threads_only
+from tvm import s_tir, te, tirx
 
 from greencc.caching import cache_folder
 from greencc.errors import GreenccError, UserError
@@ -54,6 +54,18 @@ def test_every_type_of_element(dtype: str) -> None:
 
     members = compile_kernels(device(elementwise(dtype, body)), "sm_80")
     assert read_cubin(members["kernels.cubin"]).kernels == ("unary_kernel",)
+
+
+def test_inputs_may_be_called_anything() -> None:
+    n = tirx.Var("n", "int64")
+    names = ("gpu_0/data_0", "gpu_0/data_0:1", "p_a_b", "a b", "ж")
+    operands = [te.placeholder((n,), "float32", name=name) for name in names]
+    total = te.compute((n,), lambda i: sum(x[i] for x in operands), name="total")
+    func = te.create_prim_func([*operands, total]).with_attrs({"global_symbol": "add", "tirx.noalias": True})
+    schedule = s_tir.Schedule(tvm.IRModule({"add": func}))
+    threads_only(schedule, schedule.get_sblock("total", "add"))
+    members = compile_kernels(device(schedule.mod["add"]), "sm_80")
+    assert json.loads(members["kernels.json"])["functions"]["add_kernel"]["arguments"] == [*["handle"] * 6, "int64"]
 
 
 def test_bytes_multiplied_four_at_a_time() -> None:
