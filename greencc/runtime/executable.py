@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from greencc.runtime.devices import Device, driver
 from greencc.runtime.library import load_library
 
 _CPU = Device()
+# While one thread records a CUDA graph, no other may allocate memory or launch on any stream.
+_CUDA_TURN = threading.Lock()
 _POOLED = 2
 """The VM's allocator that keeps freed buffers for the next call."""
 
@@ -110,18 +114,23 @@ class Machine:
         self.vm = executable.start()
         self._main = self.vm["main"]
         self._inputs: dict[int, Tensor] = {}
+        self._turn = _CUDA_TURN if executable.device.kind == "cuda" else contextlib.nullcontext()
 
     def run(self, arrays: Sequence[Array], weights: Sequence[Tensor]) -> list[Array]:
         """The outputs for inputs in call order. On a GPU they are in memory of their own."""
-        return self._executable.fetch(self._main(*self._given(arrays), *weights))
+        with self._turn:
+            results = self._main(*self._given(arrays), *weights)
+        return self._executable.fetch(results)
 
     def seconds(self, arrays: Sequence[Array], weights: Sequence[Tensor], runs: int) -> float:
         """Wall time of so many runs, one after the other; without the ways to the device and back."""
-        given = self._given(arrays)
+        with self._turn:
+            given = self._given(arrays)
         self._executable.synchronize()
         started = time.perf_counter()
         for _ in range(runs):
-            self._main(*given, *weights)
+            with self._turn:
+                self._main(*given, *weights)
             self._executable.synchronize()
         return time.perf_counter() - started
 
