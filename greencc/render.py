@@ -182,8 +182,12 @@ def _device_work(work: Result | None) -> list[tuple[str, str]]:
     return [
         ("a run", f"{work['dispatches']} dispatches, {work['barriers']} barriers"),
         ("transfers", moved),
-        ("host", f"{work['submits']} submits, {work['waits']} waits"),
+        ("host", f"{_count(work['submits'], 'submit')}, {_count(work['waits'], 'wait')}"),
     ]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _tokens(result: Result) -> list[tuple[str, str]]:
@@ -396,7 +400,9 @@ def _profile_table(launches: Sequence[Result]) -> RenderableType:
     groups: dict[str, list[Result]] = {}
     for launch in launches:
         groups.setdefault(launch["kernel"], []).append(launch)
-    columns = ("launches", "ms", "share", "Gop/s", "of peak", "GB/s", "of memory")
+    has_limits = any(launch["share_of_arithmetic"] is not None for launch in launches)
+    rates = ("Gop/s", "of peak", "GB/s", "of memory") if has_limits else ("Gop/s", "GB/s")
+    columns = ("launches", "ms", "share", *rates)
     table = _table("kernel", *columns, "computes", numbers=columns)
     for kernel, group in sorted(groups.items(), key=lambda item: -_sum(item[1], "milliseconds")):
         milliseconds = _sum(group, "milliseconds")
@@ -407,20 +413,22 @@ def _profile_table(launches: Sequence[Result]) -> RenderableType:
             str(len(group)),
             f"{milliseconds:.3f}",
             f"{milliseconds / total:.1%}",
-            *_rates(group, "operations"),
-            *_rates(group, "bytes"),
+            *_rates(group, "operations", has_limits),
+            *_rates(group, "bytes", has_limits),
             Text(shown, overflow="ellipsis", no_wrap=True),
         )
     return table
 
 
-def _rates(group: Sequence[Result], amount: str) -> tuple[str, str]:
-    """Rate of a kernel's launches together, in billions per second, and its share of the limit."""
-    share = {"operations": "share_of_arithmetic", "bytes": "share_of_bandwidth"}[amount]
+def _rates(group: Sequence[Result], amount: str, has_limits: bool) -> tuple[str, ...]:
+    """Rate of a kernel's launches together, in billions per second, and where limits are known its share of one."""
     first = group[0]
-    if first[share] is None:
-        return "", ""
+    if first[f"{amount}_per_second"] is None:
+        return ("", "") if has_limits else ("",)
     rate = _sum(group, amount) / _sum(group, "milliseconds") / 1e6
+    if not has_limits:
+        return (f"{rate:.1f}",)
+    share = {"operations": "share_of_arithmetic", "bytes": "share_of_bandwidth"}[amount]
     limit = first[f"{amount}_per_second"] / first[share]
     return f"{rate:.1f}", f"{rate * 1e9 / limit:.0%}"
 

@@ -43,6 +43,7 @@ _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 
 _lock = threading.Lock()
 _loaded: list[ctypes.CDLL] = []
+times_kernels = False
 
 
 def devices() -> list[dict[str, Any]]:
@@ -218,3 +219,17 @@ def _count(items: Mapping[str, object] | list[str] | bytes) -> bytes:
 def _text(text: str) -> bytes:
     data = text.encode()
     return _count(data) + data
+
+
+def statistics(device: int = 0) -> dict[str, int]:
+    """Counters of a device: none are kept."""
+    return {}
+
+
+def is_recording() -> bool:
+    """Whether this thread's launches go into a CUDA graph just now, so that none of them runs.
+
+    While they do, asking about the default stream is an error, which says so; it leaves the recording alone.
+    """
+    status = ctypes.c_int()
+    return bool(_driver().cuStreamIsCapturing(None, ctypes.byref(status)) or status.value)

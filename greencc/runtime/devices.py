@@ -43,7 +43,13 @@ class Device:
 
 
 class Driver(Protocol):
-    """What the runtime knows of a kind of GPU: `greencc.runtime.cuda`, `greencc.runtime.vulkan`."""
+    """What the runtime knows of a kind of GPU: `greencc.runtime.cuda`, `greencc.runtime.vulkan`.
+
+    Attributes:
+        times_kernels: whether the device's own clock times kernels, with `profile` and `profile_results`.
+    """
+
+    times_kernels: bool
 
     def devices(self) -> list[dict[str, Any]]:
         """Those of this machine. Raises GreenccError where there is no driver, or no runtime for it."""
@@ -56,6 +62,15 @@ class Driver(Protocol):
 
     def statistics(self, index: int) -> dict[str, int]:
         """Counters of a device since the process began; nothing where none are kept."""
+
+    def profile(self, on: bool) -> None:
+        """Time every kernel from now on, or stop."""
+
+    def profile_results(self) -> list[dict[str, Any]]:
+        """Times of the kernels that have run since the last call, in order: `kernel` and `milliseconds`."""
+
+    def is_recording(self) -> bool:
+        """Whether launches of this thread are being recorded, so that none runs and nobody may wait for them."""
 
 
 def driver(kind: str) -> Driver:

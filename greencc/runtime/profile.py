@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
-from greencc.artifact.bundle import KernelCall
+from greencc.artifact.bundle import Array, KernelCall
 from greencc.runtime.devices import driver
 from greencc.runtime.library import load_library
 from greencc.runtime.model import Model
@@ -46,17 +49,64 @@ def profile(model: Model, inputs: Mapping[str, object], runs: int = 5) -> tuple[
         GreenccError: the machine code failed.
     """
     arrays = model.bind(inputs)
-    recorded: list[list[tuple[str, float]]] = []
-    for _ in range(runs + 1):
-        recorder = _Recorder(model.synchronize, [], [])
-        machine = model.new_machine()
-        machine.vm["set_instrument"](load_library().ffi.convert(recorder))
-        model.run_bound(arrays, machine)
-        recorded.append(recorder.launches)
+    launches = _by_device if model.device.is_gpu and driver(model.device.kind).times_kernels else _by_clock
+    recorded = [launches(model, arrays) for _ in range(runs + 1)]
     kernels = [name for name, _ in recorded[0]]
     times = [median(run[i][1] for run in recorded[1:]) for i in range(len(kernels))]
     launched = _match(kernels, model.artifact.manifest.calls)
     return tuple(KernelTime(*launch) for launch in zip(launched, times, strict=True))
+
+
+def _by_clock(model: Model, arrays: Sequence[Array]) -> list[tuple[str, float]]:
+    """Names and milliseconds of the launches of a run, each waited for."""
+    recorder = _Recorder(model.synchronize, _recording(model), [], [])
+    _run_recorded(model, arrays, recorder)
+    return recorder.launches
+
+
+def _by_device(model: Model, arrays: Sequence[Array]) -> list[tuple[str, float]]:
+    """Names and milliseconds of the launches of a run, by the device's own clock: nothing waits in between."""
+    recorder = _Recorder(lambda: None, lambda: False, [], [])
+    gpu = driver(model.device.kind)
+    gpu.profile(True)
+    try:
+        _run_recorded(model, arrays, recorder)
+    finally:
+        gpu.profile(False)
+        times = gpu.profile_results()
+    return assign_times([name for name, _ in recorder.launches], times)
+
+
+def assign_times(launches: Sequence[str], times: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """The time of each launch: of the kernels on the device that it stands for.
+
+    Args:
+        launches: names of a run's functions that launch kernels, in order.
+        times: `kernel` and `milliseconds` of the kernels that ran, in order. Function f has f_kernel, f_kernel_1, ..
+            and runs each at most once.
+    """
+    left = deque((str(each["kernel"]), float(each["milliseconds"])) for each in times)
+    result = []
+    for name in launches:
+        own = re.compile(re.escape(name) + r"_kernel(_\d+)?")
+        total, seen = 0.0, set[str]()
+        while left and own.fullmatch(left[0][0]) and left[0][0] not in seen:
+            kernel, milliseconds = left.popleft()
+            seen.add(kernel)
+            total += milliseconds
+        result.append((name, total))
+    return result
+
+
+def _run_recorded(model: Model, arrays: Sequence[Array], recorder: _Recorder) -> None:
+    machine = model.new_machine()
+    machine.vm["set_instrument"](load_library().ffi.convert(recorder))
+    model.run_bound(arrays, machine)
+
+
+def _recording(model: Model) -> Callable[[], bool]:
+    """What tells whether the launches of a model are recorded, not run."""
+    return driver(model.device.kind).is_recording if model.device.is_gpu else lambda: False
 
 
 def device_work(model: Model, inputs: Mapping[str, object]) -> dict[str, int] | None:
@@ -80,14 +130,18 @@ def device_work(model: Model, inputs: Mapping[str, object]) -> dict[str, int] | 
 
 @dataclass(frozen=True)
 class _Recorder:
-    """The VM calls this before and after everything it calls. A device has finished what was before, each time."""
+    """The VM calls this before and after everything it calls. A device has finished what was before, each time.
+
+    A new VM runs what becomes a graph once before it records it: that is timed, what is recorded is not.
+    """
 
     synchronize: Callable[[], None]
+    is_recording: Callable[[], bool]
     launches: list[tuple[str, float]]
     started: list[float]
 
     def __call__(self, function: object, name: str, before: bool, result: object, *arguments: object) -> int:
-        if not name.startswith(_NOT_KERNELS):
+        if not name.startswith(_NOT_KERNELS) and not self.is_recording():
             self.synchronize()
             if before:
                 self.started.append(time.perf_counter())

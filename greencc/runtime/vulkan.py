@@ -33,6 +33,7 @@ BUILD_COMMAND = "greencc devices --build-vulkan"
 _ABI = re.compile(rb"greencc-vulkan-abi:tvm=([^;\0]*);tvm_ffi=([^;\0]*);\0")
 _lock = threading.Lock()
 _loaded: list[Path] = []
+times_kernels = True
 
 
 def sources_folder() -> Path:
@@ -212,6 +213,11 @@ def statistics(device: int = 0) -> dict[str, int]:
     """
     counters: dict[str, int] = json.loads(_call("statistics", device))
     return counters
+
+
+def is_recording() -> bool:
+    """Whether launches are recorded to be run later: never, for what can be told from outside."""
+    return False
 
 
 def reset_statistics(device: int = 0) -> None:
