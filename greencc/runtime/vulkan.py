@@ -220,6 +220,15 @@ def is_recording() -> bool:
     return False
 
 
+def discard(device: int) -> None:
+    """Forget the copies to the host that this thread asked for and has not waited for, whose memory is to be freed.
+
+    For a caller that fails between the two: otherwise they would be made by whoever waits next.
+    """
+    if is_loaded():
+        _call("discard", device)
+
+
 def reset_statistics(device: int = 0) -> None:
     """Set the counters of `statistics` to 0, its peak to what is allocated now."""
     _call("reset_statistics", device)

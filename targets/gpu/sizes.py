@@ -25,8 +25,7 @@ def check_sizes(module: tvm.IRModule, target: GpuTarget) -> None:
     most = target.gpu.max_buffer_bytes
     for _, function in relax_functions(module):
         analyzer = bounded_analyzer(function)
-        allocated = [binding.var for binding in bindings_of(function) if _allocates(binding.value)]
-        for var in (*function.params, *allocated):
+        for var in _tensors(function):
             size = _most_bytes(var.ty, analyzer)
             if size is not None and size > most:
                 dims = ", ".join(map(dim_text, shape_of(var.ty) or []))
@@ -34,6 +33,20 @@ def check_sizes(module: tvm.IRModule, target: GpuTarget) -> None:
                     f"--target {target.kind}: a tensor [{dims}] has up to {size} bytes, and a kernel can be given at "
                     f"most {most}: use smaller shapes (--shape), or lower bounds (--dynamic)"
                 )
+
+
+def is_unbounded(module: tvm.IRModule) -> bool:
+    """Whether kernels may get a tensor of which `check_sizes` knows nothing, as nothing bounds its size."""
+    return any(
+        isinstance(var.ty, relax.TensorType) and _most_bytes(var.ty, bounded_analyzer(function)) is None
+        for _, function in relax_functions(module)
+        for var in _tensors(function)
+    )
+
+
+def _tensors(function: relax.Function) -> list[relax.Var]:
+    """What lies in memory: parameters, and what is allocated."""
+    return [*function.params, *(binding.var for binding in bindings_of(function) if _allocates(binding.value))]
 
 
 def _allocates(value: relax.Expr) -> bool:

@@ -13,6 +13,7 @@ from greencc.runtime import vulkan
 from greencc.targets.base import Code, Rule
 from greencc.targets.gpu.build import build, host_description
 from greencc.targets.gpu.capabilities import Capabilities, refuse_threads
+from greencc.targets.gpu.sizes import is_unbounded
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class VulkanTarget:
         """A library that launches kernels, and the kernels in SPIR-V."""
         from greencc.targets.vulkan.emitter import compile_kernels
 
-        return build(module, self, lambda kernels: compile_kernels(kernels, self.gpu))
+        return build(module, self, lambda kernels: compile_kernels(kernels, self.gpu, is_unbounded(module)))
 
 
 def local_target(device: str, threads: int | None) -> VulkanTarget:

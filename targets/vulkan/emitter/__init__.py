@@ -17,11 +17,12 @@ __all__ = ["Shader", "compile_kernels", "emit"]
 TABLE, CODE = "kernels.json", "kernels.spv"
 
 
-def compile_kernels(module: tvm.IRModule, gpu: Capabilities) -> dict[str, bytes]:
+def compile_kernels(module: tvm.IRModule, gpu: Capabilities, unbounded: bool = False) -> dict[str, bytes]:
     """The members of an artifact that hold its kernels: their table and their SPIR-V modules behind each other.
 
     `module` holds device functions as TVM's pipeline leaves them, split from the host's and finalised. The same module
-    gives the same bytes.
+    gives the same bytes. `unbounded` says that the model has sizes that nothing bounds: the runtime then refuses tensors
+    that are larger than what a kernel can be given.
 
     Raises:
         UserError: glslang or the SPIR-V tools aren't installed.
@@ -39,5 +40,6 @@ def compile_kernels(module: tvm.IRModule, gpu: Capabilities) -> dict[str, bytes]
             places[spirv] = [len(code), len(spirv)]
             code += spirv
         entries[name] = {**shader.entry(), "code": places[spirv]}
-    table = json.dumps({"version": 1, "functions": entries}, sort_keys=True, indent=1)
+    whole: dict[str, object] = {"version": 1, "functions": entries, **({"unbounded": True} if unbounded else {})}
+    table = json.dumps(whole, sort_keys=True, indent=1)
     return {TABLE: table.encode(), CODE: bytes(code)}

@@ -66,7 +66,13 @@ BoundBuffer Bind(Device& device, const KernelEntry& entry, int index, const Para
                          std::to_string(limits.minStorageBufferOffsetAlignment));
   }
   if (!parameter.bytes.has_value()) {
-    // The kernel alone knows how much it uses; it can't use more than the device can address.
+    if (entry.unbounded && remaining > limits.maxStorageBufferRange) {
+      Refuse(entry, index, "is a tensor of " + Bytes(remaining) + " (" + std::to_string(remaining) +
+                           " bytes with padding); a kernel on " + device.name() + " can be given at most " +
+                           std::to_string(limits.maxStorageBufferRange) + ": use smaller inputs");
+    }
+    // The kernel alone knows how much it uses. When it was compiled no tensor was larger than the device can address,
+    // but several may lie in this memory.
     buffer.bytes = std::min<std::uint64_t>(remaining, limits.maxStorageBufferRange);
     return buffer;
   }

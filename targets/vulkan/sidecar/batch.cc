@@ -30,7 +30,6 @@ Batch::Batch(Device& device) : device_(device) {
 
 void Batch::Begin(std::uint64_t as) {
   number = as;
-  empty = false;
   auto info = Structure<VkCommandBufferBeginInfo>(VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO);
   info.flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT;
   device_.Check(device_.vk().vkBeginCommandBuffer(commands_, &info), "beginning to record");
@@ -110,7 +109,7 @@ void Batch::Discard() {
   timestamps_ = 0;
   launches = 0;
   staged_bytes = 0;
-  empty = true;
+  failed = false;
   for (auto& chunk : chunks_) device_.staging().GiveBack(std::move(chunk));
   chunks_.clear();
   for (VkDescriptorPool pool : descriptor_pools_) device_.vk().vkResetDescriptorPool(device_.handle(), pool, 0);

@@ -65,7 +65,8 @@ class Batch {
   std::uint64_t number = 0;
   std::uint32_t launches = 0;
   std::uint64_t staged_bytes = 0;
-  bool empty = true;
+  // It was not submitted: its fence will never be signaled.
+  bool failed = false;
   std::vector<Download> downloads;
   // Kernels that must not be destroyed yet.
   std::vector<std::shared_ptr<const Kernel>> kernels;

@@ -29,11 +29,7 @@ struct ThreadStreams {
   ~ThreadStreams() {
     if (Instance::Forked()) return;
     for (auto& [device, stream] : streams) {
-      try {
-        stream->Finish();
-      } catch (const std::exception&) {
-        // The device is lost; whoever uses it next is told.
-      }
+      stream->Finish();
       device->Recycle(*stream);
     }
   }
@@ -198,8 +194,8 @@ void Device::Recycle(Stream& stream) {
   idle_streams_.push_back(&stream);
 }
 
-void Device::Synchronize() {
-  for (Stream* stream : AllStreams()) stream->Synchronize();
+void Device::Settle() {
+  for (Stream* stream : AllStreams()) stream->Settle();
 }
 
 std::vector<Stream*> Device::AllStreams() {

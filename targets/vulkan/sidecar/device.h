@@ -65,6 +65,7 @@ class Device {
   void Check(VkResult result, const char* doing);
   // Throws a RuntimeError when the device was lost before.
   void CheckAlive() const;
+  bool lost() const { return lost_; }
 
   // The first type with all of a set of properties, sets tried in order. Throws a RuntimeError when none fits.
   std::uint32_t ChooseMemoryType(const std::vector<VkMemoryPropertyFlags>& preferred) const;
@@ -82,8 +83,8 @@ class Device {
   Stream& ThreadStream();
   Stream& NewStream();
   void Recycle(Stream& stream);
-  // Submits and waits for everything that any stream has recorded.
-  void Synchronize();
+  // Submits and waits for everything that any stream has recorded; what fails is told to the stream's owner.
+  void Settle();
 
  private:
   std::vector<Stream*> AllStreams();

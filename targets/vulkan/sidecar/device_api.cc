@@ -85,8 +85,14 @@ class VulkanDeviceApi final : public tvm::runtime::DeviceAPI {
   void FreeStream(DLDevice device, TVMStreamHandle handle) final {
     if (handle == nullptr) return;
     auto* stream = static_cast<Stream*>(handle);
-    stream->Synchronize();
-    Instance::Get().device(device.device_id).Recycle(*stream);
+    Device& opened = Instance::Get().device(device.device_id);
+    try {
+      stream->Synchronize();
+    } catch (...) {
+      opened.Recycle(*stream);
+      throw;
+    }
+    opened.Recycle(*stream);
   }
 
   void StreamSync(DLDevice device, TVMStreamHandle handle) final {

@@ -56,6 +56,11 @@ class Value {
     return {(*found).second, where_ + "." + key};
   }
 
+  bool Has(const std::string& key) const {
+    json::Object object = As<json::Object>("an object");
+    return object.find(ffi::String(key)) != object.end();
+  }
+
   std::vector<std::pair<std::string, Value>> Members() const {
     std::vector<std::pair<std::string, Value>> members;
     for (const auto& [key, value] : As<json::Object>("an object")) {
@@ -190,9 +195,11 @@ std::vector<KernelEntry> ReadKernelTable(const std::string& text, std::uint64_t 
     TVM_FFI_THROW(ValueError) << "kernels.json is of version " << version << ", this Vulkan runtime reads version "
                               << kVersion << ": compile the model again, or install the greencc that made it";
   }
+  bool unbounded = root.Has("unbounded") && root["unbounded"].Flag();
   std::vector<KernelEntry> kernels;
   for (const auto& [name, value] : root["functions"].Members()) {
     kernels.push_back(ReadKernel(name, Value(value), code_bytes));
+    kernels.back().unbounded = unbounded;
   }
   return kernels;
 }

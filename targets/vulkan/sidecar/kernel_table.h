@@ -42,6 +42,8 @@ struct KernelEntry {
   std::optional<std::uint32_t> subgroup;
   std::uint64_t shared_bytes = 0;
   bool scalars_in_uniform = false;
+  // Of a model with sizes that nothing bounds: a buffer of unknown size is a tensor that has its memory for itself.
+  bool unbounded = false;
 
   std::uint32_t buffers() const;
   std::uint32_t scalars() const;

@@ -65,7 +65,7 @@ std::uint64_t Memory::Allocate(std::uint64_t bytes, std::uint64_t alignment) {
   }
   if (allocation == nullptr) {
     // What was freed may only wait for kernels to finish.
-    device_.Synchronize();
+    device_.Settle();
     std::lock_guard lock(mutex_);
     Collect();
     allocation = Place(size, alignment);

@@ -9,6 +9,8 @@
 #include "device_api.h"
 #include "instance.h"
 #include "module.h"
+#include "stream.h"
+#include "streams.h"
 #include "timer.h"
 
 // The versions that the headers are of; the build passes them.
@@ -34,6 +36,14 @@ ffi::Any TargetProperty(DLDevice device, ffi::String property) {
 
 Device& OpenedDevice(int index) { return Instance::Get().device(index); }
 
+void Discard(int index) {
+  // In a forked child, and before a device is opened, there is nothing.
+  if (Instance::Forked()) return;
+  for (Device* device : Instance::Get().open_devices()) {
+    if (device->index() == index) CurrentStream(*device).DropDownloads();
+  }
+}
+
 ffi::String ProfileResults() {
   std::vector<KernelTime> all;
   for (Device* device : Instance::Get().open_devices()) {
@@ -53,6 +63,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("ffi.Module.load_from_bytes.vulkan", KernelModule::FromBytes)
       .def("greencc.vulkan.abi", []() { return ffi::String(greencc_vulkan_abi); })
       .def("greencc.vulkan.devices", []() { return DevicesJson(Instance::Get().physical_devices()); })
+      .def("greencc.vulkan.discard", Discard)
       .def("greencc.vulkan.module",
            [](ffi::String json, ffi::Bytes spirv) {
              return ffi::Module(ffi::make_object<KernelModule>(std::string(json.data(), json.size()),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "device.h"
 #include "kernel.h"
@@ -13,12 +14,23 @@ namespace {
 // Launches after which a batch is submitted without being asked for, so that the device starts early in a long one.
 constexpr std::uint32_t kLongBatch = 256;
 constexpr std::size_t kMostInFlight = 4;
+// Failures that readers are still told of.
+constexpr std::size_t kMostFailures = 64;
 // A large upload goes through staging memory in parts.
 constexpr std::uint64_t kUploadPart = std::uint64_t{16} << 20;
 
 constexpr VkPipelineStageFlags kStages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
 
 Range RangeOf(const Location& location, std::uint64_t bytes) { return {location.address, location.address + bytes}; }
+
+// Weights are read by many threads in a program's life. What was not computed is of interest until it is written.
+void ForgetPast(std::vector<Use>& uses, bool written) {
+  auto is_past = [&](const Use& use) {
+    return use.stream->completed() >= std::max(use.read, use.written) &&
+           (written || use.stream->FailureOf(use.written) == nullptr);
+  };
+  uses.erase(std::remove_if(uses.begin(), uses.end(), is_past), uses.end());
+}
 
 bool OverlapsHost(const Download& download, const void* host, std::uint64_t bytes) {
   auto a = reinterpret_cast<std::uintptr_t>(download.host), b = reinterpret_cast<std::uintptr_t>(host);
@@ -30,11 +42,12 @@ bool OverlapsHost(const Download& download, const void* host, std::uint64_t byte
 void Stream::Run(const Launch& launch) {
   Ranges reads, writes;
   for (const BoundBuffer& buffer : launch.buffers) {
-    WaitForOthers(buffer.location, buffer.writes);
+    WaitForOthers(buffer.location, buffer.reads, buffer.writes);
     if (buffer.reads) reads.push_back(RangeOf(buffer.location, buffer.bytes));
     if (buffer.writes) writes.push_back(RangeOf(buffer.location, buffer.bytes));
   }
   std::lock_guard lock(mutex_);
+  ThrowKept();
   Guard(reads, writes);
   Batch& batch = Recording();
   batch.kernels.push_back(launch.kernel);
@@ -121,8 +134,9 @@ void Stream::Dispatch(const Launch& launch) {
 }
 
 void Stream::Upload(const void* from, const Location& to, std::uint64_t bytes) {
-  WaitForOthers(to, true);
+  WaitForOthers(to, false, true);
   std::lock_guard lock(mutex_);
+  ThrowKept();
   device_.statistics().uploads += 1;
   device_.statistics().upload_bytes += bytes;
   bool awaited = recording_ != nullptr && std::any_of(recording_->downloads.begin(), recording_->downloads.end(),
@@ -139,6 +153,8 @@ void Stream::Upload(const void* from, const Location& to, std::uint64_t bytes) {
   bool idle = recording_ == nullptr && in_flight_.empty();
   if (idle && to.mapped() != nullptr) {
     std::memcpy(to.mapped(), from, bytes);
+    std::lock_guard uses_lock(to.allocation->mutex);
+    ForgetPast(to.allocation->uses, true);
     return;
   }
   const auto* data = static_cast<const std::uint8_t*>(from);
@@ -158,8 +174,9 @@ void Stream::Upload(const void* from, const Location& to, std::uint64_t bytes) {
 }
 
 void Stream::ReadBack(const Location& from, void* to, std::uint64_t bytes) {
-  WaitForOthers(from, false);
+  WaitForOthers(from, true, false);
   std::lock_guard lock(mutex_);
+  ThrowKept();
   device_.statistics().downloads += 1;
   device_.statistics().download_bytes += bytes;
   RetireDone();
@@ -192,9 +209,10 @@ void Stream::CopyOut(Download* download) {
 }
 
 void Stream::Copy(const Location& from, const Location& to, std::uint64_t bytes) {
-  WaitForOthers(from, false);
-  WaitForOthers(to, true);
+  WaitForOthers(from, true, false);
+  WaitForOthers(to, false, true);
   std::lock_guard lock(mutex_);
+  ThrowKept();
   device_.statistics().copies += 1;
   device_.statistics().copy_bytes += bytes;
   Ranges reads{RangeOf(from, bytes)}, writes{RangeOf(to, bytes)};
@@ -210,38 +228,45 @@ void Stream::Copy(const Location& from, const Location& to, std::uint64_t bytes)
 
 std::uint64_t Stream::WriteTimestamp(VkQueryPool pool, std::uint32_t which) {
   std::lock_guard lock(mutex_);
+  ThrowKept();
   VkCommandBuffer commands = Recording().commands();
   if (which == 0) device_.vk().vkCmdResetQueryPool(commands, pool, 0, 2);
   device_.vk().vkCmdWriteTimestamp(commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, pool, which);
   return recording_->number;
 }
 
-void Stream::WaitForOthers(const Location& location, bool writes) {
-  std::vector<std::pair<Stream*, std::uint64_t>> pending;
+void Stream::ThrowKept() {
+  if (kept_ != nullptr) std::rethrow_exception(std::exchange(kept_, nullptr));
+}
+
+void Stream::WaitForOthers(const Location& location, bool reads, bool writes) {
+  std::vector<Use> others;
   {
     std::lock_guard lock(location.allocation->mutex);
     for (const Use& use : location.allocation->uses) {
-      std::uint64_t number = writes ? std::max(use.read, use.written) : use.written;
-      if (use.stream != this && use.stream->completed() < number) pending.emplace_back(use.stream, number);
+      if (use.stream != this) others.push_back(use);
     }
   }
-  for (auto& [stream, number] : pending) stream->WaitFor(number);
+  for (const Use& use : others) {
+    std::uint64_t number = writes ? std::max(use.read, use.written) : use.written;
+    std::exception_ptr error = use.stream->completed() < number ? use.stream->WaitFor(number) : nullptr;
+    // Whoever only overwrites what was not computed is not concerned.
+    if (error == nullptr && reads) error = use.stream->FailureOf(use.written);
+    if (error != nullptr) std::rethrow_exception(error);
+  }
 }
 
 void Stream::Mark(const Location& location, bool reads, bool writes) {
   std::uint64_t number = recording_->number;
   std::lock_guard lock(location.allocation->mutex);
   std::vector<Use>& uses = location.allocation->uses;
-  auto found = std::find_if(uses.begin(), uses.end(), [&](const Use& use) { return use.stream == this; });
-  if (found == uses.end()) {
-    // Weights are read by many threads in a program's life.
-    uses.erase(std::remove_if(uses.begin(), uses.end(),
-                              [](const Use& use) {
-                                return use.stream->completed() >= std::max(use.read, use.written);
-                              }),
-               uses.end());
-    found = uses.insert(uses.end(), {this, 0, 0});
+  auto is_own = [&](const Use& use) { return use.stream == this; };
+  auto found = std::find_if(uses.begin(), uses.end(), is_own);
+  if (found == uses.end() || writes) {
+    ForgetPast(uses, writes);
+    found = std::find_if(uses.begin(), uses.end(), is_own);
   }
+  if (found == uses.end()) found = uses.insert(uses.end(), {this, 0, 0});
   if (reads) found->read = number;
   if (writes) found->written = number;
 }
@@ -315,32 +340,43 @@ void Stream::Submit() {
 }
 
 void Stream::WaitAndRetire(std::size_t count) {
-  if (count == 0) return;
   std::vector<VkFence> fences;
-  for (std::size_t i = 0; i < count; ++i) fences.push_back(in_flight_[i]->fence());
-  device_.statistics().waits += 1;
-  try {
-    device_.Check(device_.vk().vkWaitForFences(device_.handle(), static_cast<std::uint32_t>(fences.size()),
-                                               fences.data(), VK_TRUE, UINT64_MAX),
-                  "waiting for kernels");
-  } catch (...) {
-    Drop(nullptr);
-    throw;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!in_flight_[i]->failed) fences.push_back(in_flight_[i]->fence());
+  }
+  if (!fences.empty()) {
+    device_.statistics().waits += 1;
+    try {
+      device_.Check(device_.vk().vkWaitForFences(device_.handle(), static_cast<std::uint32_t>(fences.size()),
+                                                 fences.data(), VK_TRUE, UINT64_MAX),
+                    "waiting for kernels");
+    } catch (...) {
+      Drop(nullptr);
+      throw;
+    }
   }
   RetireDone();
 }
 
 void Stream::RetireDone() {
   while (!in_flight_.empty()) {
-    VkResult status = device_.vk().vkGetFenceStatus(device_.handle(), in_flight_.front()->fence());
-    if (status == VK_NOT_READY) break;
-    if (status < 0) Drop(nullptr);
-    device_.Check(status, "running kernels");
-    std::unique_ptr<Batch> batch = std::move(in_flight_.front());
+    Batch& first = *in_flight_.front();
+    if (first.failed) {
+      first.Discard();
+    } else {
+      VkResult status = device_.vk().vkGetFenceStatus(device_.handle(), first.fence());
+      if (status == VK_NOT_READY) break;
+      try {
+        device_.Check(status, "running kernels");
+        first.Retire();
+      } catch (...) {
+        Drop(nullptr);
+        throw;
+      }
+    }
+    std::uint64_t number = first.number;
+    idle_.push_back(std::move(in_flight_.front()));
     in_flight_.erase(in_flight_.begin());
-    std::uint64_t number = batch->number;
-    batch->Retire();
-    idle_.push_back(std::move(batch));
     // Last: from now on memory that the batch used may be given to others.
     completed_.store(number, std::memory_order_release);
   }
@@ -348,43 +384,88 @@ void Stream::RetireDone() {
 }
 
 void Stream::Drop(std::unique_ptr<Batch> failed) {
-  // Nothing of this is done or ever will be, but nobody must wait for it for ever. Batches that the device may still
-  // hold are not used again.
-  if (failed != nullptr) in_flight_.push_back(std::move(failed));
-  for (auto& batch : in_flight_) {
-    batch->downloads.clear();
-    dropped_.push_back(std::move(batch));
+  // The owner learns that its work failed and may free what the host was to read.
+  if (recording_ != nullptr) recording_->downloads.clear();
+  for (auto& batch : in_flight_) batch->downloads.clear();
+  if (failed != nullptr) {
+    // It waits for its turn: batches before it may still run, and completed() tells of all up to a number.
+    failed->downloads.clear();
+    failed->failed = true;
+    in_flight_.push_back(std::move(failed));
   }
+  bool lost = device_.lost();
+  auto first = std::find_if(in_flight_.begin(), in_flight_.end(), [&](const auto& b) { return lost || b->failed; });
+  if (first == in_flight_.end()) return;
+  {
+    std::lock_guard lock(failures_mutex_);
+    if (failures_.size() == kMostFailures) failures_.erase(failures_.begin());
+    failures_.push_back({(*first)->number, in_flight_.back()->number, std::current_exception()});
+    has_failures_.store(true, std::memory_order_release);
+  }
+  if (!lost) return;
+  // Nothing of this is done or ever will be, but nobody must wait for it for ever.
+  std::uint64_t last = in_flight_.back()->number;
+  for (auto& batch : in_flight_) dropped_.push_back(std::move(batch));
   in_flight_.clear();
-  hazards_.Clear();
-  std::uint64_t last = recording_ == nullptr ? next_number_ - 1 : recording_->number - 1;
   completed_.store(last, std::memory_order_release);
 }
 
 void Stream::Synchronize() {
   {
     std::lock_guard lock(mutex_);
+    ThrowKept();
     Submit();
     WaitAndRetire(in_flight_.size());
   }
   device_.pipeline_cache().Save();
 }
 
+template <typename Work>
+void Stream::Keep(const Work& work) {
+  try {
+    work();
+  } catch (...) {
+    kept_ = std::current_exception();
+  }
+}
+
+void Stream::Settle() {
+  std::lock_guard lock(mutex_);
+  Keep([&] { Submit(); });
+  Keep([&] { WaitAndRetire(in_flight_.size()); });
+}
+
 void Stream::Finish() {
+  DropDownloads();
+  Settle();
+  std::lock_guard lock(mutex_);
+  // The next owner has nothing to do with it.
+  kept_ = nullptr;
+}
+
+void Stream::DropDownloads() {
   std::lock_guard lock(mutex_);
   if (recording_ != nullptr) recording_->downloads.clear();
   for (auto& batch : in_flight_) batch->downloads.clear();
-  Submit();
-  WaitAndRetire(in_flight_.size());
 }
 
-void Stream::WaitFor(std::uint64_t number) {
+std::exception_ptr Stream::WaitFor(std::uint64_t number) {
   std::lock_guard lock(mutex_);
-  if (completed() >= number) return;
-  if (recording_ != nullptr && recording_->number <= number) Submit();
+  if (completed() >= number) return nullptr;
+  if (recording_ != nullptr && recording_->number <= number) Keep([&] { Submit(); });
+  // Also where it was not submitted: batches before it may run.
   auto after = std::find_if(in_flight_.begin(), in_flight_.end(),
                             [&](const auto& batch) { return batch->number > number; });
-  WaitAndRetire(static_cast<std::size_t>(after - in_flight_.begin()));
+  Keep([&] { WaitAndRetire(static_cast<std::size_t>(after - in_flight_.begin())); });
+  return completed() < number ? kept_ : nullptr;
+}
+
+std::exception_ptr Stream::FailureOf(std::uint64_t number) const {
+  if (!has_failures_.load(std::memory_order_acquire)) return nullptr;
+  std::lock_guard lock(failures_mutex_);
+  auto found = std::find_if(failures_.begin(), failures_.end(),
+                            [&](const Failure& each) { return each.first <= number && number <= each.last; });
+  return found == failures_.end() ? nullptr : found->error;
 }
 
 }  // namespace greencc::vulkan

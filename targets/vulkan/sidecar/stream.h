@@ -3,10 +3,14 @@
 // A command waits for an earlier one (a barrier) only where it reads or writes bytes that the earlier one wrote, or
 // writes bytes that it read. Work of other streams on the same memory is waited for by the host before a command is
 // recorded: models that run at the same time in two threads share only what neither writes.
+//
+// A stream's work may fail in a call of another thread, which waits for it. The stream keeps that failure for the next
+// call of its owner. The other thread is told too where it reads what was not computed.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -51,16 +55,33 @@ class Stream {
 
   // Submits what is recorded and waits until the device has done everything.
   void Synchronize();
-  // The same for a thread that ends: nothing is copied to the host, whose memory may be gone.
+  // The same for a thread that ends: nothing is copied to the host, whose memory may be gone, and nobody is told.
   void Finish();
-  // Waits until the batch of that number is done.
-  void WaitFor(std::uint64_t number);
+  // The same for another thread that needs memory: what fails is the owner's.
+  void Settle();
+  // Forgets what the host was to read: its memory is about to be freed.
+  void DropDownloads();
+  // Waits until the batch of that number is done, well or not. Returns why it could not, or null.
+  std::exception_ptr WaitFor(std::uint64_t number);
+  // Why the device never did the batch of that number, or null.
+  std::exception_ptr FailureOf(std::uint64_t number) const;
 
-  // Number of the last batch whose work is done.
+  // Number of the last batch that the device will not touch any more.
   std::uint64_t completed() const { return completed_.load(std::memory_order_acquire); }
 
  private:
-  void WaitForOthers(const Location& location, bool writes);
+  // Batches that the device never did.
+  struct Failure {
+    std::uint64_t first = 0;
+    std::uint64_t last = 0;
+    std::exception_ptr error;
+  };
+
+  void ThrowKept();
+  // Runs what another thread asks for; its failure is kept for the owner.
+  template <typename Work>
+  void Keep(const Work& work);
+  void WaitForOthers(const Location& location, bool reads, bool writes);
   Batch& Recording();
   // Makes room for a command: a barrier where it needs one, and copies of what the host is to read before it writes.
   void Guard(const Ranges& reads, const Ranges& writes);
@@ -73,6 +94,7 @@ class Stream {
   void Submit();
   void WaitAndRetire(std::size_t count);
   void RetireDone();
+  // Called while an exception is handled.
   void Drop(std::unique_ptr<Batch> failed);
 
   Device& device_;
@@ -81,10 +103,16 @@ class Stream {
   std::unique_ptr<Batch> recording_;
   std::vector<std::unique_ptr<Batch>> in_flight_;
   std::vector<std::unique_ptr<Batch>> idle_;
+  // Of a device that was lost: it may still hold them.
   std::vector<std::unique_ptr<Batch>> dropped_;
   Hazards hazards_;
   std::uint64_t next_number_ = 1;
   std::atomic<std::uint64_t> completed_{0};
+  // What failed while another thread waited; the owner has not been told.
+  std::exception_ptr kept_;
+  std::atomic<bool> has_failures_{false};
+  mutable std::mutex failures_mutex_;
+  std::vector<Failure> failures_;
 };
 
 }  // namespace greencc::vulkan

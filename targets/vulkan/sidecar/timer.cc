@@ -40,11 +40,8 @@ class VulkanTimer : public tvm::runtime::TimerNode {
 
   ~VulkanTimer() override {
     if (pool_ == VK_NULL_HANDLE) return;
-    try {
-      stream_.WaitFor(last_);
-    } catch (const std::exception&) {
-      return;  // The device is lost and may still hold the pool.
-    }
+    // A device that was lost may still hold the pool.
+    if (stream_.WaitFor(numbers_[1]) != nullptr || device_.lost()) return;
     device_.vk().vkDestroyQueryPool(device_.handle(), pool_, nullptr);
   }
 
@@ -56,6 +53,10 @@ class VulkanTimer : public tvm::runtime::TimerNode {
     if (pool_ == VK_NULL_HANDLE) {
       return std::chrono::duration_cast<std::chrono::nanoseconds>(host_[1] - host_[0]).count();
     }
+    // Timestamps that are never written would be waited for without end.
+    for (std::uint64_t number : numbers_) {
+      if (std::exception_ptr error = stream_.FailureOf(number)) std::rethrow_exception(error);
+    }
     return static_cast<std::int64_t>(device_.NanosecondsBetween(device_.ReadTimestamps(pool_, 2), 0));
   }
 
@@ -64,7 +65,7 @@ class VulkanTimer : public tvm::runtime::TimerNode {
  private:
   void Read(std::uint32_t which) {
     if (pool_ != VK_NULL_HANDLE) {
-      last_ = stream_.WriteTimestamp(pool_, which);
+      numbers_[which] = stream_.WriteTimestamp(pool_, which);
       return;
     }
     stream_.Synchronize();
@@ -74,7 +75,8 @@ class VulkanTimer : public tvm::runtime::TimerNode {
   Device& device_;
   Stream& stream_;
   VkQueryPool pool_ = VK_NULL_HANDLE;
-  std::uint64_t last_ = 0;
+  // Batches that write the timestamps.
+  std::uint64_t numbers_[2] = {0, 0};
   std::chrono::steady_clock::time_point host_[2];
 };
 

@@ -1,6 +1,7 @@
 // A Vulkan loader that passes everything on to the system's, but for the failures that environment variables ask for:
 //
 //   SHIM_LOST_AFTER=N   the device is lost at the submit after the first N
+//   SHIM_REFUSE_AT=N    there is no memory for the submit after the first N
 //   SHIM_MEMORY=N       allocations of device memory beyond N bytes in all fail
 //   SHIM_VERSION_1_0=1  devices say that they have Vulkan 1.0 only
 
@@ -28,7 +29,9 @@ std::uint64_t Number(const char* name) {
 }
 
 VKAPI_ATTR VkResult VKAPI_CALL Submit(VkQueue queue, std::uint32_t count, const VkSubmitInfo* infos, VkFence fence) {
-  if (submits++ >= Number("SHIM_LOST_AFTER")) return VK_ERROR_DEVICE_LOST;
+  std::uint64_t before = submits++;
+  if (before >= Number("SHIM_LOST_AFTER")) return VK_ERROR_DEVICE_LOST;
+  if (before == Number("SHIM_REFUSE_AT")) return VK_ERROR_OUT_OF_HOST_MEMORY;
   return next_submit(queue, count, infos, fence);
 }
 

@@ -102,6 +102,131 @@ thread.join()
     assert "was lost while submitting kernels" in lines[0]
 
 
+OTHER_THREAD = '''
+import threading
+class Other:
+    """A thread that lives while the program does, so that its stream is its own."""
+    def __init__(self, work):
+        self.done, ready = threading.Event(), threading.Event()
+        def run():
+            work()
+            ready.set()
+            self.done.wait()
+            self.result = message(self.last)
+        self.last = lambda: None
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+        ready.wait()
+    def end(self, last):
+        self.last = last
+        self.done.set()
+        self.thread.join()
+        return self.result
+'''
+
+
+def test_a_failure_that_shows_in_another_threads_call_is_the_owners(shim: Path) -> None:
+    """An allocation submits what all threads have recorded. Earlier work of the thread whose submit fails is done."""
+    lines = run(
+        OTHER_THREAD
+        + """
+rig, kernels = Rig(), module(scale=SCALE)
+a, b = rig.upload(np.ones(64, np.float32)), rig.upload(np.ones(64, np.float32))
+rig.scale(kernels, a, 64, 2.0)
+rig.synchronize()
+there = []
+other = Other(lambda: (rig.scale(kernels, b, 64, 2.0), there.append(rig.begin_read(b))))
+print("out of device memory" in message(rig.empty, (300 << 20,), "uint8"))
+print(rig.read(a)[0][0])
+print(other.end(rig.synchronize))
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_REFUSE_AT=1,
+        SHIM_MEMORY=200 << 20,
+    )
+    assert lines[:2] == ["True", "2.0"]
+    assert "submitting kernels failed: out of host memory" in lines[2]
+
+
+def test_a_thread_that_waits_for_failed_work_is_told_and_so_is_its_owner(shim: Path) -> None:
+    lines = run(
+        OTHER_THREAD
+        + """
+rig, kernels = Rig(), module(scale=SCALE, add=ADD)
+a, b, c = rig.upload(np.ones(64, np.float32)), rig.empty((64,)), rig.empty((64,))
+rig.synchronize()
+other = Other(lambda: rig.add(kernels, a, a, b, 64))
+print(message(rig.read, b))
+print(message(rig.read, b))
+print(message(rig.read, a))
+rig.upload(np.full(64, 5, np.float32), b)
+print(rig.read(b)[0][0])
+print(other.end(lambda: rig.scale(kernels, a, 64, 2.0)))
+rig.add(kernels, a, a, c, 64)
+print(rig.read(c)[0][0])
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_REFUSE_AT=0,
+    )
+    failure = "submitting kernels failed: out of host memory"
+    assert failure in lines[0]
+    assert failure in lines[1]
+    assert lines[2] == "no error", "what the thread only read is as it was"
+    assert lines[3] == "5.0"
+    assert failure in lines[4]
+    assert lines[5] == "2.0"
+
+
+def test_copies_to_the_host_that_are_discarded_are_not_made() -> None:
+    """Those that are recorded, and those of batches that the device has; not those of another thread."""
+    lines = run(
+        OTHER_THREAD
+        + """
+vulkan.discard(0)
+rig, kernels = Rig(), module(scale=SCALE)
+a, b = rig.upload(np.ones(64, np.float32)), rig.upload(np.ones(64, np.float32))
+rig.scale(kernels, a, 64, 2.0)
+rig.synchronize()
+theirs = []
+other = Other(lambda: (rig.scale(kernels, b, 64, 3.0), theirs.append(rig.begin_read(b))))
+submitted = rig.begin_read(a)
+submitted[:] = 7
+for _ in range(256):
+    rig.scale(kernels, a, 64, 1.0)
+recorded = rig.begin_read(a)
+recorded[:] = 7
+vulkan.discard(0)
+print(rig.read(a)[0][0], set(submitted.tolist()), set(recorded.tolist()))
+print(other.end(rig.synchronize), theirs[0][0])
+vulkan.discard(99)
+""",
+    )
+    assert lines == ["2.0 {7.0} {7.0}", "no error 3.0"]
+
+
+def test_a_refused_submit_leaves_running_work_its_memory(shim: Path) -> None:
+    """Batches before the refused one may still run: what they use is not given to others."""
+    lines = run(
+        """
+rig, kernels = Rig(), module(scale=SCALE)
+large, small = rig.empty((1 << 20,)), rig.empty((64,))
+for _ in range(256):
+    rig.scale(kernels, large, 1 << 20, 1.0)
+rig.scale(kernels, small, 64, 1.0)
+print(message(rig.synchronize))
+address = large.data_ptr()
+del large
+print(rig.empty((1 << 20,)).data_ptr() == address)
+rig.synchronize()
+print(rig.empty((1 << 20,)).data_ptr() == address)
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_REFUSE_AT=1,
+    )
+    assert "submitting kernels failed: out of host memory" in lines[0]
+    assert lines[1:] == ["False", "True"]
+
+
 def test_memory_that_runs_out_is_said_with_numbers_and_comes_back(shim: Path) -> None:
     lines = run(
         """

@@ -91,6 +91,23 @@ def test_a_tensor_that_is_larger_than_a_kernel_can_be_given(rig: Rig) -> None:
         module(add=shader)["add"](large, small, small, 64, 1, 64)
 
 
+def test_a_tensor_of_unbounded_size_that_is_too_large(rig: Rig) -> None:
+    """It has its memory for itself. Those of other models lie in an arena: much may be behind them."""
+    limit = vulkan.devices()[0]["limits"]["max_buffer_bytes"]
+    large, small = rig.empty((limit + 4,), "uint8"), rig.upload(normal(64))
+    described, code = table({"add": ADD})
+    load = vulkan.load_kernels
+    bounded = load(rig.library, json.dumps(described).encode(), code)
+    unbounded = load(rig.library, json.dumps({**described, "unbounded": True}).encode(), code)
+    with pytest.raises(ValueError, match=rf"argument 2: is a tensor of 128.* bytes .* can be given at most {limit}"):
+        unbounded["add"](small, small, large, 64, 1, 64)
+    fits, out = rig.empty((limit,), "uint8"), rig.empty((64,))
+    rig.add(unbounded, small, small, fits, 64)
+    rig.add(bounded, small, small, large, 64)
+    rig.add(unbounded, rig.view(large, (64,), "float32", 1 << 20), small, out, 64)
+    rig.synchronize()
+
+
 def test_devices_are_described() -> None:
     (device, *_) = vulkan.devices()
     assert device["index"] == 0
