@@ -43,13 +43,7 @@ class Device:
 
 
 class Driver(Protocol):
-    """What the runtime knows of a kind of GPU: `greencc.runtime.cuda`, `greencc.runtime.vulkan`.
-
-    Attributes:
-        times_kernels: whether the device's own clock times kernels, with `profile` and `profile_results`.
-    """
-
-    times_kernels: bool
+    """What the runtime knows of a kind of GPU: `greencc.runtime.cuda`, `greencc.runtime.vulkan`."""
 
     def devices(self) -> list[dict[str, Any]]:
         """Those of this machine. Raises GreenccError where there is no driver, or no runtime for it."""
@@ -63,11 +57,14 @@ class Driver(Protocol):
     def statistics(self, index: int) -> dict[str, int]:
         """Counters of a device since the process began; nothing where none are kept."""
 
+    def times_kernels(self, device: int) -> bool:
+        """Whether the device's own clock times kernels, with `profile` and `profile_results`."""
+
     def profile(self, on: bool) -> None:
-        """Time every kernel from now on, or stop."""
+        """Time every kernel of the calling thread from now on, or stop."""
 
     def profile_results(self) -> list[dict[str, Any]]:
-        """Times of the kernels that have run since the last call, in order: `kernel` and `milliseconds`."""
+        """Times of the calling thread's kernels since the last call, in order: `kernel` and `milliseconds`."""
 
     def is_recording(self) -> bool:
         """Whether launches of this thread are being recorded, so that none runs and nobody may wait for them."""

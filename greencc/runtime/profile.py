@@ -49,7 +49,8 @@ def profile(model: Model, inputs: Mapping[str, object], runs: int = 5) -> tuple[
         GreenccError: the machine code failed.
     """
     arrays = model.bind(inputs)
-    launches = _by_device if model.device.is_gpu and driver(model.device.kind).times_kernels else _by_clock
+    device = model.device
+    launches = _by_device if device.is_gpu and driver(device.kind).times_kernels(device.index) else _by_clock
     recorded = [launches(model, arrays) for _ in range(runs + 1)]
     kernels = [name for name, _ in recorded[0]]
     times = [median(run[i][1] for run in recorded[1:]) for i in range(len(kernels))]

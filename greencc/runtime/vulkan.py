@@ -33,7 +33,6 @@ BUILD_COMMAND = "greencc devices --build-vulkan"
 _ABI = re.compile(rb"greencc-vulkan-abi:tvm=([^;\0]*);tvm_ffi=([^;\0]*);\0")
 _lock = threading.Lock()
 _loaded: list[Path] = []
-times_kernels = True
 
 
 def sources_folder() -> Path:
@@ -89,12 +88,21 @@ def find_sidecar() -> Path:
     has_bundled = bundled.is_file()
     if has_bundled and _abi(bundled) == installed_abi():
         return bundled
-    builds = sorted(cached_builds().glob(f"*/{LIBRARY_NAME}"), key=lambda file: file.stat().st_mtime)
-    if builds:
-        return builds[-1]
+    built = _last_build()
+    if built is not None:
+        return built
     if has_bundled:
         return bundled
     raise UserError(f"the Vulkan runtime is not built on this machine: run `{BUILD_COMMAND}`")
+
+
+def _last_build() -> Path | None:
+    """The cached build that was asked for last. One in a folder that this user can't read is none."""
+    try:
+        builds = {file.stat().st_mtime: file for file in cached_builds().glob(f"*/{LIBRARY_NAME}")}
+    except OSError:
+        return None
+    return builds[max(builds)] if builds else None
 
 
 def load_sidecar(library: Library | None = None) -> None:
@@ -168,11 +176,6 @@ def refusal(device: Mapping[str, Any], target: Mapping[str, object]) -> str | No
             f"its tensors begin at multiples of {alignment} bytes; {device['name']} reads from multiples of {has}: "
             "compile it for this device"
         )
-    subgroup, sizes = needs.get("subgroup"), device["subgroup"]
-    if isinstance(subgroup, int):
-        fits = sizes["minimum"] <= subgroup <= sizes["maximum"] if sizes["can_be_fixed"] else subgroup == sizes["size"]
-        if not fits:
-            return f"its kernels need subgroups of {subgroup} threads, which {device['name']} has not"
     return None
 
 
@@ -200,7 +203,11 @@ def load_kernels(library: Library, table: bytes, spirv: bytes) -> Any:
     """
     load_sidecar(library)
     try:
-        return library.function("greencc.vulkan.module")(table.decode(), spirv)
+        text = table.decode()
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"kernels.json is damaged: {error}") from error
+    try:
+        return library.function("greencc.vulkan.module")(text, spirv)
     except (ValueError, RuntimeError, TypeError) as error:
         raise ArtifactError(_first_line(error)) from error
 
@@ -234,13 +241,25 @@ def reset_statistics(device: int = 0) -> None:
     _call("reset_statistics", device)
 
 
+def times_kernels(device: int) -> bool:
+    """Whether a device's own clock times kernels: some have none.
+
+    Raises:
+        UserError: no such device.
+    """
+    found = devices()
+    if not 0 <= device < len(found):
+        raise UserError(f"vulkan:{device}: this machine has {len(found)} Vulkan device(s), counted from 0")
+    return bool(found[device]["features"]["timestamps"])
+
+
 def profile(on: bool) -> None:
-    """Time every kernel on the device from now on, or stop. Kernels then run one by one."""
+    """Time every kernel of this thread from now on, or stop. Its kernels then run one by one."""
     _call("profile", on)
 
 
 def profile_results() -> list[dict[str, Any]]:
-    """Times of the kernels that have run since the last call, in order: "kernel" and "milliseconds"."""
+    """Times of this thread's kernels since the last call, in order: "kernel" and "milliseconds"."""
     times: list[dict[str, Any]] = json.loads(_call("profile_results"))
     return times
 

@@ -17,5 +17,5 @@ def register() -> None:
 
     try:
         open_sidecar(tvm_ffi)
-    except GreenccError:
+    except (GreenccError, OSError):
         return

@@ -21,8 +21,8 @@ def compile_kernels(module: tvm.IRModule, gpu: Capabilities, unbounded: bool = F
     """The members of an artifact that hold its kernels: their table and their SPIR-V modules behind each other.
 
     `module` holds device functions as TVM's pipeline leaves them, split from the host's and finalised. The same module
-    gives the same bytes. `unbounded` says that the model has sizes that nothing bounds: the runtime then refuses tensors
-    that are larger than what a kernel can be given.
+    gives the same bytes. `unbounded` says that the model has sizes that nothing bounds: the runtime then refuses
+    tensors that are larger than what a kernel can be given.
 
     Raises:
         UserError: glslang or the SPIR-V tools aren't installed.

@@ -96,9 +96,9 @@ bool Batch::Timestamp() {
   return true;
 }
 
-void Batch::Retire() {
+void Batch::Retire(Profile* profile) {
   for (const Download& download : downloads) std::memcpy(download.host, download.mapped, download.bytes);
-  if (timestamps_ != 0) ReadTimes();
+  if (timestamps_ != 0) ReadTimes(profile);
   Discard();
 }
 
@@ -119,10 +119,10 @@ void Batch::Discard() {
   device_.vk().vkResetFences(device_.handle(), 1, &fence_);
 }
 
-void Batch::ReadTimes() {
+void Batch::ReadTimes(Profile* profile) {
   std::vector<std::uint64_t> ticks = device_.ReadTimestamps(queries_, timestamps_);
   for (const TimedKernel& each : timed_) {
-    device_.profile().Add(each.kernel, device_.NanosecondsBetween(ticks, each.first) * 1e-6);
+    profile->Add(each.kernel, device_.NanosecondsBetween(ticks, each.first) * 1e-6);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "loader.h"
 #include "memory.h"
+#include "profile.h"
 #include "staging.h"
 
 namespace greencc::vulkan {
@@ -57,8 +58,8 @@ class Batch {
   // Notes that the last two timestamps are around `kernel`.
   void Timed(const std::string& kernel) { timed_.push_back({kernel, timestamps_ - 2}); }
 
-  // Called when the device is done: downloads are delivered, everything borrowed is given back.
-  void Retire();
+  // Called when the device is done: downloads are delivered, times noted, everything borrowed is given back.
+  void Retire(Profile* profile);
   // The same after a failure: nothing is delivered.
   void Discard();
 
@@ -77,7 +78,7 @@ class Batch {
     std::uint32_t first;
   };
 
-  void ReadTimes();
+  void ReadTimes(Profile* profile);
 
   Device& device_;
   VkCommandPool pool_ = VK_NULL_HANDLE;

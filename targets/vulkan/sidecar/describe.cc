@@ -2,6 +2,8 @@
 
 #include <tvm/ffi/extra/json.h>
 
+#include "errors.h"
+
 namespace greencc::vulkan {
 
 namespace {
@@ -21,11 +23,6 @@ json::Array Three(const T* values) {
   return json::Array{Number(values[0]), Number(values[1]), Number(values[2])};
 }
 
-std::string Version(std::uint32_t version) {
-  return std::to_string(VK_API_VERSION_MAJOR(version)) + "." + std::to_string(VK_API_VERSION_MINOR(version)) + "." +
-         std::to_string(VK_API_VERSION_PATCH(version));
-}
-
 std::string TypeName(VkPhysicalDeviceType type) {
   switch (type) {
     case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU: return "discrete";
@@ -34,16 +31,6 @@ std::string TypeName(VkPhysicalDeviceType type) {
     case VK_PHYSICAL_DEVICE_TYPE_CPU: return "cpu";
     default: return "other";
   }
-}
-
-template <typename Container>
-std::string Uuid(const Container& bytes) {
-  std::string text;
-  for (std::uint8_t byte : bytes) {
-    constexpr char kDigits[] = "0123456789abcdef";
-    text += {kDigits[byte >> 4], kDigits[byte & 15]};
-  }
-  return text;
 }
 
 json::Object LimitsOf(const PhysicalDevice& device) {
@@ -144,9 +131,9 @@ ffi::String DevicesJson(const std::vector<PhysicalDevice>& devices) {
     object.Set("subgroup", SubgroupOf(device));
     object.Set("matrices", MatricesOf(device));
     json::Object uuids;
-    uuids.Set("device", Text(Uuid(device.device_uuid)));
-    uuids.Set("driver", Text(Uuid(device.driver_uuid)));
-    uuids.Set("pipeline_cache", Text(Uuid(device.properties.pipelineCacheUUID)));
+    uuids.Set("device", Text(Hex(device.device_uuid.data(), VK_UUID_SIZE)));
+    uuids.Set("driver", Text(Hex(device.driver_uuid.data(), VK_UUID_SIZE)));
+    uuids.Set("pipeline_cache", Text(Hex(device.properties.pipelineCacheUUID, VK_UUID_SIZE)));
     object.Set("uuid", uuids);
     list.push_back(object);
   }

@@ -5,6 +5,7 @@
 
 #include "device.h"
 #include "features.h"
+#include "profile.h"
 
 namespace greencc::vulkan {
 

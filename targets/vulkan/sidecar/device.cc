@@ -50,11 +50,23 @@ Device::Device(const InstanceFunctions& instance, const PhysicalDevice& physical
   if (!refusal.empty()) TVM_FFI_THROW(RuntimeError) << name_ << " can't be used: " << refusal;
   std::uint32_t queues = std::min(physical.queues, kMostQueues);
   handle_ = OpenDevice(instance, physical, queues);
+  try {
+    SetUp(instance, queues);
+  } catch (...) {
+    // Nobody else knows of it.
+    auto destroy =
+        reinterpret_cast<PFN_vkDestroyDevice>(instance.vkGetDeviceProcAddr(handle_, "vkDestroyDevice"));
+    if (destroy != nullptr) destroy(handle_, nullptr);
+    throw;
+  }
+}
+
+void Device::SetUp(const InstanceFunctions& instance, std::uint32_t queues) {
   vk_ = LoadDeviceFunctions(instance, handle_);
   push_descriptors_ = push_descriptors_ && vk_.vkCmdPushDescriptorSetKHR != nullptr;
   for (std::uint32_t i = 0; i < queues; ++i) {
     queues_.push_back(std::make_unique<Queue>());
-    vk_.vkGetDeviceQueue(handle_, physical.family, i, &queues_.back()->handle);
+    vk_.vkGetDeviceQueue(handle_, physical_.family, i, &queues_.back()->handle);
   }
   memory_ = std::make_unique<Memory>(*this);
   pipeline_cache_ = std::make_unique<PipelineCache>(*this);

@@ -14,7 +14,6 @@
 #include "loader.h"
 #include "memory.h"
 #include "pipeline_cache.h"
-#include "profile.h"
 #include "staging.h"
 #include "statistics.h"
 
@@ -59,7 +58,6 @@ class Device {
   Memory& memory() { return *memory_; }
   StagingPool& staging() { return staging_; }
   PipelineCache& pipeline_cache() { return *pipeline_cache_; }
-  Profile& profile() { return profile_; }
 
   // Throws a RuntimeError when `result` is a failure; remembers that the device was lost.
   void Check(VkResult result, const char* doing);
@@ -87,6 +85,7 @@ class Device {
   void Settle();
 
  private:
+  void SetUp(const InstanceFunctions& instance, std::uint32_t queues);
   std::vector<Stream*> AllStreams();
 
   const PhysicalDevice& physical_;
@@ -98,7 +97,6 @@ class Device {
   bool push_descriptors_;
   std::atomic<bool> lost_{false};
   Statistics statistics_;
-  Profile profile_;
   std::vector<std::unique_ptr<Queue>> queues_;
   std::unique_ptr<Memory> memory_;
   StagingPool staging_;

@@ -18,11 +18,6 @@ namespace {
 
 using tvm::runtime::DeviceAttrKind;
 
-std::string Version(std::uint32_t version) {
-  return std::to_string(VK_API_VERSION_MAJOR(version)) + "." + std::to_string(VK_API_VERSION_MINOR(version)) + "." +
-         std::to_string(VK_API_VERSION_PATCH(version));
-}
-
 std::uint64_t AddressOf(const void* pointer, std::size_t offset) {
   return reinterpret_cast<std::uintptr_t>(pointer) + offset;
 }

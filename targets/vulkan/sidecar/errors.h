@@ -1,6 +1,7 @@
-// Vulkan's results as sentences.
+// Vulkan's results and numbers as text.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -16,5 +17,11 @@ void CheckResult(VkResult result, const char* doing);
 
 // Bytes for people: "512 B", "1.5 MiB".
 std::string Bytes(std::uint64_t bytes);
+
+// "1.3.230".
+std::string Version(std::uint32_t version);
+
+// Two hexadecimal digits for each of `count` bytes.
+std::string Hex(const std::uint8_t* bytes, std::size_t count);
 
 }  // namespace greencc::vulkan

@@ -244,29 +244,44 @@ void ChooseFamily(const InstanceFunctions& vk, PhysicalDevice* device) {
 
 }  // namespace
 
-bool Features::Has(const std::string& name) const {
-  struct Named {
-    const char* name;
-    bool has;
-  };
-  // A kernel that depends on the size of subgroups fixes it besides, as "subgroup" in its entry.
-  const Named known[] = {{"float16", float16},
-                         {"float64", float64},
-                         {"int8", int8},
-                         {"int16", int16},
-                         {"int64", int64},
-                         {"storage8", storage8},
-                         {"storage16", storage16},
-                         {"dot4", dot4},
-                         {"matrix", matrix},
-                         {"memory_model", memory_model},
-                         {"float_atomics", float_atomics},
-                         {"float_controls", float_controls},
-                         {"subgroup", subgroup_shuffle}};
-  for (const Named& each : known) {
-    if (name == each.name) return each.has;
+namespace {
+
+struct Requirement {
+  const char* name;
+  bool Features::*has;
+};
+
+// A kernel that depends on the size of subgroups fixes it besides, as "subgroup" in its entry.
+constexpr Requirement kRequirements[] = {
+    {"float16", &Features::float16},
+    {"float64", &Features::float64},
+    {"int8", &Features::int8},
+    {"int16", &Features::int16},
+    {"int64", &Features::int64},
+    {"storage8", &Features::storage8},
+    {"storage16", &Features::storage16},
+    {"dot4", &Features::dot4},
+    {"matrix", &Features::matrix},
+    {"memory_model", &Features::memory_model},
+    {"float_atomics", &Features::float_atomics},
+    {"float_controls", &Features::float_controls},
+    {"subgroup", &Features::subgroup_shuffle},
+};
+
+const Requirement* Find(const std::string& name) {
+  for (const Requirement& each : kRequirements) {
+    if (name == each.name) return &each;
   }
-  return false;
+  return nullptr;
+}
+
+}  // namespace
+
+bool Features::IsKnown(const std::string& name) { return Find(name) != nullptr; }
+
+bool Features::Has(const std::string& name) const {
+  const Requirement* found = Find(name);
+  return found != nullptr && this->*found->has;
 }
 
 std::uint64_t PhysicalDevice::heap_bytes() const {

@@ -34,6 +34,8 @@ struct Features {
   bool push_descriptors = false;
   bool creation_feedback = false;
 
+  // Whether `name` in "requires" stands for anything.
+  static bool IsKnown(const std::string& name);
   // Whether the device has what `name` in "requires" stands for; false for names that are unknown.
   bool Has(const std::string& name) const;
 };

@@ -67,7 +67,8 @@ void Kernel::CheckSubgroup(const KernelEntry& entry) const {
                     std::to_string(physical.subgroup_max);
   if (!can_be_fixed) has = "the device has " + std::to_string(physical.subgroup) + " and no other";
   TVM_FFI_THROW(RuntimeError) << device_.name() << " can't run the kernel '" << name_
-                              << "': it is made for subgroups of " << size << " threads, " << has << "; compile the model for this device";
+                              << "': it is made for subgroups of " << size << " threads, " << has
+                              << "; compile the model for this device";
 }
 
 void Kernel::Compile(const KernelEntry& entry, const std::vector<std::uint32_t>& code) {

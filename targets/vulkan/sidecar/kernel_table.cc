@@ -7,6 +7,8 @@
 #include <array>
 #include <string_view>
 
+#include "features.h"
+
 namespace greencc::vulkan {
 
 namespace {
@@ -168,7 +170,13 @@ KernelEntry ReadKernel(const std::string& name, const Value& value, std::uint64_
     value["code"].Refuse("ends at byte " + std::to_string(kernel.code_offset + kernel.code_size) +
                          " of kernels.spv, which has " + std::to_string(code_bytes));
   }
-  for (const Value& each : value["requires"].Items()) kernel.required.push_back(each.Text());
+  for (const Value& each : value["requires"].Items()) {
+    kernel.required.push_back(each.Text());
+    if (!Features::IsKnown(kernel.required.back())) {
+      each.Refuse("is \"" + kernel.required.back() + "\", which this Vulkan runtime does not know: install the greencc "
+                  "that compiled the model, or compile it again");
+    }
+  }
   if (!value["subgroup"].null()) kernel.subgroup = static_cast<std::uint32_t>(value["subgroup"].Count(UINT32_MAX));
   kernel.shared_bytes = value["shared_bytes"].Count(kAny);
   kernel.scalars_in_uniform = value["scalars_in_uniform"].Flag();

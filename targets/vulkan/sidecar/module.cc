@@ -20,7 +20,10 @@ namespace ffi = tvm::ffi;
 
 KernelModule::KernelModule(std::string json, std::string spirv) : json_(std::move(json)), spirv_(std::move(spirv)) {
   entries_ = ReadKernelTable(json_, spirv_.size());
-  for (std::size_t i = 0; i < entries_.size(); ++i) by_name_[entries_[i].name] = i;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    by_name_[entries_[i].name] = i;
+    CheckSpirv(entries_[i], CodeOf(entries_[i]));
+  }
 }
 
 ffi::Optional<ffi::Function> KernelModule::GetFunction(const ffi::String& name) {
@@ -69,15 +72,18 @@ std::shared_ptr<const Kernel> KernelModule::KernelFor(Device& device, std::size_
   std::shared_ptr<const Kernel>& kernel = kernels_[{&device, index}];
   if (kernel == nullptr) {
     const KernelEntry& entry = entries_[index];
-    if (entry.code_size % 4 != 0) {
-      TVM_FFI_THROW(ValueError) << "kernels.spv: the code of '" << entry.name << "' is cut off";
-    }
-    std::vector<std::uint32_t> code(entry.code_size / 4);
-    if (!code.empty()) std::memcpy(code.data(), spirv_.data() + entry.code_offset, entry.code_size);
-    CheckSpirv(entry, code);
-    kernel = std::make_shared<const Kernel>(device, entry, code);
+    kernel = std::make_shared<const Kernel>(device, entry, CodeOf(entry));
   }
   return kernel;
+}
+
+std::vector<std::uint32_t> KernelModule::CodeOf(const KernelEntry& entry) const {
+  if (entry.code_size % 4 != 0) {
+    TVM_FFI_THROW(ValueError) << "kernels.spv: the code of '" << entry.name << "' is cut off";
+  }
+  std::vector<std::uint32_t> code(entry.code_size / 4);
+  if (!code.empty()) std::memcpy(code.data(), spirv_.data() + entry.code_offset, entry.code_size);
+  return code;
 }
 
 }  // namespace greencc::vulkan

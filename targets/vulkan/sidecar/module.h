@@ -30,6 +30,7 @@ class KernelModule : public tvm::ffi::ModuleObj {
 
  private:
   void Call(std::size_t index, tvm::ffi::PackedArgs arguments);
+  std::vector<std::uint32_t> CodeOf(const KernelEntry& entry) const;
   std::shared_ptr<const Kernel> KernelFor(Device& device, std::size_t index);
 
   std::string json_;
@@ -40,6 +41,5 @@ class KernelModule : public tvm::ffi::ModuleObj {
   // Compiled when they are first called on a device.
   std::map<std::pair<Device*, std::size_t>, std::shared_ptr<const Kernel>> kernels_;
 };
-
 
 }  // namespace greencc::vulkan

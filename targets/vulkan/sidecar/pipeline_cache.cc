@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "device.h"
+#include "errors.h"
 
 namespace greencc::vulkan {
 
@@ -31,16 +32,6 @@ std::uint64_t Hash(const std::vector<char>& data) {
   std::uint64_t hash = 0xcbf29ce484222325u;
   for (char byte : data) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3u;
   return hash;
-}
-
-template <std::size_t N>
-std::string Hex(const std::uint8_t (&bytes)[N]) {
-  std::string text;
-  for (std::uint8_t byte : bytes) {
-    constexpr char kDigits[] = "0123456789abcdef";
-    text += {kDigits[byte >> 4], kDigits[byte & 15]};
-  }
-  return text;
 }
 
 std::string CacheFolder() {
@@ -66,10 +57,9 @@ PipelineCache::PipelineCache(Device& device) : device_(device) {
   const VkPhysicalDeviceProperties& properties = device.physical().properties;
   std::string folder = CacheFolder();
   if (!folder.empty()) {
-    std::uint8_t driver[VK_UUID_SIZE];
-    std::copy(device.physical().driver_uuid.begin(), device.physical().driver_uuid.end(), driver);
-    path_ = folder + "/" + Hex(properties.pipelineCacheUUID) + "-" + Hex(driver) + "-" +
-            std::to_string(properties.driverVersion) + ".bin";
+    path_ = folder + "/" + Hex(properties.pipelineCacheUUID, VK_UUID_SIZE) + "-" +
+            Hex(device.physical().driver_uuid.data(), VK_UUID_SIZE) + "-" + std::to_string(properties.driverVersion) +
+            ".bin";
   }
   std::vector<char> data = path_.empty() ? std::vector<char>() : Read(path_);
   auto info = Structure<VkPipelineCacheCreateInfo>(VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO);
@@ -90,8 +80,8 @@ void PipelineCache::Save() {
   Header header{kMagic, data.size(), Hash(data)};
   std::error_code error;
   std::filesystem::create_directories(std::filesystem::path(path_).parent_path(), error);
-  // Renamed when it is whole: another process reads the old file or the new one.
-  std::string draft = path_ + "." + std::to_string(getpid());
+  // Renamed when it is whole: another process reads the old file or the new one. Two equal GPUs have one file.
+  std::string draft = path_ + "." + std::to_string(getpid()) + "-" + std::to_string(device_.index());
   {
     std::ofstream file(draft, std::ios::binary);
     file.write(reinterpret_cast<const char*>(&header), sizeof(header));

@@ -1,7 +1,6 @@
-// The device's own times of kernels, while someone asks for them.
+// The device's own times of the kernels of one stream, while its thread asks for them.
 #pragma once
 
-#include <atomic>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -16,8 +15,8 @@ struct KernelTime {
 
 class Profile {
  public:
-  // One switch for all devices, also those that are opened later.
-  static bool on() { return on_.load(std::memory_order_relaxed); }
+  // One switch of each thread for all devices, also those that are opened later.
+  static bool on() { return on_; }
   static void Turn(bool on) { on_ = on; }
 
   void Add(const std::string& kernel, double milliseconds) {
@@ -34,7 +33,7 @@ class Profile {
  private:
   static constexpr std::size_t kMost = 1'000'000;
 
-  inline static std::atomic<bool> on_{false};
+  inline static thread_local bool on_ = false;
   std::mutex mutex_;
   std::vector<KernelTime> times_;
 };

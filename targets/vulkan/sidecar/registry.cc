@@ -44,10 +44,11 @@ void Discard(int index) {
   }
 }
 
+// Of the calling thread.
 ffi::String ProfileResults() {
   std::vector<KernelTime> all;
   for (Device* device : Instance::Get().open_devices()) {
-    for (KernelTime& time : device->profile().Take()) all.push_back(std::move(time));
+    for (KernelTime& time : CurrentStream(*device).profile().Take()) all.push_back(std::move(time));
   }
   return TimesJson(all);
 }

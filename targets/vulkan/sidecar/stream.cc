@@ -53,7 +53,7 @@ void Stream::Run(const Launch& launch) {
   batch.kernels.push_back(launch.kernel);
   device_.vk().vkCmdBindPipeline(batch.commands(), VK_PIPELINE_BIND_POINT_COMPUTE, launch.kernel->pipeline());
   BindBuffers(launch);
-  bool timed = device_.profile().on();
+  bool timed = Profile::on();
   if (timed) Barrier(false);
   timed = timed && batch.Timestamp();
   Dispatch(launch);
@@ -368,7 +368,7 @@ void Stream::RetireDone() {
       if (status == VK_NOT_READY) break;
       try {
         device_.Check(status, "running kernels");
-        first.Retire();
+        first.Retire(&profile_);
       } catch (...) {
         Drop(nullptr);
         throw;
@@ -439,8 +439,9 @@ void Stream::Finish() {
   DropDownloads();
   Settle();
   std::lock_guard lock(mutex_);
-  // The next owner has nothing to do with it.
+  // The next owner has nothing to do with any of it.
   kept_ = nullptr;
+  profile_.Take();
 }
 
 void Stream::DropDownloads() {

@@ -17,6 +17,7 @@
 
 #include "batch.h"
 #include "hazards.h"
+#include "profile.h"
 
 namespace greencc::vulkan {
 
@@ -66,6 +67,9 @@ class Stream {
   // Why the device never did the batch of that number, or null.
   std::exception_ptr FailureOf(std::uint64_t number) const;
 
+  // Times of kernels that the device has done.
+  Profile& profile() { return profile_; }
+
   // Number of the last batch that the device will not touch any more.
   std::uint64_t completed() const { return completed_.load(std::memory_order_acquire); }
 
@@ -108,6 +112,7 @@ class Stream {
   Hazards hazards_;
   std::uint64_t next_number_ = 1;
   std::atomic<std::uint64_t> completed_{0};
+  Profile profile_;
   // What failed while another thread waited; the owner has not been told.
   std::exception_ptr kept_;
   std::atomic<bool> has_failures_{false};

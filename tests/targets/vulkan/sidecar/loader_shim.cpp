@@ -3,6 +3,7 @@
 //   SHIM_LOST_AFTER=N   the device is lost at the submit after the first N
 //   SHIM_REFUSE_AT=N    there is no memory for the submit after the first N
 //   SHIM_MEMORY=N       allocations of device memory beyond N bytes in all fail
+//   SHIM_NO_CACHE=1     pipeline caches can't be made; that devices are destroyed is printed
 //   SHIM_VERSION_1_0=1  devices say that they have Vulkan 1.0 only
 
 #define VK_NO_PROTOTYPES
@@ -11,6 +12,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -20,6 +22,7 @@ PFN_vkGetInstanceProcAddr next_instance;
 PFN_vkGetDeviceProcAddr next_device;
 PFN_vkQueueSubmit next_submit;
 PFN_vkAllocateMemory next_allocate;
+PFN_vkDestroyDevice next_destroy;
 PFN_vkGetPhysicalDeviceProperties2 next_properties;
 std::atomic<std::uint64_t> submits{0}, allocated{0};
 
@@ -42,6 +45,17 @@ VKAPI_ATTR VkResult VKAPI_CALL Allocate(VkDevice device, const VkMemoryAllocateI
   return next_allocate(device, info, callbacks, memory);
 }
 
+VKAPI_ATTR VkResult VKAPI_CALL RefuseCache(VkDevice, const VkPipelineCacheCreateInfo*, const VkAllocationCallbacks*,
+                                           VkPipelineCache*) {
+  return VK_ERROR_OUT_OF_HOST_MEMORY;
+}
+
+VKAPI_ATTR void VKAPI_CALL Destroy(VkDevice device, const VkAllocationCallbacks* callbacks) {
+  std::puts("destroyed");
+  std::fflush(stdout);
+  next_destroy(device, callbacks);
+}
+
 VKAPI_ATTR void VKAPI_CALL Properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2* properties) {
   next_properties(device, properties);
   if (Number("SHIM_VERSION_1_0") == 1) properties->properties.apiVersion = VK_API_VERSION_1_0;
@@ -52,6 +66,13 @@ VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL GetDevice(VkDevice device, const char* 
   if (std::strcmp(name, "vkQueueSubmit") == 0) {
     next_submit = reinterpret_cast<PFN_vkQueueSubmit>(found);
     return reinterpret_cast<PFN_vkVoidFunction>(Submit);
+  }
+  if (Number("SHIM_NO_CACHE") == 1 && std::strcmp(name, "vkCreatePipelineCache") == 0) {
+    return reinterpret_cast<PFN_vkVoidFunction>(RefuseCache);
+  }
+  if (Number("SHIM_NO_CACHE") == 1 && std::strcmp(name, "vkDestroyDevice") == 0) {
+    next_destroy = reinterpret_cast<PFN_vkDestroyDevice>(found);
+    return reinterpret_cast<PFN_vkVoidFunction>(Destroy);
   }
   if (std::strcmp(name, "vkAllocateMemory") == 0) {
     next_allocate = reinterpret_cast<PFN_vkAllocateMemory>(found);

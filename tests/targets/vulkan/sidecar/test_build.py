@@ -9,6 +9,7 @@ import pytest
 
 from greencc.errors import GreenccError, UserError
 from greencc.runtime import vulkan, vulkan_build
+from greencc.targets.vulkan.backend import register
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,43 @@ while [ $# -gt 1 ]; do if [ "$1" = -o ]; then echo made > "$2"; fi; shift; done
     (tmp_path / "version").write_text("1.0")
     vulkan_build.build_sidecar()
     assert vulkan.find_sidecar() == first
+
+
+def test_warnings_are_errors_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Later compilers warn of more."""
+    script = """
+case "$*" in *-fsyntax-only*) exit;; *-Werror*) echo "error: warned" >&2; exit 1;; esac
+while [ $# -gt 1 ]; do if [ "$1" = -o ]; then echo made > "$2"; fi; shift; done
+"""
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    monkeypatch.setenv("GREENCC_VULKAN_WERROR", "1")
+    with pytest.raises(GreenccError, match="error: warned"):
+        vulkan_build.build_sidecar()
+    monkeypatch.delenv("GREENCC_VULKAN_WERROR")
+    assert vulkan_build.build_sidecar().is_file()
+
+
+def test_a_cache_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, "true"))
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=rf"can't be written to {tmp_path}/cache/greencc/vulkan/sidecar-.*: Not a dir"):
+        vulkan_build.build_sidecar()
+
+
+def test_a_cache_that_can_not_be_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found there, and TVM is imported as it is without Vulkan. (The superuser searches everything.)"""
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    builds = vulkan.cached_builds()
+    monkeypatch.setattr(vulkan, "cached_builds", lambda: builds)
+    monkeypatch.setattr(Path, "glob", refuse)
+    with pytest.raises(UserError, match="not built on this machine"):
+        vulkan.find_sidecar()
+    monkeypatch.setattr(vulkan, "cached_builds", refuse)
+    monkeypatch.setattr(vulkan, "_loaded", [])
+    register()
 
 
 def test_sources_are_installed() -> None:

@@ -281,6 +281,21 @@ print(vulkan.statistics()["submits"] - before)
     assert lines == ["no error", "1"]
 
 
+def test_a_device_that_does_not_open_is_closed(shim: Path) -> None:
+    """Whoever asks again opens another one."""
+    lines = run(
+        """
+rig = Rig()
+for _ in range(2):
+    print(message(rig.empty, (64,)), flush=True)
+""",
+        GREENCC_VULKAN_LOADER=shim,
+        SHIM_NO_CACHE=1,
+    )
+    assert lines[0::2] == ["destroyed", "destroyed"]
+    assert all("making a pipeline cache failed: out of host memory" in line for line in lines[1::2])
+
+
 def test_a_device_that_is_too_old_is_listed_with_the_reason(shim: Path) -> None:
     lines = run(
         """

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from vulkan_rig import ADD, SCALE, Rig, module, normal
 
+from greencc.runtime import vulkan
+
 pytestmark = pytest.mark.vulkan
 
 N = 4096
@@ -132,3 +134,31 @@ def test_a_stream_of_its_own(rig: Rig, kernels: Any) -> None:
         function("runtime.Device_SetStream")(rig.device, 0)
     function("runtime.Device_StreamFree")(rig.device, stream)
     np.testing.assert_array_equal(there, np.full(N, 15, np.float32))
+
+
+def test_a_thread_gets_the_times_of_its_own_kernels(rig: Rig, kernels: Any) -> None:
+    a, b = rig.upload(normal(N)), rig.upload(normal(N))
+    rig.synchronize()
+    on, off, ran = threading.Event(), threading.Event(), threading.Event()
+
+    def profiled() -> list[str]:
+        vulkan.profile(True)
+        on.set()
+        ran.wait()
+        rig.scale(kernels, a, N, 1.0)
+        rig.synchronize()
+        vulkan.profile(False)
+        names = [each["kernel"] for each in vulkan.profile_results()]
+        off.set()
+        return names
+
+    def other() -> list[str]:
+        on.wait()
+        rig.add(kernels, b, b, b, N)
+        rig.synchronize()
+        ran.set()
+        off.wait()
+        return [each["kernel"] for each in vulkan.profile_results()]
+
+    assert together(profiled, other) == [["scale"], []]
+    assert vulkan.times_kernels(0) is vulkan.devices()[0]["features"]["timestamps"]
