@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import psutil
 import pytest
+from onnx import TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 import greencc
 from benchmarks.bert_onnx import INPUTS, BertSize, random_onnx
-from greencc import UserError, cli
+from greencc import GreenccError, UserError, cli
 from greencc.npz import read_npz, write_npz
+from greencc.pipeline import UnboundedWarning
 from greencc.runtime import vulkan
 from greencc.runtime.profile import device_work, profile
 
@@ -96,6 +100,26 @@ def test_two_threads_run_two_models(small: Any, compiled: Compiled) -> None:
     for thread in threads:
         thread.join()
     assert not problems
+
+
+def test_sizes_that_nothing_bounds_are_checked_as_they_come(tmp_path: Path) -> None:
+    """A tensor that a kernel can't be given whole is refused, with the number. Models with bounds are as they were."""
+    x, z = (make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 1024]) for name in "xz")
+    nodes = [make_node("Relu", ["x"], ["y"]), make_node("Add", ["y", "x"], ["z"])]
+    onnx.save(make_model(make_graph(nodes, "g", [x], [z]), opset_imports=[make_opsetid("", 17)]), tmp_path / "m.onnx")
+    greencc.compile(tmp_path / "m.onnx", tmp_path / "bounded", target="vulkan", dynamic={"rows": (1, 64)})
+    with pytest.warns(UnboundedWarning):
+        greencc.compile(tmp_path / "m.onnx", tmp_path / "a", target="vulkan")
+    tables = [json.loads((tmp_path / name / "kernels.json").read_text()) for name in ("bounded", "a")]
+    assert [table.get("unbounded") for table in tables] == [None, True]
+    model = greencc.load(tmp_path / "a")
+    largest = vulkan.devices()[0]["limits"]["max_buffer_bytes"] // 4096
+    if largest > 1 << 16:
+        pytest.skip("too large a tensor for a test")
+    array = np.random.default_rng(0).standard_normal((largest + 1, 1024), np.float32)
+    np.testing.assert_array_equal(output(model, {"x": array[1:]}), np.maximum(array[1:], 0) + array[1:])
+    with pytest.raises(GreenccError, match=rf"{(largest + 1) * 4096} bytes .* can be given at most {largest * 4096}"):
+        model(x=array)
 
 
 def test_outputs_outlive_their_model(tmp_path: Path) -> None:
