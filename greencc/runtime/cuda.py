@@ -226,6 +226,10 @@ def statistics(device: int = 0) -> dict[str, int]:
     return {}
 
 
+def discard(device: int = 0) -> None:
+    """Nothing: a copy to memory that isn't pinned is over when CUDA returns."""
+
+
 def is_recording() -> bool:
     """Whether this thread's launches go into a CUDA graph just now, so that none of them runs.
 

@@ -63,6 +63,9 @@ class Driver(Protocol):
     def statistics(self, index: int) -> dict[str, int]:
         """Counters of a device since the process began; nothing where none are kept."""
 
+    def discard(self, index: int) -> None:
+        """Forget the copies to the host that this thread has asked for and not waited for."""
+
     def profile(self, on: bool) -> None:
         """Time every kernel from now on, or stop."""
 

@@ -215,6 +215,11 @@ def statistics(device: int = 0) -> dict[str, int]:
     return counters
 
 
+def discard(device: int = 0) -> None:
+    """Forget the copies to the host that this thread has asked for and not waited for."""
+    _call("discard", device)
+
+
 def is_recording() -> bool:
     """Whether launches are recorded to be run later: never, for what can be told from outside."""
     return False
