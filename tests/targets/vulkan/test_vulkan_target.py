@@ -111,7 +111,8 @@ def test_without_a_device_code_is_for_what_most_have(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.vulkan
 @pytest.mark.parametrize(
-    ("text", "reason"), [("vulkan:x", "write the device's number"), ("vulkan:99", "counted from 0"), ("vulkan:", "unknown target")]
+    ("text", "reason"),
+    [("vulkan:x", "write the device's number"), ("vulkan:99", "counted from 0"), ("vulkan:", "unknown target")],
 )
 def test_a_device_is_named_by_its_number(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
