@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from greencc.errors import GreenccError
+from greencc.targets.vulkan.emitter.double_trigonometry import DOUBLE_TRIGONOMETRY
 from greencc.targets.vulkan.emitter.doubles import DOUBLES
 from greencc.targets.vulkan.emitter.exponentials import EXPONENTIALS
 from greencc.targets.vulkan.emitter.rounding import ROUNDING
@@ -16,6 +17,7 @@ from greencc.targets.vulkan.emitter.trigonometry import TRIGONOMETRY
 _FUNCTIONS = {
     **{(name, "float"): function for name, function in {**EXPONENTIALS, **TRIGONOMETRY}.items()},
     **DOUBLES,
+    **DOUBLE_TRIGONOMETRY,
     **ROUNDING,
 }
 _CONSTANTS = (
