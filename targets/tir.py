@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tvm import ir, sym, tirx
 from tvm.tirx.script import builder as T
@@ -59,6 +59,24 @@ def distinct(expr: tirx.Expr) -> Iterator[tirx.Expr]:
             if child not in seen:
                 seen.add(child)
                 stack.append(child)
+
+
+def written_out(exprs: Iterable[tirx.Expr], sizes: Mapping[tirx.Var, int]) -> int:
+    """How many nodes expressions have in all, what their parts share counted each time.
+
+    A read of a buffer in `sizes` counts as so many nodes more: what is put in its place.
+    """
+    known: dict[tirx.Expr, int] = {}
+
+    def count(expr: tirx.Expr) -> int:
+        if isinstance(expr, _LEAVES):
+            return 1
+        if expr not in known:
+            more = sizes.get(expr.source, 0) if isinstance(expr, ir.TensorLoad) else 0
+            known[expr] = 1 + more + sum(map(count, children(expr)))
+        return known[expr]
+
+    return sum(map(count, exprs))
 
 
 def loads(expr: tirx.Expr) -> Iterator[ir.TensorLoad]:
