@@ -54,7 +54,8 @@ def bench_artifact(
     given = make_inputs(ours, shapes) if inputs is None else read_npz(inputs)
     elided = ElidedPadding.of(ours.artifact.manifest.report.get("elided_padding"))
     outputs = ours(given)  # first: it checks the inputs
-    peers = _open_peers(ours, given, vs, models, progress)
+    peer_threads = _peer_threads(ours, threads)
+    peers = _open_peers(ours, given, vs, models, peer_threads, progress)
     progress("comparing the outputs")
     expected = {peer.name: peer.run() for peer in peers}
     if elided is not None:
@@ -71,7 +72,7 @@ def bench_artifact(
     result: dict[str, object] = {
         "artifact": artifact.name,
         "source": ours.artifact.manifest.source.name,
-        "threads": _peer_threads(ours),
+        "threads": peer_threads,
         "device": str(ours.device),
         "approximated_by": ours.artifact.manifest.report.get("approximated_by", []),
         "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in given.items()},
@@ -115,6 +116,7 @@ def _open_peers(
     inputs: Mapping[str, Array],
     names: Sequence[str],
     models: Sequence[Path],
+    threads: int,
     progress: Callable[[str], None],
 ) -> list[Peer]:
     outputs = [spec.name for spec in ours.outputs]
@@ -124,13 +126,13 @@ def _open_peers(
         suffix = runtime_called(name).suffix
         readable = [model for model in models if model.suffix == suffix] or list(models)
         original = readable[0] if readable else find_source(ours.artifact.manifest.source)
-        peers.append(open_peer(name, original, inputs, outputs, _peer_threads(ours)))
+        peers.append(open_peer(name, original, inputs, outputs, threads))
     return peers
 
 
-def _peer_threads(ours: Model) -> int:
-    """As many as the artifact uses; all of the CPU beside one that runs on a GPU."""
-    return physical_cores() if ours.device.is_gpu else ours.threads
+def _peer_threads(ours: Model, asked: int | None) -> int:
+    """As many as the artifact uses; beside one that runs on a GPU, those that were asked for or all of the CPU."""
+    return (asked or physical_cores()) if ours.device.is_gpu else ours.threads
 
 
 def make_inputs(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

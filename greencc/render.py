@@ -299,15 +299,11 @@ def _cpu(device: Result) -> list[tuple[str, str]]:
 
 def _artifact(result: Result) -> RenderableType:
     target, versions, report = result["target"], result["versions"], result["report"]
-    features = " ".join(map(str, target.get("features", ())))
     rows = [
         ("artifact", result["name"]),
         ("from", f"{result['source']['name']} (sha256 {result['source']['sha256'][:16]})"),
-        (
-            "target",
-            ", ".join(f"{key} {target[key]}" for key in ("triple", "mcpu", "threads") if target.get(key)),
-        ),
-        ("needs", features or "nothing beyond the architecture"),
+        ("target", ", ".join([str(target.get("kind")), *_target_fields(target)])),
+        ("needs", _needs(target)),
         ("compiled by", ", ".join(f"{name} {version}" for name, version in versions.items())),
         *_signature(result),
         *((("symbols", _symbols(result["symbols"])),) if result["symbols"] else ()),
@@ -323,6 +319,22 @@ def _artifact(result: Result) -> RenderableType:
     for index, call in enumerate(result["calls"]):
         calls.add_row(str(index), call["kernel"], Text(", ".join(call["nodes"]), overflow="fold"))
     return Group(_facts(rows), *_passes_table(report.get("passes")), *choices, *((calls,) if result["calls"] else ()))
+
+
+def _target_fields(target: Result) -> list[str]:
+    return [f"{field} {target[field]}" for field in ("triple", "mcpu", "arch", "threads") if target.get(field)]
+
+
+def _needs(target: Result) -> str:
+    """What the machine must have that runs an artifact, in words."""
+    if target.get("kind") == "cuda":
+        return "an NVIDIA GPU of that architecture's major version, and its driver"
+    if target.get("kind") == "vulkan":
+        gpu = target.get("gpu") or {}
+        offered = " ".join(name.removeprefix("has_") for name, value in gpu.items() if value is True)
+        limits = f"up to {gpu.get('max_threads')} threads and {size(gpu.get('shared_bytes') or 0)} in a workgroup"
+        return f"a Vulkan device like the one it was compiled for: {limits}; {offered}"
+    return " ".join(map(str, target.get("features", ()))) or "nothing beyond the architecture"
 
 
 def _onnx(result: Result) -> RenderableType:

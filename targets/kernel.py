@@ -8,10 +8,17 @@ from dataclasses import dataclass
 import tvm
 from tvm import ir, s_tir, sym, tirx
 
-from greencc.targets.tir import as_int, loads
+from greencc.targets.tir import as_int, loads, written_out
 
 DATA_PARALLEL = 0
 REDUCE = 2
+# Nodes of a store into which others are inlined. In a chain of maps that read the one before twice, they double with
+# every map.
+MAX_NODES = 2000
+
+
+class InlineError(Exception):
+    """Blocks can't be inlined into those that read them, or shouldn't be; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,47 @@ def is_reduction(block: s_tir.SBlock) -> bool:
     return any(int(axis.iter_type) == REDUCE for axis in block.iter_vars)
 
 
+def inline_blocks(schedule: s_tir.Schedule, inlined: Sequence[s_tir.SBlockRV]) -> None:
+    """Inline some blocks directly under the root into those that read them.
+
+    Raises InlineError where TVM can't, and, before anything is changed, where a store would grow beyond MAX_NODES.
+    """
+    if not inlined:
+        return
+    gone = [schedule.get(rv) for rv in inlined]
+    sizes: dict[tirx.Var, int] = {}
+    for rv in blocks(schedule):
+        block = schedule.get(rv)
+        if isinstance(block.body, tirx.BufferStore):
+            nodes = written_out([block.body.value, *block.body.indices], sizes)
+            if nodes > MAX_NODES:
+                raise InlineError("the expression would be too large")
+            if any(block.same_as(other) for other in gone):
+                sizes[block.body.buffer] = nodes
+    try:
+        for rv in inlined:
+            schedule.compute_inline(rv)
+    except s_tir.ScheduleError as error:
+        raise InlineError("a block can't be inlined") from error
+
+
 def inline_side_blocks(schedule: s_tir.Schedule) -> list[s_tir.SBlockRV]:
     """Inline the blocks before the first reduction that it doesn't read; returns the blocks that are left.
 
     They prepare something for what follows the reduction, such as the product of two scales.
+    Raises InlineError where they can't be inlined.
     """
     found = blocks(schedule)
     first = next((i for i, rv in enumerate(found) if is_reduction(schedule.get(rv))), 0)
     needed = _sources(schedule.get(found[first]))
+    aside = []
     for rv in reversed(found[:first]):
         block = schedule.get(rv)
         if isinstance(block.body, tirx.BufferStore) and any(block.body.buffer.same_as(read) for read in needed):
             needed += _sources(block)
         else:
-            schedule.compute_inline(rv)
+            aside.append(rv)
+    inline_blocks(schedule, aside)
     return blocks(schedule)
 
 
@@ -74,14 +108,13 @@ def inline_tail(func: tirx.PrimFunc, skip: int = 0) -> Tail | str:
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
     try:
         all_blocks = inline_side_blocks(schedule)[skip:]
-    except s_tir.ScheduleError:
+    except InlineError:
         return "what precedes the product can't be inlined"
     if any(is_reduction(schedule.get(rv)) for rv in all_blocks[1:]):
         return "a second reduction follows"
     try:
-        for rv in all_blocks[1:-1]:
-            schedule.compute_inline(rv)
-    except s_tir.ScheduleError:
+        inline_blocks(schedule, all_blocks[1:-1])
+    except InlineError:
         return "what follows the product can't be inlined"
     producer = schedule.get(all_blocks[0])
     if not isinstance(producer.body, tirx.BufferStore):

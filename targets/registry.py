@@ -36,8 +36,8 @@ def make_target(text: str, threads: int | None = None) -> Target:
         raise UserError(f"--threads {threads}: at least one is needed")
     if text.endswith(".json"):
         return _described(Path(text), threads)
-    name, _, device = text.partition(":")
-    if name not in KINDS:
+    name, colon, device = text.partition(":")
+    if name not in KINDS or (colon and not device):
         known = ", ".join(kind + more for kind, more in KINDS.items())
         raise UserError(f"--target {text}: unknown target; write {known}, or the path of a .json file")
     return _kind(name).local_target(device, threads)
@@ -55,6 +55,6 @@ def _described(path: Path, threads: int | None) -> Target:
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: not a readable JSON file ({error})") from error
     kind = fields.get("kind", "cpu") if isinstance(fields, dict) else None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f'{where}: expected an object whose "kind" is one of {", ".join(KINDS)}')
     return _kind(kind).described_target(fields, where, threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tvm import ir, sym, tirx
 from tvm.tirx.script import builder as T
@@ -59,6 +59,24 @@ def distinct(expr: tirx.Expr) -> Iterator[tirx.Expr]:
             if child not in seen:
                 seen.add(child)
                 stack.append(child)
+
+
+def written_out(exprs: Iterable[tirx.Expr], sizes: Mapping[tirx.Var, int]) -> int:
+    """How many nodes expressions have in all, what their parts share counted each time.
+
+    A read of a buffer in `sizes` counts as so many nodes more: what is put in its place.
+    """
+    known: dict[tirx.Expr, int] = {}
+
+    def count(expr: tirx.Expr) -> int:
+        if isinstance(expr, _LEAVES):
+            return 1
+        if expr not in known:
+            more = sizes.get(expr.source, 0) if isinstance(expr, ir.TensorLoad) else 0
+            known[expr] = 1 + more + sum(map(count, children(expr)))
+        return known[expr]
+
+    return sum(map(count, exprs))
 
 
 def loads(expr: tirx.Expr) -> Iterator[ir.TensorLoad]:
@@ -202,6 +220,22 @@ def unravel(index: tirx.Expr, extents: list[tirx.Expr]) -> list[tirx.Expr]:
         coordinates.append(tirx.floormod(index, extent) if as_int(extent) != 1 else i64(0))
         index = tirx.floordiv(index, extent) if as_int(extent) != 1 else index
     return [index if as_int(extents[0]) != 1 else i64(0), *reversed(coordinates)] if extents else []
+
+
+def split_index(index: tirx.Expr, extents: Sequence[tirx.Expr]) -> list[tirx.Expr]:
+    """Coordinates of a linear index, which isn't negative, in a row-major space: `unravel` by plain divisions.
+
+    TVM simplifies the flattened index of an access (iter_map_simplify), and is wrong where two coordinates by floored
+    divisions of one index are shifted and wrapped: of (t // 10 + 2) % 3 and (t % 10 + 3) % 5 it loses the 3. Plain
+    divisions it leaves alone; and where a size is symbolic, they save the correction of a floored one.
+    """
+    found: list[tirx.Expr] = [i64(0) for _ in extents]
+    open_axes = [axis for axis, extent in enumerate(extents) if as_int(extent) != 1]
+    for axis in reversed(open_axes):
+        is_first = axis == open_axes[0]
+        found[axis] = index if is_first else tirx.truncmod(index, extents[axis])
+        index = index if is_first else tirx.truncdiv(index, extents[axis])
+    return found
 
 
 def volume(extents: list[tirx.Expr]) -> tirx.Expr:

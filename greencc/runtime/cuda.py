@@ -230,6 +230,10 @@ def times_kernels(device: int) -> bool:
     return False
 
 
+def discard(device: int = 0) -> None:
+    """Nothing: a copy to memory that isn't pinned is over when CUDA returns."""
+
+
 def is_recording() -> bool:
     """Whether this thread's launches go into a CUDA graph just now, so that none of them runs.
 

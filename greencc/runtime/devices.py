@@ -60,6 +60,9 @@ class Driver(Protocol):
     def times_kernels(self, device: int) -> bool:
         """Whether the device's own clock times kernels, with `profile` and `profile_results`."""
 
+    def discard(self, index: int) -> None:
+        """Forget the copies to the host that this thread has asked for and not waited for."""
+
     def profile(self, on: bool) -> None:
         """Time every kernel of the calling thread from now on, or stop."""
 

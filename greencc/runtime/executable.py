@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import tempfile
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 from greencc.artifact.bundle import Array
 from greencc.runtime.binding import aligned_empty
 from greencc.runtime.devices import Device, driver
-from greencc.runtime.library import load_library
+from greencc.runtime.library import Library, load_library
 
 _CPU = Device()
 # While one thread records a CUDA graph, no other may allocate memory or launch on any stream.
@@ -35,11 +36,8 @@ class Executable:
         self.device = device
         self._library = load_library()
         self._ffi = self._library.ffi
-        self._module = self._load(code)
+        self._module = _loaded(self._library, code, kernels, device.kind)
         if device.is_gpu:
-            # The host's code asks its own module's imports for kernels, not those of the VM's executable.
-            host = self._module.imports[0] if self._module.imports else self._module
-            host.import_module(driver(device.kind).load_members(self._library, kernels))
             self._where = self._ffi.device(device.kind, device.index)
             self._allocate = self._library.function("runtime.TVMTensorAllocWithScope")
             self._copy = self._library.function("runtime.TVMTensorCopyFromTo")
@@ -82,9 +80,14 @@ class Executable:
         if not self.device.is_gpu:
             return [np.from_dlpack(result) for result in results]
         arrays: list[Array] = [aligned_empty(result.shape, str(result.dtype)) for result in results]
-        for result, array in zip(results, arrays, strict=True):
-            self.copied(result, self.as_tensor(array))
-        self.synchronize()
+        try:
+            for result, array in zip(results, arrays, strict=True):
+                self.copied(result, self.as_tensor(array))
+            self.synchronize()
+        except BaseException:
+            # The device must not write to the arrays once they are gone.
+            driver(self.device.kind).discard(self.device.index)
+            raise
         return arrays
 
     def start(self) -> Any:
@@ -94,16 +97,36 @@ class Executable:
         vm["vm_initialization"](*(n for device in devices for n in (device.type, device.index, _POOLED)))
         return vm
 
-    def _load(self, path: Path) -> Any:
-        """Load a shared library, the one that lies at `path` now.
 
-        The system's loader knows libraries by name: an artifact that was replaced since this process loaded it would
-        come back as it was, and meet the new one's weights. So every load has a name of its own.
-        """
-        with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
-            name = Path(folder) / path.name
-            name.symlink_to(path)
-            return self._ffi.load_module(str(name))
+_lock = threading.Lock()
+_modules: dict[tuple[str, str], Any] = {}
+
+
+def _loaded(library: Library, code: Path, kernels: Mapping[str, bytes], kind: str) -> Any:
+    """The module of a shared library, with the kernels that it launches. One for each content: it is never unloaded.
+
+    The system's loader knows libraries by name and by file: an artifact that was replaced since this process loaded it
+    would come back as it was, so every load has a name of its own. A library that is loaded again is the same one, and
+    would forget its kernels until it is given them again: so it is loaded once, and nobody gets it before it has them.
+    """
+    data = code.read_bytes()
+    digest = hashlib.sha256(data)
+    for name, member in sorted(kernels.items()):
+        digest.update(f"{name} {len(member)}\n".encode() + member)
+    key = (kind, digest.hexdigest())
+    with _lock:
+        if key not in _modules:
+            made = None if kind == "cpu" else driver(kind).load_members(library, kernels)
+            with tempfile.TemporaryDirectory(prefix="greencc-") as folder:
+                link = Path(folder) / code.name
+                link.symlink_to(code.resolve())
+                module = library.ffi.load_module(str(link))
+            if made is not None:
+                # The host's code asks its own module's imports for kernels, not those of the VM's executable.
+                host = module.imports[0] if module.imports else module
+                host.import_module(made)
+            _modules[key] = module
+        return _modules[key]
 
 
 class Machine:

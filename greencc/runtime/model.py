@@ -73,15 +73,15 @@ class Model:
         self.device = device
         try:
             self._executable = Executable(artifact.code.resolve(), artifact.kernels, device)
+            self._weights = self._executable.place(list(artifact.weights.values()))
+            # A VM runs one call at a time. Calls that overlap (one thread each) take one each from here.
+            self._idle = [self.new_machine()]
         except GreenccError:
             raise
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             raise ArtifactError(f"{artifact.code} can't be loaded: {_first_line(error)}") from error
-        self._weights = self._executable.place(list(artifact.weights.values()))
         ranges = [_byte_range(array) for array in artifact.weights.values()]
         self._weight_range = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0, 0)
-        # A VM runs one call at a time. Calls that overlap (one thread each) take one each from here.
-        self._idle = [self.new_machine()]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -227,7 +227,7 @@ def is_recording() -> bool:
     return False
 
 
-def discard(device: int) -> None:
+def discard(device: int = 0) -> None:
     """Forget the copies to the host that this thread asked for and has not waited for, whose memory is to be freed.
 
     For a caller that fails between the two: otherwise they would be made by whoever waits next.

@@ -6,6 +6,7 @@ out is checked: an ELF file for the stated architecture that holds every kernel.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -142,9 +143,10 @@ def _cached(source: str, arch: str, compiler: Compiler, capability: int, kernels
         pass
     binary = compiler.compile(source, arch)
     _check(binary, arch, capability, kernels)
-    place.mkdir(parents=True, exist_ok=True)
-    _replace(place / "kernels.ptx", binary.ptx)
-    _replace(place / "kernels.cubin", binary.cubin)
+    with contextlib.suppress(OSError):  # a cache that can't be written is none
+        place.mkdir(parents=True, exist_ok=True)
+        _replace(place / "kernels.ptx", binary.ptx)
+        _replace(place / "kernels.cubin", binary.cubin)
     return binary
 
 

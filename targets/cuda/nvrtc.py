@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
@@ -142,7 +144,31 @@ def _headers(nvrtc: Any, version: str) -> Path:
     Raises:
         UserError: there are none.
     """
-    place = cache_folder() / f"cuda-headers-{version}"
+    try:
+        found = _bundled_headers(nvrtc, cache_folder() / f"cuda-headers-{version}")
+    except OSError:  # a cache that can't be used is none
+        found = _bundled_headers(nvrtc, _process_folder() / f"cuda-headers-{version}")
+    if found is not None:
+        return found
+    for folder in _header_folders():
+        if (folder / _ESSENTIAL).is_file():
+            return folder
+    raise UserError(
+        f"NVRTC {version} has no {_ESSENTIAL}, and no installed package has it: "
+        "pip install 'nvidia-cuda-nvrtc>=13.3', or nvidia-cuda-runtime and nvidia-cuda-cccl of the same version"
+    )
+
+
+@functools.cache
+def _process_folder() -> Path:
+    """A folder that is gone when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="greencc-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _bundled_headers(nvrtc: Any, place: Path) -> Path | None:
+    """`place`, into which the headers that NVRTC brings along have been unpacked; None where it brings none."""
     if (place / _ESSENTIAL).is_file():
         return place
     install = getattr(nvrtc, "nvrtcInstallBundledHeaders", None)
@@ -155,13 +181,7 @@ def _headers(nvrtc: Any, version: str) -> Path:
                 status = None
             if status == nvrtc.nvrtcResult.NVRTC_SUCCESS:
                 return _keep_headers(Path(unpacked), place)
-    for folder in _header_folders():
-        if (folder / _ESSENTIAL).is_file():
-            return folder
-    raise UserError(
-        f"NVRTC {version} has no {_ESSENTIAL}, and no installed package has it: "
-        "pip install 'nvidia-cuda-nvrtc>=13.3', or nvidia-cuda-runtime and nvidia-cuda-cccl of the same version"
-    )
+    return None
 
 
 def _keep_headers(source: Path, place: Path) -> Path:

@@ -13,7 +13,7 @@ from greencc.runtime import cuda
 from greencc.targets.base import Code, Rule
 from greencc.targets.cuda.architectures import DEFAULT, capabilities_of, capability_of, nearest
 from greencc.targets.gpu.build import build, host_description
-from greencc.targets.gpu.capabilities import Capabilities, refuse_threads
+from greencc.targets.gpu.capabilities import Capabilities, refuse_threads, warn_unknown
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,15 @@ def local_target(device: str, threads: int | None) -> CudaTarget:
     refuse_threads(threads)
     if device and not device.isdecimal():
         return CudaTarget(device)
+    reason = "this machine has no NVIDIA GPU"
     try:
         found = cuda.devices()
-    except GreenccError:
+    except GreenccError as error:
         if device:
             raise
-        found = []
+        found, reason = [], str(error)
     if not device and not found:
+        warn_unknown("cuda", reason, DEFAULT)
         return CudaTarget()
     index = int(device or 0)
     if index >= len(found):
@@ -133,6 +135,9 @@ def described_target(fields: Mapping[str, Any], where: str, threads: int | None)
         UserError: no architecture, or an unknown one.
     """
     refuse_threads(threads)
+    unknown = sorted(fields.keys() - {"kind", "arch"})
+    if unknown:
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; known: kind, arch")
     arch = fields.get("arch")
     if not isinstance(arch, str):
         raise UserError(f'{where}: a cuda target needs the text field "arch", as in "sm_80"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from greencc.targets.base import Target
 
 @dataclass(frozen=True)
 class Capabilities:
-    """A GPU's limits and optional features. The defaults are what every Vulkan 1.1 device of use has.
+    """A GPU's limits and optional features. The defaults are what desktop GPUs and recent mobile ones have.
 
     Attributes:
         max_threads: threads of a workgroup (a block in CUDA's words).
@@ -58,6 +59,16 @@ class GpuTarget(Target, Protocol):
 
     def tvm_target(self) -> tvm.target.Target:
         """The same target for TVM, with a host."""
+
+
+class UnknownDeviceWarning(UserWarning):
+    """A GPU is compiled for that nothing is known of."""
+
+
+def warn_unknown(kind: str, reason: str, instead: str) -> None:
+    """Say that this machine's GPU isn't the one that is compiled for, as there is none that could be asked."""
+    message = f"--target {kind}: {reason}; compiling for {instead}, and golden outputs are not computed"
+    warnings.warn(message, UnknownDeviceWarning, stacklevel=3)
 
 
 def refuse_threads(threads: int | None) -> None:

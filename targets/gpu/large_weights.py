@@ -18,8 +18,8 @@ from greencc.ir import constant, constant_array, dtype_of
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.lowerings import Lowering
 
-# Columns of a part: a multiple of what any schedule packs side by side.
-_COLUMNS = 256
+# Columns or rows that a part has a multiple of: what schedules pack side by side, as much as there is room for.
+_GROUPS = (256, 64, 16, 4, 1)
 
 
 def split_matmul(target: GpuTarget) -> Lowering:
@@ -30,7 +30,7 @@ def split_matmul(target: GpuTarget) -> Lowering:
         parts = 1 if weight is None or weight.ndim != 2 else _parts(weight, target)
         if weight is None or parts == 1:
             return _usual(call)(builder, call)
-        width = -(-weight.shape[1] // parts // _COLUMNS) * _COLUMNS
+        width = _part(weight.shape[1], weight.nbytes // weight.shape[1], target)
         made = []
         for start in range(0, weight.shape[1], width):
             part = constant(np.ascontiguousarray(weight[:, start : start + width]))
@@ -50,7 +50,7 @@ def split_take(target: GpuTarget) -> Lowering:
         parts = 1 if table is None or int(call.attrs.axis or 0) != 0 else _parts(table, target)
         if table is None or parts == 1:
             return _usual(call)(builder, call)
-        height = -(-table.shape[0] // parts)
+        height = _part(table.shape[0], table.nbytes // table.shape[0], target)
         indices, kind = call.args[1], str(dtype_of(call.args[1].ty))
         trailing = list(range(-(table.ndim - 1), 0))
         result: relax.Expr | None = None
@@ -59,6 +59,8 @@ def split_take(target: GpuTarget) -> Lowering:
             value = builder.normalize(expr)
             return builder.emit(_usual(value)(builder, value))
 
+        if str(call.attrs.mode) == "wrap":
+            indices = emit(relax.op.floor_mod(indices, relax.const(table.shape[0], kind)))
         for start in range(0, table.shape[0], height):
             part = constant(np.ascontiguousarray(table[start : start + height]))
             place = emit(relax.op.subtract(indices, relax.const(start, kind)))
@@ -76,6 +78,13 @@ def split_take(target: GpuTarget) -> Lowering:
 
 def _parts(weight: np.ndarray, target: GpuTarget) -> int:
     return math.ceil(weight.nbytes / target.gpu.max_buffer_bytes)
+
+
+def _part(count: int, each: int, target: GpuTarget) -> int:
+    """How many of `count` columns or rows of `each` bytes a part has; whole groups of what schedules pack."""
+    most = max(1, target.gpu.max_buffer_bytes // each)
+    group = next(size for size in _GROUPS if size <= most)
+    return min(count, most // group * group)
 
 
 def _usual(call: relax.Call) -> Callable[[relax.BlockBuilder, relax.Call], relax.Expr]:

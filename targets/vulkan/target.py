@@ -12,7 +12,7 @@ from greencc.errors import GreenccError, UserError
 from greencc.runtime import vulkan
 from greencc.targets.base import Code, Rule
 from greencc.targets.gpu.build import build, host_description
-from greencc.targets.gpu.capabilities import Capabilities, refuse_threads
+from greencc.targets.gpu.capabilities import Capabilities, refuse_threads, warn_unknown
 from greencc.targets.gpu.sizes import is_unbounded
 
 
@@ -104,17 +104,22 @@ def local_target(device: str, threads: int | None) -> VulkanTarget:
     refuse_threads(threads)
     if device and not device.isdecimal():
         raise UserError(f"--target vulkan:{device}: write the device's number, as in vulkan:1")
+    reason = "this machine has no Vulkan device"
     try:
         found = vulkan.devices()
-    except GreenccError:
+    except GreenccError as error:
         if device:
             raise
-        found = []
+        found, reason = [], str(error)
     if not device and not found:
+        warn_unknown("vulkan", reason, "what desktop GPUs have")
         return VulkanTarget(Capabilities())
     index = int(device or 0)
     if index >= len(found):
         raise UserError(f"--target vulkan:{device}: this machine has {len(found)} Vulkan devices, counted from 0")
+    refusal = found[index]["refusal"]
+    if refusal is not None:
+        raise UserError(f"--target vulkan:{index}: {found[index]['name']} can't run anything: {refusal}")
     return VulkanTarget(capabilities_of(found[index]), index)
 
 
@@ -125,6 +130,9 @@ def described_target(fields: Mapping[str, Any], where: str, threads: int | None)
         UserError: a field is unknown or has another type than its default.
     """
     refuse_threads(threads)
+    unknown = sorted(fields.keys() - {"kind", "gpu"})
+    if unknown:
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; known: kind, gpu")
     given = fields.get("gpu", {})
     known = Capabilities.__dataclass_fields__
     if not isinstance(given, Mapping):
@@ -134,11 +142,17 @@ def described_target(fields: Mapping[str, Any], where: str, threads: int | None)
             raise UserError(f"{where}: unknown field {name!r} of \"gpu\"; known: {', '.join(known)}")
         default = known[name].default
         kinds = (int, type(None)) if default is None else (type(default),)
-        if type(value) not in kinds:
-            raise UserError(f"{where}: {name} of \"gpu\" must be like {default!r}, not {value!r}")
+        least = _LEAST.get(name, 1)
+        if type(value) not in kinds or (type(value) is int and value < least):
+            at_least = "" if isinstance(default, bool) else f", at least {least}"
+            raise UserError(f"{where}: {name} of \"gpu\" must be like {default!r}{at_least}, not {value!r}")
+        if name in ("alignment", "subgroup") and value is not None and value & (value - 1):
+            raise UserError(f'{where}: {name} of "gpu" must be a power of two, not {value!r}')
     return VulkanTarget(Capabilities(**given))
 
 
+# Below these no kernel can be made.
+_LEAST = {"max_threads": 64, "shared_bytes": 8 << 10, "max_buffer_bytes": 1 << 20, "max_groups": 1024}
 # What code may rely on when it exchanges values between threads: of NVIDIA's and Apple's GPUs, and Intel's on request.
 _SUBGROUP = 32
 # Cooperative matrices that schedules use: sizes, VkComponentTypeKHR (0 float16, 1 float32, 3 int8, 5 int32), scope.

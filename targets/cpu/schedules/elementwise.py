@@ -9,7 +9,7 @@ from tvm import s_tir, tirx
 
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.kernel import blocks, is_reduction, is_written_in_order, overwritable
+from greencc.targets.kernel import InlineError, blocks, inline_blocks, is_reduction, is_written_in_order, overwritable
 from greencc.targets.tir import as_int, loads, uses_var
 
 # Below this many elements threads cost more than they bring.
@@ -41,10 +41,9 @@ class ElementwiseRule:
         if _outputs(func, schedule, found) != 1:
             return Declined("it has several outputs")
         try:
-            for block in found[:-1]:
-                schedule.compute_inline(block)
-        except s_tir.ScheduleError:
-            return Declined("a block can't be inlined")
+            inline_blocks(schedule, found[:-1])
+        except InlineError as error:
+            return Declined(str(error))
         last = schedule.get(found[-1])
         overwrites: tuple[int, ...] = ()
         if is_written_in_order(last):

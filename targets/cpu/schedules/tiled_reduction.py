@@ -18,7 +18,7 @@ from tvm import s_tir, tirx
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS, schedule_map
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.kernel import blocks, is_reduction
+from greencc.targets.kernel import InlineError, blocks, inline_blocks, is_reduction
 from greencc.targets.tir import as_int
 
 # Position of the output channels in NCHW.
@@ -54,7 +54,7 @@ class TiledReductionRule:
             return Declined("its innermost kept axis is symbolic")
         try:
             self._schedule(schedule, found, position, kinds.count(0))
-        except (s_tir.ScheduleError, ValueError) as error:
+        except (InlineError, s_tir.ScheduleError, ValueError) as error:
             return Declined(f"it can't be tiled ({str(error).splitlines()[0][:80]})")
         return Scheduled(schedule.mod["main"], self.name)
 
@@ -62,10 +62,7 @@ class TiledReductionRule:
         self, schedule: s_tir.Schedule, found: list[s_tir.SBlockRV], position: int, spatial: int
     ) -> None:
         before, reduction, after = found[:position], found[position], found[position + 1 :]
-        for block in before[:-1]:
-            schedule.compute_inline(block)
-        for block in after[:-1]:
-            schedule.compute_inline(block)
+        inline_blocks(schedule, [*before[:-1], *after[:-1]])
         if before:
             schedule_map(schedule, before[-1], self.target)
         if after:

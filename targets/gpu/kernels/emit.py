@@ -15,7 +15,7 @@ from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.launch import below, ceildiv, grid, group_threads, when
 from greencc.targets.lower import RULE_ATTR
-from greencc.targets.tir import as_int, i64, unravel, volume, with_own_symbols
+from greencc.targets.tir import as_int, i64, split_index, volume, with_own_symbols
 
 GpuLowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call, GpuTarget, EmittedKernels], relax.Expr]
 """(builder, call, target, kernels made so far) -> what the call becomes."""
@@ -96,7 +96,7 @@ class Lines:
 
     def place(self, line: tirx.Expr, position: tirx.Expr) -> list[tirx.Expr]:
         """Coordinates of an element."""
-        own = unravel(line, self.others)
+        own = split_index(line, self.others)
         return [*own[: self.axis], position, *own[self.axis :]]
 
 

@@ -20,7 +20,7 @@ from greencc.targets.gpu.kernels.emit import (
     strided,
 )
 from greencc.targets.gpu.schedules.launch import barrier, grid, power_of_two, when
-from greencc.targets.tir import as_int, i64, unravel, volume
+from greencc.targets.tir import as_int, i64, split_index, volume
 
 _LONG = 32
 _MANY = 1 << 13
@@ -82,7 +82,7 @@ def arg_extreme_kernel(
         lines = Lines(shape if axis is not None else [volume(shape)], axis or 0)
 
         def load(line: tirx.Expr, position: tirx.Expr) -> tirx.Expr:
-            return tirx.BufferLoad(x, unravel(position, shape) if axis is None else lines.place(line, position))
+            return tirx.BufferLoad(x, split_index(position, shape) if axis is None else lines.place(line, position))
 
         def is_better(value: tirx.Expr, index: tirx.Expr, old: tirx.Expr, kept: tirx.Expr) -> tirx.Expr:
             closer = index > kept if last else index < kept
@@ -101,7 +101,7 @@ def arg_extreme_kernel(
 
             strided(thread, threads, lines.size, step)
             if threads == 1:
-                T.buffer_store(out, tirx.Cast("int64", get(where)), unravel(line, results))
+                T.buffer_store(out, tirx.Cast("int64", get(where)), split_index(line, results))
                 return
             # Each level of the tree reads one pair of buffers and writes the other: TVM finds no barrier missing then.
             pairs = [
@@ -124,7 +124,7 @@ def arg_extreme_kernel(
                 barrier()
                 half, level = half // 2, level + 1
             with when(tirx.EQ(thread, i64(0))):
-                T.buffer_store(out, tirx.Cast("int64", get(pairs[level % 2][1])), unravel(line, results))
+                T.buffer_store(out, tirx.Cast("int64", get(pairs[level % 2][1])), split_index(line, results))
 
         size, count = as_int(lines.size), as_int(lines.count)
         few = size is not None and size < _LONG

@@ -9,7 +9,7 @@ from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.kernels.emit import emitted_kernel, for_each, form, get, put, register
 from greencc.targets.gpu.schedules.launch import when
-from greencc.targets.tir import i64, unravel, volume
+from greencc.targets.tir import i64, split_index, volume
 
 
 def lower_power_of_integers(
@@ -30,7 +30,7 @@ def power_kernel(base: relax.TensorType, exponent: relax.TensorType, target: Gpu
         shape = list(bases.ty.shape)
 
         def each(index: tirx.Expr) -> None:
-            place = unravel(index, shape)
+            place = split_index(index, shape)
             value, times = tirx.BufferLoad(bases, place), tirx.BufferLoad(exponents, place)
             square, product = register(kind, value), register(kind, one)
             with T.serial(i64(0), i64(int("".join(filter(str.isdigit, steps_kind))))) as bit:

@@ -18,7 +18,7 @@ from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.kernels.emit import Lines, emitted_kernel, for_each, form, get, put, register
 from greencc.targets.gpu.schedules.launch import barrier, ceildiv, grid, power_of_two, when
-from greencc.targets.tir import as_int, i64, unravel, volume
+from greencc.targets.tir import as_int, i64, split_index, volume
 
 Combine = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
 
@@ -164,10 +164,10 @@ def token_starts_kernel(mask: relax.TensorType, target: GpuTarget) -> tirx.PrimF
         with grid(i64(1), threads) as (_, thread):
 
             def load(position: tirx.Expr) -> tirx.Expr:
-                return is_real(tirx.BufferLoad(x, unravel(position, dims)))
+                return is_real(tirx.BufferLoad(x, split_index(position, dims)))
 
             def store(position: tirx.Expr, value: tirx.Expr) -> None:
-                T.buffer_store(starts, value, unravel(position, dims))
+                T.buffer_store(starts, value, split_index(position, dims))
 
             end = scan_line(total, load, store, lambda a, b: a + b, i64(0), True, thread, threads)
             with when(tirx.EQ(thread, i64(threads - 1))):
@@ -185,7 +185,7 @@ def token_places_kernel(mask: relax.TensorType, places: relax.TensorType, target
         total = volume(dims)
 
         def one(index: tirx.Expr) -> None:
-            at = unravel(index, dims)
+            at = split_index(index, dims)
             real, before = is_real(tirx.BufferLoad(x, at)), tirx.BufferLoad(starts, at)
             # Where no token is real, the first place stands in; only the thread of the last place knows.
             none = tirx.all(tirx.EQ(index, total - i64(1)), tirx.EQ(before, i64(0)), tirx.EQ(real, i64(0)))

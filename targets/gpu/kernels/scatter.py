@@ -20,7 +20,7 @@ from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.kernels.emit import Lines, emitted_kernel, for_each, form, get, put, register
 from greencc.targets.gpu.schedules.launch import when
-from greencc.targets.tir import as_int, i64, unravel, volume
+from greencc.targets.tir import as_int, i64, split_index, volume
 
 # With this many slices a thread for each is enough.
 _MANY = 1 << 10
@@ -123,7 +123,7 @@ def scatter_nd_kernel(
         def where(_slice: tirx.Expr, number: tirx.Expr) -> tirx.Expr:
             offset: tirx.Expr = i64(0)
             for n, size in enumerate(outer):
-                index = tirx.BufferLoad(at, [*unravel(number, lead), i64(n)])
+                index = tirx.BufferLoad(at, [*split_index(number, lead), i64(n)])
                 offset = offset * size + wrapped(index, size)
             return offset
 
@@ -133,8 +133,8 @@ def scatter_nd_kernel(
                 volume(inner),
                 volume(lead),
                 where,
-                lambda own, offset: [*unravel(offset, outer), *unravel(own, inner)],
-                lambda own, number: tirx.BufferLoad(values, [*unravel(number, lead), *unravel(own, inner)]),
+                lambda own, offset: [*split_index(offset, outer), *split_index(own, inner)],
+                lambda own, number: tirx.BufferLoad(values, [*split_index(number, lead), *split_index(own, inner)]),
             ),
             out,
             str(options["reduction"]),
@@ -148,7 +148,7 @@ def _copy(x: tirx.Var, out: tirx.Var, target: GpuTarget) -> None:
     shape = list(x.ty.shape)
 
     def one(index: tirx.Expr) -> None:
-        place = unravel(index, shape)
+        place = split_index(index, shape)
         T.buffer_store(out, tirx.BufferLoad(x, place), place)
 
     for_each(volume(shape), target, one)
@@ -164,7 +164,7 @@ def _scatter(updates: _Updates, out: tirx.Var, reduction: str, target: GpuTarget
             apply(own, number, T.bind(updates.where(own, number)))
 
     def as_leader(index: tirx.Expr) -> None:
-        number, own = unravel(index, [updates.count, updates.slices])
+        number, own = split_index(index, [updates.count, updates.slices])
         where = T.bind(updates.where(own, number))
         earlier = register("int32", tirx.const(0, "int32"))
         with T.serial(i64(0), number) as other, when(tirx.EQ(updates.where(own, other), where)):

@@ -23,7 +23,7 @@ from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.kernels.emit import Lines, emitted_kernel, for_each, form, get, put, register, strided
 from greencc.targets.gpu.schedules.launch import barrier, grid, power_of_two, when
-from greencc.targets.tir import as_int, i64, unravel
+from greencc.targets.tir import as_int, i64, split_index
 
 Load = Callable[[tirx.Expr], tirx.Expr]
 
@@ -195,7 +195,7 @@ def _sort_in_memory(
     size, count = lines.size, lines.count
 
     def begin(index: tirx.Expr) -> None:
-        line, position = unravel(index, [count, size])
+        line, position = split_index(index, [count, size])
         T.buffer_store(room, position, [i64(0), line, position])
 
     for_each(count * size, target, begin)
@@ -206,7 +206,7 @@ def _sort_in_memory(
         with when(width < size if known is None else None):
 
             def move(index: tirx.Expr) -> None:
-                line, position = unravel(index, [count, size])
+                line, position = split_index(index, [count, size])
                 half = tirx.floormod(level, i64(2))
 
                 def key(at: tirx.Expr) -> tirx.Expr:
@@ -218,7 +218,7 @@ def _sort_in_memory(
             for_each(count * size, target, move)
 
     def finish(index: tirx.Expr) -> None:
-        line, place = unravel(index, [count, wanted])
+        line, place = split_index(index, [count, wanted])
         source = T.bind(tirx.BufferLoad(room, [_last_half(size), line, place]))
         store(line, place, load(line, source), source)
 

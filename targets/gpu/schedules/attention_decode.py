@@ -25,6 +25,8 @@ FEW_THREADS, MANY_THREADS = 128, 512
 CORE_GROUPS = 5
 # Queries of a sequence, and rows of all heads that share keys: their sums are in registers.
 MAX_QUERIES, MAX_ROWS = 4, 16
+# Teams whose sums are added without a loop: narrow values make hundreds.
+MOST_UNROLLED = 16
 # Threads that look for a row's largest score.
 PARTS = FEW_THREADS // MAX_ROWS
 
@@ -211,7 +213,8 @@ class DecodeEmitter:
 
             def add(item: tirx.Expr, r: tirx.Expr = r, head: tirx.Expr = head, row: tirx.Expr = row) -> None:
                 T.buffer_store(self.factor, tirx.const(0.0, "float32"), [i64(0)])
-                with self._each(self.teams) as team:
+                loop = T.unroll if self.teams <= MOST_UNROLLED else T.serial
+                with loop(i64(0), i64(self.teams)) as team:
                     T.buffer_store(self.factor, self.factor[i64(0)] + teams[team * i64(pitch) + item], [i64(0)])
                 place = [self.sequence.batch, self.sequence.first + row, head * i64(size) + item]
                 value = self.factor[i64(0)] * inverse[r]

@@ -13,7 +13,7 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.launch import below, ceildiv, group_threads, launch, when
 from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, updates_in_place
-from greencc.targets.tir import as_int, children, i64, substitute, unravel, uses_var, volume
+from greencc.targets.tir import as_int, children, i64, split_index, substitute, uses_var, volume
 
 LANES = 4
 _VECTOR_TYPES = ("float32", "float16", "int32", "int8", "uint8")
@@ -77,7 +77,7 @@ def map_launch(stages: Sequence[Stage], target: GpuTarget) -> tirx.Stmt:
     groups = ceildiv(work, threads)
 
     def store(index: tirx.Expr) -> None:
-        coordinates = unravel(index, extents)
+        coordinates = split_index(index, extents)
         for stage in stages:
             place = dict(zip(stage.axes, coordinates, strict=True))
             for item in stage.stores:

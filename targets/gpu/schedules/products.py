@@ -17,7 +17,7 @@ from tvm import ir, s_tir, sym, tirx
 from greencc.targets.cost import BITS_ATTR
 from greencc.targets.kernel import Tail, is_const_zero, is_reduction
 from greencc.targets.lowerings import GROUP_ATTR
-from greencc.targets.tir import as_int, i64, loads, unravel, volume
+from greencc.targets.tir import as_int, i64, loads, split_index, volume
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -41,7 +41,7 @@ class Axes:
 
     def at(self, index: tirx.Expr) -> list[tirx.Expr]:
         """The coordinates of a position."""
-        return unravel(index, list(self.extents))
+        return split_index(index, list(self.extents))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from greencc.targets.gpu.schedules.combine import combined, elements_of, updated
 from greencc.targets.gpu.schedules.elementwise import overwritable
 from greencc.targets.gpu.schedules.launch import barrier, below, ceildiv, launch, power_of_two, when
 from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, reads, updates_in_place
-from greencc.targets.tir import as_int, i64, rewrite, substitute, unravel, uses_var, volume
+from greencc.targets.tir import as_int, i64, rewrite, split_index, substitute, uses_var, volume
 
 _GROUP = 128
 # Elements that a lane has at least, where that leaves enough lanes.
@@ -174,9 +174,10 @@ class _Rows:
     def emit(self) -> None:
         """Emit the stages in order."""
         row, extents = self._threads.row, list(self._rows.extents)
-        own = unravel(row, extents)
+        own = split_index(row, extents)
         # All threads meet at the barriers: those without a row follow the last one, and store nothing.
-        followed = own if self._threads.exists is None else unravel(tirx.min(row, volume(extents) - i64(1)), extents)
+        last = volume(extents) - i64(1)
+        followed = own if self._threads.exists is None else split_index(tirx.min(row, last), extents)
         for stage, axes in zip(self._stages, self._rows.axes, strict=True):
             if stage.is_reduction:
                 single = {axis: i64(0) for axis in stage.axes if _position(axis, axes) is None}
@@ -194,7 +195,7 @@ class _Rows:
         total = volume(list(stage.reduced_extents))
 
         def step(index: tirx.Expr) -> None:
-            here = place | dict(zip(stage.reduced, unravel(index, list(stage.reduced_extents)), strict=True))
+            here = place | dict(zip(stage.reduced, split_index(index, list(stage.reduced_extents)), strict=True))
             _store_all(partial, [self._value(value, here) for value in updated(stage, held)])
 
         self._strided(total, step)
@@ -236,7 +237,7 @@ class _Rows:
         extents = [extent for _, extent in inner]
 
         def step(index: tirx.Expr) -> None:
-            here = place | dict(zip([axis for axis, _ in inner], unravel(index, extents), strict=True))
+            here = place | dict(zip([axis for axis, _ in inner], split_index(index, extents), strict=True))
             for store in stage.stores:
                 indices = [self._value(i, here) for i in store.indices]
                 T.buffer_store(store.buffer, self._value(store.value, here), indices)
@@ -335,7 +336,7 @@ def _lanes(stages: Sequence[Stage], count: tirx.Expr, side_by_side: bool, target
     reductions = [stage for stage in stages if stage.is_reduction]
     if any(elements_of(stage) is None for stage in reductions):
         return 1
-    most = min(target.gpu.max_threads, 256)
+    most = 1 << (min(target.gpu.max_threads, 256).bit_length() - 1)
     known = as_int(count)
     lengths = [as_int(volume(list(stage.reduced_extents))) for stage in reductions]
     longest = max((length for length in lengths if length is not None), default=0)

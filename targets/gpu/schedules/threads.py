@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from greencc.targets.tir import as_int, i64, ramp, volume
+from greencc.targets.tir import as_int, i64, ramp, split_index, volume
 
 
 @contextmanager
@@ -23,18 +23,9 @@ def launch(extents: Sequence[tirx.Expr], threads: int) -> Iterator[tuple[list[ti
 
 
 def _coordinates(index: tirx.Expr, extents: Sequence[tirx.Expr]) -> list[tirx.Expr]:
-    """Coordinates of a group, each computed once.
-
-    No index is negative: where a size is symbolic, a plain division saves the correction of a floored one.
-    """
-    found: list[tirx.Expr] = [i64(0) for _ in extents]
-    open_axes = [i for i, extent in enumerate(extents) if as_int(extent) != 1]
-    for axis in reversed(open_axes):
-        extent, is_first = extents[axis], axis == open_axes[0]
-        known = as_int(extent) is not None
-        found[axis] = index if is_first else T.bind((tirx.floormod if known else tirx.truncmod)(index, extent))
-        index = index if is_first else T.bind((tirx.floordiv if known else tirx.truncdiv)(index, extent))
-    return found
+    """Coordinates of a group, each computed once."""
+    found = split_index(index, extents)
+    return [T.bind(place) if as_int(extent) != 1 else place for place, extent in zip(found, extents, strict=True)]
 
 
 def shared(elements: int, dtype: str = "float32") -> tirx.Var:

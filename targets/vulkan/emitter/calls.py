@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tvm import ir, tirx
 
 from greencc.targets.vulkan.emitter import bits, matrices, parallel
+from greencc.targets.vulkan.emitter.helpers import is_defined
 from greencc.targets.vulkan.emitter.types import dtype_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _LIBRARY = (
     "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "fmod", "round", "hypot", "copysign", "sigmoid",
 )  # fmt: skip
 _CALLED = {"powf": "pow", "pow": "pow", "power": "pow", "rint": "nearbyint", "abs": "fabs", "roundeven": "nearbyint"}
-_NATIVE_DOUBLE = ("sqrt", "rsqrt", "floor", "ceil", "trunc", "nearbyint", "fabs", "fmod", "round")
+# Those of GLSL that exist in double precision.
+_OWN_DOUBLE = ("sqrt", "rsqrt", "floor", "ceil", "trunc", "nearbyint", "fabs")
 
 
 def call(expressions: Expressions, expr: ir.Call, lane: int) -> str:
@@ -59,16 +61,21 @@ def mathematics(expressions: Expressions, called: str, args: list[tirx.Expr], ex
     if name == "fabs" and not kind.is_float:
         return expressions.wrapped(f"abs({expressions.value(args[0], lane)})", kind)
     if kind.dtype == "float64":
-        if name not in _NATIVE_DOUBLE:
-            raise context.fail(f"'{called}' in double precision, which GLSL doesn't have")
-        values = [expressions.value(arg, lane) for arg in args]
-    else:
-        single = context.element("float32")
-        values = [expressions.converted(expressions.value(arg, lane), dtype_of(arg), single) for arg in args]
-    register = "double" if kind.dtype == "float64" else "float"
-    function = _OWN.get(name) or context.helper(f"math_{name}", register)
-    text = f"{function}({', '.join(values)})"
-    return text if register == "double" else expressions.converted(text, "float32", kind)
+        return _in_double(expressions, name, args, lane)
+    single = context.element("float32")
+    values = [expressions.converted(expressions.value(arg, lane), dtype_of(arg), single) for arg in args]
+    function = _OWN.get(name) or context.helper(f"math_{name}", "float")
+    return expressions.converted(f"{function}({', '.join(values)})", "float32", kind)
+
+
+def _in_double(expressions: Expressions, name: str, args: list[tirx.Expr], lane: int) -> str:
+    context = expressions.context
+    values = ", ".join(expressions.value(arg, lane) for arg in args)
+    if name in _OWN_DOUBLE:
+        return f"{_OWN[name]}({values})"
+    if not is_defined(f"math_{name}", "double"):
+        raise context.fail(f"'{name}' in double precision")
+    return f"{context.helper(f'math_{name}', 'double')}({values})"
 
 
 def evaluate(expressions: Expressions, expr: tirx.Expr) -> None:

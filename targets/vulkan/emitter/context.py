@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tvm import sym, tirx
 
-from greencc.errors import GreenccError
+from greencc.errors import GreenccError, UserError
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.vulkan.emitter.bounds import UNKNOWN, Bounds
 from greencc.targets.vulkan.emitter.memory import Line, Memory
@@ -69,12 +69,12 @@ class Context:
     def need(self, feature: str) -> None:
         """Note that the kernel needs an optional feature of the device.
 
-        Raises GreenccError when the device lacks it.
+        Raises UserError when the device lacks it: the model needs another one.
         """
         missing = {"int64": not self.gpu.has_int64, "float64": not self.gpu.has_float64}
         if missing.get(feature, False):
             words = {"int64": "64-bit integers", "float64": "double precision"}
-            raise self.fail(f"needs {words[feature]}, which the device lacks")
+            raise UserError(f"--target vulkan: kernel '{self.kernel}' needs {words[feature]}, which the device lacks")
         self.requires.add(feature)
 
     def name(self, hint: str) -> str:

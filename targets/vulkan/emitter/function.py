@@ -14,14 +14,14 @@ class Function:
     calls: tuple[tuple[str, str], ...] = ()
 
 
-def calls(*names: str) -> tuple[tuple[str, str], ...]:
-    """Functions of float."""
-    return tuple((name, "float") for name in names)
+def calls(*names: str, kind: str = "float") -> tuple[tuple[str, str], ...]:
+    """Functions of one type."""
+    return tuple((name, kind) for name in names)
 
 
-def horner(x: str, coefficients: Sequence[float]) -> str:
-    """A polynomial of a variable, the highest power first."""
-    text = repr(float(coefficients[0]))
+def horner(x: str, coefficients: Sequence[float], suffix: str = "") -> str:
+    """A polynomial of a variable, the highest power first; `suffix` is that of the literals: "lf" of double."""
+    text = f"{float(coefficients[0])!r}{suffix}"
     for coefficient in coefficients[1:]:
-        text = f"fma({text}, {x}, {float(coefficient)!r})"
+        text = f"fma({text}, {x}, {float(coefficient)!r}{suffix})"
     return text

@@ -8,17 +8,23 @@ from __future__ import annotations
 import re
 
 from greencc.errors import GreenccError
+from greencc.targets.vulkan.emitter.double_trigonometry import DOUBLE_TRIGONOMETRY
+from greencc.targets.vulkan.emitter.doubles import DOUBLES
 from greencc.targets.vulkan.emitter.exponentials import EXPONENTIALS
 from greencc.targets.vulkan.emitter.rounding import ROUNDING
 from greencc.targets.vulkan.emitter.trigonometry import TRIGONOMETRY
 
 _FUNCTIONS = {
     **{(name, "float"): function for name, function in {**EXPONENTIALS, **TRIGONOMETRY}.items()},
+    **DOUBLES,
+    **DOUBLE_TRIGONOMETRY,
     **ROUNDING,
 }
 _CONSTANTS = (
     "#define INFINITY uintBitsToFloat(0x7f800000u)",
     "#define NOT_A_NUMBER uintBitsToFloat(0x7fc00000u)",
+    "#define DOUBLE_INFINITY packDouble2x32(uvec2(0u, 0x7ff00000u))",
+    "#define DOUBLE_NOT_A_NUMBER packDouble2x32(uvec2(0u, 0x7ff80000u))",
 )
 
 _GENERIC = {
@@ -57,6 +63,11 @@ _GENERIC = {
         "uintBitsToFloat(b | 0x400000u) : uintBitsToFloat((b + 0x7fffu + ((b >> 16) & 1u)) & 0xffff0000u); }"
     ),
 }
+
+
+def is_defined(name: str, kind: str) -> bool:
+    """Whether there is a function of a name for a register type."""
+    return name in _GENERIC or (name, kind) in _FUNCTIONS
 
 
 def definitions(used: set[tuple[str, str]]) -> list[str]:

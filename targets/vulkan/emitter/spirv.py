@@ -6,6 +6,7 @@ source, of the tools' versions and of their options, so that a kernel is compile
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -79,12 +80,13 @@ def compile_one(name: str, source: str, tools: Tools) -> bytes:
 def _keep(cached: Path, module: bytes) -> None:
     """Keep a module; a cache that can't be written is none."""
     staged = cached.parent / f".{cached.name}.{secrets.token_hex(8)}.tmp"
-    try:
+    with contextlib.suppress(OSError):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_bytes(module)
-        staged.replace(cached)
-    except OSError:
-        staged.unlink(missing_ok=True)
+        try:
+            staged.write_bytes(module)
+            staged.replace(cached)
+        finally:
+            staged.unlink(missing_ok=True)
 
 
 def _run(tools: Tools, name: str, command: list[str]) -> None:

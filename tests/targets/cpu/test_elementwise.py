@@ -54,3 +54,20 @@ def test_rows_of_bytes_are_scaled_and_every_index_means_a_row(width: int, kind: 
     rows = places % 50 if wrap else np.clip(places, 0, 49)
     (got,) = Runner(module, host())(places)
     np.testing.assert_array_equal(got, table[rows].astype(np.float32) * scale[rows][..., None])
+
+
+def waves(emit, x):
+    """Eight maps, each of which reads the one before three times: written out, 3^8 of them."""
+    for _ in range(8):
+        x = emit(relax.op.multiply(emit(relax.op.multiply(x, emit(relax.op.sin(x)))), emit(relax.op.sigmoid(x))))
+    return [x]
+
+
+def test_a_chain_that_would_grow_exponentially_is_not_written_out() -> None:
+    runner = Runner(function({"x": ((3, 40), "float32")}, waves))
+    assert runner.rules == {"cpu-fallback"}
+    x = normal(3, 40)
+    wanted = x.astype(np.float64)
+    for _ in range(8):
+        wanted = wanted * np.sin(wanted) / (1 + np.exp(-wanted))
+    np.testing.assert_allclose(runner(x)[0], wanted, rtol=1e-3, atol=1e-6)

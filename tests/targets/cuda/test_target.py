@@ -12,6 +12,7 @@ from greencc.errors import UserError
 from greencc.runtime import cuda
 from greencc.targets.cuda.architectures import ARCHITECTURES, capabilities_of, nearest
 from greencc.targets.cuda.target import CudaTarget
+from greencc.targets.gpu.capabilities import UnknownDeviceWarning
 from greencc.targets.registry import make_target
 
 
@@ -29,7 +30,8 @@ def no_driver() -> list[dict[str, Any]]:
 
 def test_without_a_gpu_code_is_for_the_oldest_common_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "devices", no_driver)
-    target = make_target("cuda")
+    with pytest.warns(UnknownDeviceWarning, match="no NVIDIA driver.*compiling for sm_80"):
+        target = make_target("cuda")
     assert target == CudaTarget("sm_80", None)
     assert (target.runs_here, target.place, target.threads) == (False, "cuda:0", 1)
     with pytest.raises(UserError, match="no NVIDIA driver"):

@@ -13,10 +13,11 @@ from gpu_running import GpuRunner, device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 
 from greencc.kernels.base import kernel
 from greencc.ops import Conv2dAttrs, integer_conv2d
+from greencc.targets.gpu.schedules.convolution.form import read_reduction
 from greencc.targets.gpu.schedules.convolution.plan import PLANS, Plan
 from tests.targets.cpu.running import function, normal
 
@@ -265,3 +266,20 @@ def test_bytes_are_summed_exactly(has_dot4: bool) -> None:
         )  # fmt: skip
         want = run_onnx(node, {"x": x}, {"w": weight, "z": zero}, np.int32)
         np.testing.assert_array_equal(got, want, err_msg=name)
+
+
+def test_what_precedes_is_not_written_out_where_it_would_grow_exponentially() -> None:
+    """As the reflected positions of GridSample would, each of which reads the one before several times."""
+
+    def grown(x: te.Tensor) -> te.Tensor:
+        return te.compute((4, 8), lambda i, j: x[i, j] * (x[i, j] + 1.0))
+
+    def total(maps: int) -> tirx.PrimFunc:
+        x = value = te.placeholder((4, 8), "float32")
+        for _ in range(maps):
+            value = grown(value)
+        k = te.reduce_axis((0, 8))
+        return te.create_prim_func([x, te.compute((4,), lambda i: te.sum(value[i, k], axis=k))])
+
+    assert not isinstance(read_reduction(total(3)), str)
+    assert read_reduction(total(40)) == "what precedes can't be inlined"

@@ -116,3 +116,17 @@ def test_constants_of_one_value_and_different_types_in_one_expression() -> None:
     runner = GpuRunner(function(params, lambda emit, x, y: emit(kernel("shift", [x, y], left=True))))
     x, y = np.array([1, 2, 3, 1, -1, 5], np.int8), np.array([0, 1, 3, 8, 2, -1], np.int8)
     np.testing.assert_array_equal(runner(x, y)[0], np.array([1, 4, 24, 0, -4, 0], np.int8))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (8, 8)])
+def test_two_axes_that_are_shifted_and_wrap(shape: tuple[int, int]) -> None:
+    # TVM's simplifier loses the second shift where coordinates come from floored divisions of one index.
+    rows, columns = shape
+
+    def body(emit, x):
+        size = [2 * rows, 2 * columns]
+        return [emit(kernel("pad", [x], [1, 2, *size], mode="wrap"))]
+
+    x = normal(rows, columns)
+    got = GpuRunner(function({"x": ((rows, columns), "float32")}, body))(x)[0]
+    np.testing.assert_array_equal(got, np.pad(x, [(1, rows - 1), (2, columns - 2)], mode="wrap"))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from greencc import UserError
-from greencc.targets.gpu.capabilities import Capabilities
+from greencc.runtime import vulkan
+from greencc.targets.gpu.capabilities import Capabilities, UnknownDeviceWarning
 from greencc.targets.registry import make_target
 from greencc.targets.vulkan.target import VulkanTarget, capabilities_of
 
@@ -81,6 +82,9 @@ def test_a_file_describes_a_device(tmp_path: Path) -> None:
         ({"max_threads": "many"}, "max_threads of \"gpu\" must be like 256"),
         ({"has_dot4": 1}, "has_dot4 of \"gpu\" must be like False"),
         ([], '"gpu" must be an object'),
+        ({"max_threads": 1}, "max_threads of \"gpu\" must be like 256, at least 64"),
+        ({"shared_bytes": 0}, "at least 8192"),
+        ({"subgroup": 7}, "subgroup of \"gpu\" must be a power of two"),
     ],
 )
 def test_a_description_that_says_nothing_is_refused(tmp_path: Path, gpu: object, reason: str) -> None:
@@ -90,9 +94,25 @@ def test_a_description_that_says_nothing_is_refused(tmp_path: Path, gpu: object,
         make_target(str(file))
 
 
+@pytest.mark.parametrize("text", ['{"kind": []}', '{"kind": "vulkan", "gqu": {}}', '{"kind": "cuda", "gpu": {}}', "[]"])
+def test_what_is_no_description_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "device.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"--target .*device\.json: (expected an object|unknown field)"):
+        make_target(str(file))
+
+
+def test_without_a_device_code_is_for_what_most_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vulkan, "devices", list)
+    with pytest.warns(UnknownDeviceWarning, match="no Vulkan device; compiling for what desktop GPUs have"):
+        target: Any = make_target("vulkan")
+    assert target == VulkanTarget(Capabilities())
+
+
 @pytest.mark.vulkan
 @pytest.mark.parametrize(
-    ("text", "reason"), [("vulkan:x", "write the device's number"), ("vulkan:99", "counted from 0")]
+    ("text", "reason"),
+    [("vulkan:x", "write the device's number"), ("vulkan:99", "counted from 0"), ("vulkan:", "unknown target")],
 )
 def test_a_device_is_named_by_its_number(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):

@@ -11,6 +11,7 @@ from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.convolution.taps import DotTaps, FloatTaps, Taps
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.kernel import (
+    InlineError,
     Tail,
     inline_side_blocks,
     inline_tail,
@@ -87,7 +88,7 @@ def match_convolution(func: tirx.PrimFunc, target: CpuTarget) -> tuple[Tail, Con
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
     try:
         found = inline_side_blocks(schedule)
-    except s_tir.ScheduleError:
+    except InlineError:
         return "what precedes can't be inlined"
     padding: s_tir.SBlock | None = None
     if len(found) > 1 and not is_reduction(schedule.get(found[0])) and is_reduction(schedule.get(found[1])):

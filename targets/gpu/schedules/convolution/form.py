@@ -9,9 +9,11 @@ from tvm import ir, s_tir, tirx
 
 from greencc.targets.kernel import (
     DATA_PARALLEL,
+    InlineError,
     Tail,
     blocks,
     check_tail,
+    inline_blocks,
     inline_side_blocks,
     inline_tail,
     is_const_zero,
@@ -79,12 +81,9 @@ def read_reduction(func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, Tail] | str:
     if not any(is_reduction(schedule.get(rv)) for rv in blocks(schedule)):
         return "no reduction"
     try:
-        inline_side_blocks(schedule)
-        found = blocks(schedule)
-        while len(found) > 1 and not is_reduction(schedule.get(found[0])):
-            schedule.compute_inline(found[0])
-            found = blocks(schedule)
-    except s_tir.ScheduleError:
+        found = inline_side_blocks(schedule)
+        inline_blocks(schedule, found[: [is_reduction(schedule.get(rv)) for rv in found].index(True)])
+    except InlineError:
         return "what precedes can't be inlined"
     inlined = schedule.mod["main"]
     tail = inline_tail(inlined)
