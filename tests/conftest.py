@@ -30,6 +30,7 @@ KEPT_SOURCE_VERSIONS = 3
 
 # The Vulkan runtime reads this when it starts. Any message of the layer fails the test in which it appears.
 os.environ.setdefault("GREENCC_VULKAN_VALIDATION", "sync")
+os.environ.setdefault("GREENCC_VULKAN_WERROR", "1")
 # CI says what must be there: then what is missing is a failure, not a skip.
 VULKAN_REQUIRED = "vulkan" in os.environ.get("GREENCC_TESTS_REQUIRE", "").split(",")
 
