@@ -1,37 +1,21 @@
-"""Results as people read them, on a terminal or in a file."""
+"""What commands did and found, as people read it."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from greencc.peers import RUNTIMES
+from greencc.render.tables import facts, new_table, size
 
 Result = Mapping[str, Any]
 
 _MOST_REASONS = 3
 """Reasons for refusals that a table shows per pass."""
-_PLAIN_WIDTH = 100
-"""Columns where the output is no terminal: enough for every table, and the same everywhere."""
-
-
-def show(*parts: RenderableType) -> None:
-    """Print to stdout."""
-    # Names of a model's nodes may look like markup or emoji codes; they are neither.
-    if sys.stdout.isatty():
-        Console(highlight=False, markup=False, emoji=False).print(*parts)
-        return
-    console = Console(width=_PLAIN_WIDTH, highlight=False, markup=False, emoji=False, color_system=None)
-    with console.capture() as captured:
-        console.print(*parts)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))
 
 
 def compile_report(report: Result) -> RenderableType:
@@ -49,7 +33,7 @@ def compile_report(report: Result) -> RenderableType:
         ("largest error", _error(report)),
         ("time", f"{report['seconds']:.1f} s"),
     ]
-    return Group(_facts(rows), *_passes_table(report.get("passes")), *_choices_table(report["compression"]))
+    return Group(facts(rows), *_passes_table(report.get("passes")), *_choices_table(report["compression"]))
 
 
 def _zeros(passes: Sequence[Result]) -> list[tuple[str, str]]:
@@ -86,7 +70,7 @@ def _choices_table(record: Result | None) -> list[RenderableType]:
     refused = [step for step in record["steps"] if not step["accepted"]]
     reasons = {(made["node"], made["kind"]): step["reason"] for step in refused for made in step["choices"]}
     numbers = ("apart", "cost", "saved", "deviation")
-    table = _table("operator", "kind", *numbers, "chosen", numbers=numbers)
+    table = new_table("operator", "kind", *numbers, "chosen", numbers=numbers)
     for item in sorted(record["operators"], key=lambda item: -item["sensitivity"]):
         table.add_row(
             Text(item["node"], overflow="fold"),
@@ -116,7 +100,7 @@ def _elision(elided: Result | None) -> list[tuple[str, str]]:
 def bench_report(result: Result) -> RenderableType:
     """Latency and energy, ours and the peers'."""
     columns = ("", "median ms", "min ms", "mJ")
-    table = _table(*columns, *(("ratio", "95% interval", "outputs") if result["peers"] else ()))
+    table = new_table(*columns, *(("ratio", "95% interval", "outputs") if result["peers"] else ()))
     table.add_row(Text("greencc", "bold"), *_timing(result))
     differences = []
     for name, peer in result["peers"].items():
@@ -138,7 +122,7 @@ def bench_report(result: Result) -> RenderableType:
     shapes = ", ".join(f"{name} {_shape(spec)}" for name, spec in result["inputs"].items())
     energy = result["energy"]
     parts: list[RenderableType] = [
-        _facts(
+        facts(
             [
                 ("artifact", f"{result['artifact']} (from {result['source']})"),
                 ("inputs", shapes),
@@ -152,7 +136,7 @@ def bench_report(result: Result) -> RenderableType:
         table,
     ]
     if "profile" in result:
-        parts.append(_facts([*_limits(result), *_device_work(result["device_work"])]))
+        parts.append(facts([*_limits(result), *_device_work(result["device_work"])]))
         parts.append(_profile_table(result["profile"]))
     return Group(*parts)
 
@@ -216,85 +200,23 @@ def verification(result: Result) -> RenderableType:
     if result["drop"] is not None:
         drop = result["drop"]
         rows.append(("budget", f"{drop['metric']} may lose {drop['max_drop']:g}: lost {_drop(drop)} samples"))
-    return _facts(rows)
+    return facts(rows)
 
 
 def pack_report(result: Result) -> RenderableType:
     """What packing saved."""
-    table = _table("member", "bytes", "packed", "share", numbers=("bytes", "packed", "share"))
+    table = new_table("member", "bytes", "packed", "share", numbers=("bytes", "packed", "share"))
     whole = {"all": {name: result[name] for name in ("bytes_before", "bytes_after")}}
     for name, member in {**result["members"], **whole}.items():
         before, after = member["bytes_before"], member["bytes_after"]
         table.add_row(name, size(before), size(after), f"{after / max(before, 1):.1%}")
-    return Group(_facts([("file", result["file"])]), table)
-
-
-def device_list(result: Result) -> RenderableType:
-    """The devices of this machine."""
-    lists = {"cpu": _cpu, "cuda": _cuda, "vulkan": _vulkan}
-    absent = [(kind, reason) for kind, reason in result["absent"].items()]
-    blocks = [lists[device["kind"]](device) for device in result["devices"]] + ([absent] if absent else [])
-    return Group(*(_facts(block) for block in blocks))
-
-
-def _vulkan(device: Result) -> list[tuple[str, str]]:
-    limits, features = device["limits"], device["features"]
-    offered = [name for name, has in features.items() if has]
-    lacked = {"float64": "tensors of float64", "int64": "tensors of int64", "storage8": "tensors of int8 and bool"}
-    refused = [text for name, text in lacked.items() if not features[name]]
-    refused.append(f"tensors above {size(limits['max_buffer_bytes'])}")
-    if device["refusal"] is not None:
-        refused = [f"everything: {device['refusal']}"]
-    return [
-        (f"vulkan:{device['index']}", f"{device['name']} (Vulkan {device['api_version']}, {device['type']})"),
-        ("memory", f"{size(device['memory_bytes'])}{', shared with the host' if device['unified_memory'] else ''}"),
-        (
-            "workgroup",
-            f"{limits['max_threads']} threads, {size(limits['shared_bytes'])} of shared memory, subgroups of "
-            f"{device['subgroup']['size']}",
-        ),
-        ("features", " ".join(offered)),
-        ("refuses", ", ".join(refused)),
-    ]
-
-
-def _cuda(device: Result) -> list[tuple[str, str]]:
-    major, minor = divmod(device["capability"], 10)
-    return [
-        (f"cuda:{device['index']}", f"{device['name']} (compute capability {major}.{minor})"),
-        ("memory", size(device["memory_bytes"])),
-        ("processors", str(device["multiprocessors"])),
-    ]
-
-
-def size(count: float) -> str:
-    """A number of bytes, as people write it (1 MB = 1,000,000 bytes)."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    return Group(facts([("file", result["file"])]), table)
 
 
 def _place(result: Result) -> tuple[str, str]:
     if result["device"] == "cpu":
         return "threads", f"{result['threads']} on {result['environment']['cpu']}"
     return "device", f"{result['device']}; peers: {result['threads']} threads on {result['environment']['cpu']}"
-
-
-def _cpu(device: Result) -> list[tuple[str, str]]:
-    energy = device["energy"]
-    reason = f" ({energy['reason']})" if energy["reason"] else ""
-    return [
-        (device["kind"], f"{device['name']} ({device['architecture']})"),
-        ("features", " ".join(device["features"]) or "unknown"),
-        (
-            "cores",
-            f"{device['physical_cores']} physical, {device['logical_cpus']} logical, usable by this process",
-        ),
-        ("threads", f"{device['threads']} by default"),
-        ("energy", f"{energy['note']}{reason}"),
-    ]
 
 
 def _artifact(result: Result) -> RenderableType:
@@ -315,10 +237,10 @@ def _artifact(result: Result) -> RenderableType:
         *_budget(report.get("compression")),
     ]
     choices = _choices_table(report.get("compression"))
-    calls = _table("launch", "kernel", "computes", numbers=("launch",))
+    calls = new_table("launch", "kernel", "computes", numbers=("launch",))
     for index, call in enumerate(result["calls"]):
         calls.add_row(str(index), call["kernel"], Text(", ".join(call["nodes"]), overflow="fold"))
-    return Group(_facts(rows), *_passes_table(report.get("passes")), *choices, *((calls,) if result["calls"] else ()))
+    return Group(facts(rows), *_passes_table(report.get("passes")), *choices, *((calls,) if result["calls"] else ()))
 
 
 def _target_fields(target: Result) -> list[str]:
@@ -346,14 +268,14 @@ def _onnx(result: Result) -> RenderableType:
         ("nodes", f"{result['nodes']:,}"),
         ("edges", f"{result['edges']:,}"),
     ]
-    table = _table("operator", "nodes", numbers=("nodes",))
+    table = new_table("operator", "nodes", numbers=("nodes",))
     for name, count in result["operators"].items():
         table.add_row(name, f"{count:,}")
-    return Group(_facts(rows), table)
+    return Group(facts(rows), table)
 
 
 def _huggingface(result: Result) -> RenderableType:
-    return _facts(
+    return facts(
         [
             ("model", f"{result['name']} ({size(result['bytes'])})"),
             ("type", str(result["model_type"])),
@@ -393,7 +315,7 @@ def _symbols(symbols: Mapping[str, Sequence[int | None]]) -> str:
 def _passes_table(passes: Sequence[Result] | None) -> list[RenderableType]:
     if not passes:
         return []
-    table = _table("pass", "rewrites", "refused", "reasons", numbers=("rewrites", "refused"))
+    table = new_table("pass", "rewrites", "refused", "reasons", numbers=("rewrites", "refused"))
     for entry in passes:
         refused = entry.get("refused", 0)
         count = refused if isinstance(refused, int) else len(refused)
@@ -415,7 +337,7 @@ def _profile_table(launches: Sequence[Result]) -> RenderableType:
     has_limits = any(launch["share_of_arithmetic"] is not None for launch in launches)
     rates = ("Gop/s", "of peak", "GB/s", "of memory") if has_limits else ("Gop/s", "GB/s")
     columns = ("launches", "ms", "share", *rates)
-    table = _table("kernel", *columns, "computes", numbers=columns)
+    table = new_table("kernel", *columns, "computes", numbers=columns)
     for kernel, group in sorted(groups.items(), key=lambda item: -_sum(item[1], "milliseconds")):
         milliseconds = _sum(group, "milliseconds")
         names = [name for launch in group for name in launch["nodes"]]
@@ -482,21 +404,3 @@ def _change(report: Result, before: str, after: str, form: Any = "{:,}".format) 
     if first is None or last is None:
         return "unknown" if last is None else str(form(last))
     return f"{form(first)} -> {form(last)}"
-
-
-def _facts(rows: Sequence[tuple[str, str]]) -> RenderableType:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, value in rows:
-        table.add_row(label, Text(value))
-    return table
-
-
-def _table(*columns: str, numbers: Sequence[str] | None = None) -> Table:
-    """A table with a heading rule; number columns are flush right (by default all with a unit or ratio)."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
-    for column in columns:
-        is_number = column in numbers if numbers is not None else column not in ("", "outputs")
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    return table

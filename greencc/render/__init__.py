@@ -1,0 +1,7 @@
+"""Results as people read them: a view for each command, and what prints it."""
+
+from greencc.render.devices import device_list
+from greencc.render.reports import bench_report, compile_report, inspection, pack_report, verification
+from greencc.render.tables import show
+
+__all__ = ["bench_report", "compile_report", "device_list", "inspection", "pack_report", "show", "verification"]
