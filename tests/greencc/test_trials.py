@@ -18,7 +18,7 @@ def product(columns: int, rows: object = 256) -> relax.Call:
 
 
 def test_the_larger_product_takes_longer_and_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = Trials(host_target(2), {})
+    trials = Trials(host_target(1), {})  # other processes may hold the other cores
     assert trials.time_ratio(product(2048), product(16)) > 2
     assert trials.time_ratio(product(16), product(2048)) < 0.5
     monkeypatch.setattr(Trials, "_measure", None)

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.vulkan
 
 FOLDER = Path(__file__).resolve().parent
-FILES = ("test_launch.py", "test_batching.py", "test_memory.py", "test_threads.py")
+FILES = ("test_launch.py", "test_batching.py", "test_sidecar_memory.py", "test_threads.py")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_the_other_ways(variables: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *(str(FOLDER / name) for name in FILES)],
-        env={**os.environ, **variables, "GREENCC_TESTS_REQUIRE": "vulkan"},
+        env={**os.environ, **variables, "GREENCC_TESTS_REQUIRE": "vulkan", "PYTEST_ADDOPTS": ""},
         cwd=FOLDER.parents[3],
         capture_output=True,
         text=True,
