@@ -20,17 +20,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from tvm import ir, s_tir, tirx
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.targets.base import Declined, Scheduled
-from greencc.targets.cost import BITS_ATTR
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.columns import Columns, Groups, InPlace, Packed
-from greencc.targets.cpu.schedules.matmul_tiles import TASK_ROWS, GroupScheme, Product, Tile, Tiles
+from greencc.targets.cpu.schedules.matmul_tiles import TASK_ROWS, Product, Tile, Tiles
 from greencc.targets.cpu.schedules.multiply import DotArithmetic, FloatArithmetic
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.factors import GroupScheme, grouped_factors, plain_factors
 from greencc.targets.kernel import (
     Tail,
     check_tail,
@@ -42,9 +42,8 @@ from greencc.targets.kernel import (
     parameter_index,
     widened,
 )
-from greencc.targets.lowerings import GROUP_ATTR
 from greencc.targets.packing import ColumnPanels, DotPanels, NibblePanels
-from greencc.targets.tir import as_int, i64, loads, unravel, volume
+from greencc.targets.tir import as_int, i64, unravel, volume
 
 # A task should take tens of microseconds: below this many multiply-adds threads cost more than they bring.
 MIN_PARALLEL_WORK = 1 << 16
@@ -119,8 +118,8 @@ def match_product(tail: Tail, target: CpuTarget) -> Product | str:
         return "not a product over one axis"
     if not all(index.same_as(var) for index, var in zip(store.indices, spatial, strict=True)):
         return "the product isn't written in the order of its axes"
-    groups = _groups(block, store)
-    factors = _factors(store) if groups is None else groups[:2]
+    groups = grouped_factors(block, store)
+    factors = plain_factors(store, widened) if groups is None else groups[:2]
     if factors is None or not is_const_zero(block.init.value):
         return "not a sum of products"
     k, (i, j), lead = reduced[0].var, spatial[-2:], spatial[:-2]
@@ -282,31 +281,6 @@ def _rows(tiles: Tiles, count: int | None, block: tirx.Expr) -> None:
                 tiles.block(first, TASK_ROWS)
             with T.Else():
                 tiles.block(first, count % TASK_ROWS)
-
-
-def _groups(block: s_tir.SBlock, store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad, GroupScheme] | None:
-    """The loads of A and of levels, and what those are worth, in a block that says it has levels in groups."""
-    if GROUP_ATTR not in block.annotations:
-        return None
-    left, right = store.value.b.a, list(loads(store.value.b.b))
-    levels = next(load for load in right if str(load.ty.dtype) == "int8")
-    # The offset is what is added; of a sum the last operand is walked first.
-    *offset, scale = [load.source for load in right if load is not levels]
-    group, bits = (int(block.annotations[name]) for name in (GROUP_ATTR, BITS_ATTR))
-    return left, levels, GroupScheme(scale, offset[0] if offset else None, bits, group)
-
-
-def _factors(store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad] | None:
-    """The two loads of `C[x] = C[x] + A[y] * B[z]`."""
-    value = store.value
-    if not isinstance(value, tirx.Add) or not isinstance(value.b, tirx.Mul):
-        return None
-    if not isinstance(value.a, ir.TensorLoad) or not value.a.source.same_as(store.buffer):
-        return None
-    left, right = widened(value.b.a), widened(value.b.b)
-    if isinstance(left, ir.TensorLoad) and isinstance(right, ir.TensorLoad):
-        return left, right
-    return None
 
 
 def _row_count(tail: Tail) -> int | None:

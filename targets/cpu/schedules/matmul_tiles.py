@@ -11,21 +11,12 @@ from tvm.tirx.script import builder as T
 from greencc.targets.cpu.schedules.columns import Columns
 from greencc.targets.cpu.schedules.multiply import Arithmetic
 from greencc.targets.cpu.schedules.registers import Register, registers
+from greencc.targets.factors import GroupScheme
 from greencc.targets.kernel import Tail
 from greencc.targets.tir import i64, rewrite, unravel
 
 # Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
 TASK_ROWS = 128
-
-
-@dataclass(frozen=True)
-class GroupScheme:
-    """What B's levels are worth, see greencc.ops.grouped_matmul: buffers, bits of a level, levels of a group."""
-
-    scale: tirx.Var
-    offset: tirx.Var | None
-    bits: int
-    group: int
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm import ir, s_tir, sym, tirx
+from tvm import ir, sym, tirx
 
-from greencc.targets.cost import BITS_ATTR
+from greencc.targets.factors import GroupScheme, grouped_factors, plain_factors
 from greencc.targets.kernel import Tail, is_const_zero, is_reduction
-from greencc.targets.lowerings import GROUP_ATTR
-from greencc.targets.tir import as_int, i64, loads, split_index, volume
+from greencc.targets.tir import as_int, i64, split_index, volume
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -118,16 +117,6 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Groups:
-    """What B's levels are worth, see greencc.ops.grouped_matmul: factors, bits of a level, levels of a group."""
-
-    scale: tirx.Var
-    offset: tirx.Var | None
-    bits: int
-    group: int
-
-
-@dataclass(frozen=True)
 class Product:
     """A recognised product.
 
@@ -144,7 +133,7 @@ class Product:
     rows: Axes
     columns: Axes
     depth: Axes
-    groups: Groups | None = None
+    groups: GroupScheme | None = None
 
     @property
     def is_int8(self) -> bool:
@@ -168,8 +157,8 @@ def match_product(tail: Tail) -> Product | str:
         index.same_as(axis.var) for index, axis in zip(store.indices, spatial, strict=True)
     ):
         return "the product isn't written in the order of its axes"
-    grouped = _grouped(block, store)
-    pair = _factors(store) if grouped is None else grouped[:2]
+    grouped = grouped_factors(block, store)
+    pair = plain_factors(store, _unwidened) if grouped is None else grouped[:2]
     if pair is None or not is_const_zero(block.init.value):
         return "not a sum of products"
     variables = {axis.var for axis in block.iter_vars}
@@ -189,7 +178,7 @@ def _arranged(
     spatial: list[tirx.IterVar],
     reduced: list[tirx.IterVar],
     pair: tuple[ir.TensorLoad, ir.TensorLoad],
-    groups: Groups | None,
+    groups: GroupScheme | None,
 ) -> Product | str:
     """The product with its axes in groups, and its factors in the order of those."""
     a, b = pair
@@ -231,31 +220,6 @@ def _check_types(tail: Tail, pair: Sequence[ir.TensorLoad], grouped: bool) -> st
     if kinds[0] == kinds[1] and kinds[0] in FLOATS and result in (kinds[0], "float32"):
         return None
     return f"{kinds[0]} times {kinds[1]} in {result}"
-
-
-def _grouped(block: s_tir.SBlock, store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad, Groups] | None:
-    """The loads of A and of levels, and what those are worth, in a block that says it has levels in groups."""
-    if GROUP_ATTR not in block.annotations:
-        return None
-    left, right = store.value.b.a, list(loads(store.value.b.b))
-    levels = next(load for load in right if str(load.ty.dtype) == "int8")
-    # The offset is what is added; of a sum the last operand is walked first.
-    *offset, scale = [load.source for load in right if load is not levels]
-    group, bits = (int(block.annotations[name]) for name in (GROUP_ATTR, BITS_ATTR))
-    return left, levels, Groups(scale, offset[0] if offset else None, bits, group)
-
-
-def _factors(store: tirx.BufferStore) -> tuple[ir.TensorLoad, ir.TensorLoad] | None:
-    """The two loads of `C[x] = C[x] + A[y] * B[z]`."""
-    value = store.value
-    if not isinstance(value, tirx.Add) or not isinstance(value.b, tirx.Mul):
-        return None
-    if not isinstance(value.a, ir.TensorLoad) or not value.a.source.same_as(store.buffer):
-        return None
-    left, right = (_unwidened(factor) for factor in (value.b.a, value.b.b))
-    if isinstance(left, ir.TensorLoad) and isinstance(right, ir.TensorLoad):
-        return left, right
-    return None
 
 
 def _unwidened(factor: tirx.Expr) -> tirx.Expr:

@@ -47,7 +47,7 @@ def test_no_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_sources_that_do_not_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = 'case "$*" in *-c*) echo "a.cc: in function"; echo "a.cc:3: error: no such thing" >&2; exit 1;; esac'
+    script = 'case "$*" in *" -c "*) echo "a.cc: in function"; echo "a.cc:3: error: no such thing" >&2; exit 1;; esac'
     monkeypatch.setenv("CXX", compiler(tmp_path, script))
     with pytest.raises(GreenccError, match=r"does not compile \(\w+\.cc\): a\.cc:3: error: no such thing"):
         vulkan_build.build_sidecar()
