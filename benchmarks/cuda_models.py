@@ -23,10 +23,6 @@ from greencc.runtime.cuda import read_table
 from greencc.targets.cuda.elf import read_cubin
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
-LIGHT = (
-    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet", "vgg19",
-    "zfnet512",
-)  # fmt: skip
 
 
 def _light(name: str) -> Callable[[], tuple[Path, dict[str, Any]]]:
@@ -47,7 +43,7 @@ MODELS: dict[str, Callable[[], tuple[Path, dict[str, Any]]]] = {
     "ppocr-rec": lambda: (models.ppocr_rec(), {"shapes": {"x": (1, 3, 48, 320)}}),
     "ppocr-cls": lambda: (models.ppocr_cls(), {"shapes": {"x": (2, 3, 48, 192)}}),
     "silero": lambda: (models.silero_ifless(), {"shapes": {"input": (1, 576)}}),
-    **{name: _light(name) for name in LIGHT},
+    **{name: _light(name) for name in models.LIGHT},
 }
 
 

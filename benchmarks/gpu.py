@@ -13,6 +13,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,7 @@ def compare(name: str, target: str) -> dict[str, Any]:
         wanted = session.run(None, given)[0]
         got = next(iter(loaded[target](given).values()))
         distance = float(np.linalg.norm(got.astype(np.float64) - wanted) / max(np.linalg.norm(wanted), 1e-30))
-        programs: dict[str, Callable[[], object]] = {
-            kind: (lambda model=model: model(given)) for kind, model in loaded.items()  # type: ignore[misc]
-        }
+        programs: dict[str, Callable[[], object]] = {kind: partial(model, given) for kind, model in loaded.items()}
         programs["onnxruntime"] = lambda: session.run(None, given)
         series = measure(programs, choose_meter().meter)
         ratios = {other: ratio_of(series[target], series[other]) for other in ("cpu", "onnxruntime")}

@@ -133,6 +133,13 @@ def silero_ifless() -> Path:
     return _only_member(SILERO)
 
 
+LIGHT = (
+    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
+    "vgg19", "zfnet512",
+)  # fmt: skip
+"""Names of the light networks, which `light_networks` has under `light_NAME`."""
+
+
 def light_networks() -> dict[str, Path]:
     """The onnx wheel's image networks by name (`light_resnet50`): real topologies, weights made by nodes."""
     folder = Path(onnx.__file__).parent / "backend/test/data/light"

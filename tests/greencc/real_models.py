@@ -1,4 +1,4 @@
-"""The real models that tests compile, each with the options it is compiled with."""
+"""The real models that tests compile, each with the options it is compiled with, and what they are compared with."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
+
 from benchmarks import export_minilm, models
 
 ENCODER_SIZES = {"batch": (1, 8), "sequence": (1, 512)}
-LIGHT = (
-    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
-    "vgg19", "zfnet512",
-)  # fmt: skip
+LIGHT = models.LIGHT
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,22 @@ OTHERS = {
     "voice-any-length": RealModel(models.silero_ifless, {"dynamic": {"batch": (1, 4), "sequence": (192, 1024)}}),
     **{name: _light(name) for name in LIGHT},
 }
+
+
+def reference(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of ONNX Runtime by name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def assert_agrees(model: Any, path: Path, inputs: dict[str, np.ndarray], atol: float) -> None:
+    """Assert that a compiled model's outputs have ONNX Runtime's names, order, types and values."""
+    got, want = model(inputs), reference(path, inputs)
+    assert list(got) == list(want)
+    for name, array in want.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_allclose(got[name], array, atol=atol, rtol=0, err_msg=name)

@@ -7,29 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
-from real_models import LIGHT, OTHERS
+from real_models import LIGHT, OTHERS, assert_agrees
 
 ATOL = 1e-4
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
 
-def reference(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
-
-
 def assert_equal(model: Any, path: Path, inputs: dict[str, np.ndarray]) -> None:
-    got, want = model(inputs), reference(path, inputs)
-    assert list(got) == list(want)
-    for name, array in want.items():
-        assert got[name].dtype == array.dtype
-        np.testing.assert_allclose(got[name], array, atol=ATOL, rtol=0, err_msg=name)
+    assert_agrees(model, path, inputs, ATOL)
 
 
 def images(*shape: int) -> dict[str, np.ndarray]:

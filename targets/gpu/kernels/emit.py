@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -115,8 +114,3 @@ def get(buffer: tirx.Var, at: tirx.Expr | int = 0) -> tirx.Expr:
 def put(buffer: tirx.Var, value: tirx.Expr, at: tirx.Expr | int = 0) -> None:
     """Store an element of a one-dimensional buffer."""
     T.buffer_store(buffer, value, [i64(at) if isinstance(at, int) else at])
-
-
-def then(condition: tirx.Expr) -> AbstractContextManager[Any]:
-    """The frame of statements under a condition."""
-    return when(condition)

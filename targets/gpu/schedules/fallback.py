@@ -49,7 +49,7 @@ class FallbackRule:
         if not stages:
             return Declined("it isn't made of blocks")
         left = stages if updates_in_place(func, stages) else inlined(stages, func.params)
-        groups = together(left, func.params)
+        groups = together(left)
         launches = [self._launch(group, left, func.params) for group in groups]
         between = [buffer for buffer in allocated(func) if any(reads_or_writes(stage, buffer) for stage in left)]
         return Scheduled(func.with_body(_with_memory(in_sequence(launches), between)), self.name)
@@ -67,7 +67,7 @@ class FallbackRule:
         return rows_launch(group, rows, self.target, [*params, *read])
 
 
-def together(stages: Sequence[Stage], params: Sequence[tirx.Var]) -> list[list[Stage]]:
+def together(stages: Sequence[Stage]) -> list[list[Stage]]:
     """Stages grouped into launches, in order: each group as long as it can be."""
     groups: list[list[Stage]] = []
     rest = list(stages)

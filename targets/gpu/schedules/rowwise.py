@@ -12,7 +12,7 @@ they belong to different rows, the rows are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tvm import ir, sym, tirx
@@ -245,17 +245,17 @@ class _Rows:
         with when(self._threads.exists):
             self._strided(volume(extents), step)
 
-    def _strided(self, total: tirx.Expr, step: object) -> None:
+    def _strided(self, total: tirx.Expr, step: Callable[[tirx.Expr], None]) -> None:
         """Emit `step` for every lanes-th of `total` places."""
         rounds = ceildiv(total, self._threads.lanes)
         if as_int(rounds) == 1:
             with when(below(self._threads.lane, total, i64(self._threads.lanes))):
-                step(self._threads.lane)  # type: ignore[operator]
+                step(self._threads.lane)
             return
         with T.serial(i64(0), rounds) as turn:
             index = turn * i64(self._threads.lanes) + self._threads.lane
             with when(below(index, total, rounds * i64(self._threads.lanes))):
-                step(index)  # type: ignore[operator]
+                step(index)
 
     def _value(self, value: tirx.Expr, place: dict[tirx.Var, tirx.Expr]) -> tirx.Expr:
         def replaced(node: tirx.Expr) -> tirx.Expr | None:

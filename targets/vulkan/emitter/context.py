@@ -11,7 +11,7 @@ from tvm import sym, tirx
 
 from greencc.errors import GreenccError, UserError
 from greencc.targets.gpu.capabilities import Capabilities
-from greencc.targets.vulkan.emitter.bounds import UNKNOWN, Bounds
+from greencc.targets.vulkan.emitter.bounds import Bounds
 from greencc.targets.vulkan.emitter.memory import Line, Memory
 from greencc.targets.vulkan.emitter.types import Element, element
 
@@ -155,7 +155,3 @@ class Context:
             return name
 
         return self.once((register, code), declare)
-
-    def bounds_of_var(self, var: tirx.Var) -> Bounds:
-        """Bounds of a variable."""
-        return self.bounds.get(var, UNKNOWN)

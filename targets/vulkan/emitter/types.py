@@ -24,7 +24,6 @@ EXTENSIONS = {
     "storage16": ("GL_EXT_shader_16bit_storage",),
     "matrix": ("GL_KHR_cooperative_matrix", "GL_KHR_memory_scope_semantics"),
     "subgroup": ("GL_KHR_shader_subgroup_basic", "GL_KHR_shader_subgroup_shuffle"),
-    "float_atomics": ("GL_EXT_shader_atomic_float",),
     "dot4": ("GL_EXT_spirv_intrinsics",),
     "float_controls": ("GL_EXT_spirv_intrinsics",),
 }

@@ -7,38 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from benchmarks import bert_onnx, models
+from tests.greencc.real_models import LIGHT, assert_agrees, reference
 
 # What the sums of another order are apart, of outputs around 1 to 10.
 ATOL = 1e-3
-LIGHT = (
-    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
-    "vgg19", "zfnet512",
-)  # fmt: skip
 SHAPES = dict.fromkeys(bert_onnx.INPUTS, (1, 128))
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.vulkan]
 
 Compiled = Callable[..., Any]
 
 
-def reference(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
-
-
 def assert_close(model: Any, path: Path, inputs: dict[str, np.ndarray]) -> None:
-    got, want = model(inputs), reference(path, inputs)
-    assert list(got) == list(want)
-    for name, array in want.items():
-        assert got[name].dtype == array.dtype
-        np.testing.assert_allclose(got[name], array, atol=ATOL, rtol=0, err_msg=name)
+    assert_agrees(model, path, inputs, ATOL)
 
 
 def sentences(batch: int, length: int) -> dict[str, np.ndarray]:
