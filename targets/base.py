@@ -41,12 +41,14 @@ class Scheduled:
         layouts: layout by parameter index, only for parameters that are constants at every call site.
         overwrites: parameters whose memory the result may take: each element is read for the last time before the
             element of the result is written that takes its place.
+        plan: what was recorded of the kernel and followed; None for a kernel that isn't tuned.
     """
 
     func: tirx.PrimFunc
     rule: str
     layouts: Mapping[int, Layout] = field(default_factory=dict)
     overwrites: tuple[int, ...] = ()
+    plan: Mapping[str, int | str] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Constants stay in the module until every kernel has its schedule, because only t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from tvm import ir, relax, s_tir, tirx
 from greencc.artifact.bundle import KernelCall
 from greencc.errors import GreenccError
 from greencc.ir import bindings_of, constant_array, dim_text, rebuild_function, relax_functions
-from greencc.targets.base import Declined, Layout, Scheduled, Target
+from greencc.targets.base import Declined, Layout, Rule, Scheduled, Target
 from greencc.targets.cost import call_cost
 from greencc.targets.fusion import keep_reductions_apart
 from greencc.targets.memory import OVERWRITES_ATTR, place_tensors
@@ -35,6 +36,7 @@ class Lowered:
         weights: the weights by name, in the order of main's trailing parameters, packed.
         calls: kernels in launch order with the source nodes that they stand for.
         rules: schedule rule by kernel name.
+        tuned: names of the kernels that follow a recorded plan.
         arena_bytes: memory that intermediate tensors share, outputs excluded.
     """
 
@@ -42,6 +44,7 @@ class Lowered:
     weights: dict[str, np.ndarray]
     calls: tuple[KernelCall, ...]
     rules: dict[str, str]
+    tuned: frozenset[str]
     arena_bytes: int
 
 
@@ -59,7 +62,8 @@ def lower(module: tvm.IRModule, target: Target) -> Lowered:
     placed = place_tensors(module, target.alignment)
     launched = tuple(call for i, call in enumerate(calls) if i not in placed.copies_saved)
     rules = {name: item.rule for name, item in scheduled.items()}
-    return Lowered(placed.module, weights, launched, rules, placed.arena_bytes)
+    tuned = frozenset(name for name, item in scheduled.items() if item.plan is not None)
+    return Lowered(placed.module, weights, launched, rules, tuned, placed.arena_bytes)
 
 
 def _describe(module: tvm.IRModule, call: relax.Call, nodes: tuple[str, ...]) -> KernelCall:
@@ -89,7 +93,7 @@ def fuse(module: tvm.IRModule) -> tuple[tvm.IRModule, list[tuple[str, ...]]]:
 
 
 def schedule(module: tvm.IRModule, target: Target) -> dict[str, Scheduled]:
-    """A schedule for every PrimFunc of the module, by name: the first rule that applies."""
+    """A schedule for every PrimFunc of the module, by name."""
     constants = constant_parameters(module)
     used = {call.args[0].name_hint for call in kernel_calls(module)}
     rules = target.rules()
@@ -98,22 +102,32 @@ def schedule(module: tvm.IRModule, target: Target) -> dict[str, Scheduled]:
         name = gv.name_hint
         if not isinstance(func, tirx.PrimFunc) or name not in used:
             continue
-        if func.attrs and RULE_ATTR in func.attrs:
-            result[name] = Scheduled(func, str(func.attrs[RULE_ATTR]))
-            continue
-        reasons = []
-        for rule in rules:
-            try:
-                outcome = rule.apply(func, constants.get(name, frozenset()))
-            except s_tir.ScheduleError as error:  # an imperative kernel has no blocks to take apart
-                outcome = Declined(str(error).strip().splitlines()[-1])
-            if isinstance(outcome, Scheduled):
-                result[name] = outcome
-                break
-            reasons.append(f"{rule.name}: {outcome.reason}" if isinstance(outcome, Declined) else rule.name)
-        else:
-            raise GreenccError(f"no schedule for kernel '{name}': {'; '.join(reasons)}")
+        outcome = schedule_kernel(func, constants.get(name, frozenset()), rules)
+        if isinstance(outcome, Declined):
+            raise GreenccError(f"no schedule for kernel '{name}': {outcome.reason}")
+        result[name] = outcome
     return result
+
+
+def schedule_kernel(func: tirx.PrimFunc, constants: frozenset[int], rules: Sequence[Rule]) -> Scheduled | Declined:
+    """The schedule of the first rule that applies, or what all of them say.
+
+    A kernel that was emitted with its schedule names its rule: that one alone is asked, and where there is none the
+    kernel stays as it is.
+    """
+    own = str(func.attrs[RULE_ATTR]) if func.attrs and RULE_ATTR in func.attrs else None
+    reasons = []
+    for rule in rules:
+        if own not in (None, rule.name):
+            continue
+        try:
+            outcome = rule.apply(func, constants)
+        except s_tir.ScheduleError as error:  # an imperative kernel has no blocks to take apart
+            outcome = Declined(str(error).strip().splitlines()[-1])
+        if isinstance(outcome, Scheduled):
+            return outcome
+        reasons.append(f"{rule.name}: {outcome.reason}")
+    return Declined("; ".join(reasons)) if own is None else Scheduled(func, own)
 
 
 def constant_parameters(module: tvm.IRModule) -> dict[str, frozenset[int]]:

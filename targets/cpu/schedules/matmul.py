@@ -44,6 +44,7 @@ from greencc.targets.kernel import (
 )
 from greencc.targets.packing import ColumnPanels, DotPanels, NibblePanels
 from greencc.targets.tir import as_int, i64, unravel, volume
+from greencc.targets.tuning.space import Knob, Plan, Space, nearby
 
 # A task should take tens of microseconds: below this many multiply-adds threads cost more than they bring.
 MIN_PARALLEL_WORK = 1 << 16
@@ -69,6 +70,16 @@ class PackedOperand:
 
 
 @dataclass(frozen=True)
+class Form:
+    """A product that the rule takes: its tail, whether B is packed, and the tile that it has by default."""
+
+    tail: Tail
+    product: Product
+    packed: bool
+    tile: Tile
+
+
+@dataclass(frozen=True)
 class MatmulRule:
     """Schedules products; see the module's docstring."""
 
@@ -79,8 +90,33 @@ class MatmulRule:
         """Name in reports."""
         return "cpu-matmul"
 
-    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+    def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
+        """See TunableRule."""
+        form = self._form(func, constants)
+        if isinstance(form, Declined):
+            return form
+        return tile_space(self.target, form)
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
         """Schedule a product with its tail, or decline."""
+        form = self._form(func, constants)
+        if isinstance(form, Declined):
+            return form
+        tail, product, packed, tile = form.tail, form.product, form.packed, form.tile
+        if plan is not None:
+            problem = tile_space(self.target, form).problem(plan)
+            if problem is not None:
+                return Declined(problem)
+            tile = Tile(int(plan["rows"]), int(plan["vectors"]) * tile.lanes, tile.lanes)
+        operands = pack_operands(func, product, tile) if packed else {}
+        emitted = emit(func, tail, product, tile, operands)
+        # A row is read again for every panel of columns, but a tail reads each element once.
+        taken = [parameter_index(func, operand) for operand in (product.a, product.b)]
+        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
+        layouts = {index: operand.layout for index, operand in operands.items()}
+        return Scheduled(emitted, self.name, layouts, tuple(overwrites))
+
+    def _form(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Form | Declined:
         tail = inline_tail(func)
         if isinstance(tail, str):
             return Declined(tail)
@@ -97,13 +133,28 @@ class MatmulRule:
         tile = choose_tile(self.target, product, tail, packed)
         if tile is None:
             return Declined(f"{product.columns} columns that are not packed don't fill vectors")
-        operands = pack_operands(func, product, tile) if packed else {}
-        emitted = emit(func, tail, product, tile, operands)
-        # A row is read again for every panel of columns, but a tail reads each element once.
-        taken = [parameter_index(func, operand) for operand in (product.a, product.b)]
-        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
-        layouts = {index: operand.layout for index, operand in operands.items()}
-        return Scheduled(emitted, self.name, layouts, tuple(overwrites))
+        return Form(tail, product, packed, tile)
+
+
+def tile_space(target: CpuTarget, form: Form) -> Space:
+    """Register tiles of other sizes."""
+    tile, product = form.tile, form.product
+    most = -(-product.columns // tile.lanes)
+    knobs = (
+        Knob("rows", nearby((1, 2, 3, 4, 5, 6, 8, 12), tile.rows)),
+        Knob("vectors", nearby((1, 2, 3, 4), tile.vectors)),
+    )
+
+    def refuses(plan: Plan) -> str | None:
+        rows, vectors = int(plan["rows"]), int(plan["vectors"])
+        if rows * vectors + vectors + 1 > target.vector_registers + 2:
+            return "the sums don't fit the registers"
+        if not form.packed and most % vectors:
+            return "the columns aren't whole tiles"
+        return None
+
+    traits = {"depth": product.depth, "columns": product.columns, "rows": _row_count(form.tail) or 0}
+    return Space(knobs, {"rows": tile.rows, "vectors": tile.vectors}, traits, refuses)
 
 
 def match_product(tail: Tail, target: CpuTarget) -> Product | str:
