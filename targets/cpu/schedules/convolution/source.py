@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as T
 
 from greencc.targets.cpu.schedules.convolution.form import Convolution
 from greencc.targets.cpu.schedules.convolution.plan import Plan
-from greencc.targets.cpu.schedules.matmul import MIN_PARALLEL_WORK
+from greencc.targets.cpu.schedules.matmul_space import MIN_PARALLEL_WORK
 from greencc.targets.tir import as_int, i64, prefetch, ramp, splat, strided_load
 
 

@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as T
 from greencc.targets.cpu.schedules.convolution.form import Convolution
 from greencc.targets.cpu.schedules.convolution.plan import Plan
 from greencc.targets.cpu.schedules.convolution.source import Source
-from greencc.targets.cpu.schedules.matmul import MIN_PARALLEL_WORK
+from greencc.targets.cpu.schedules.matmul_space import MIN_PARALLEL_WORK
 from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.kernel import Tail
 from greencc.targets.packing import ChannelBlocks, WordBlocks
