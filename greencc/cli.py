@@ -293,6 +293,77 @@ def devices_command(build_vulkan: bool, as_json: bool) -> None:
     _print(api.devices(), as_json, "device_list")
 
 
+@cli.group("db", context_settings=_CONTEXT, no_args_is_help=False)
+def db_group() -> None:
+    """Keep tuning databases: folders that `greencc tune` writes to."""
+
+
+_folders = click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@db_group.command("ls")
+@_folders
+@_json
+def db_ls_command(folders: Sequence[Path], as_json: bool) -> None:
+    """Show which kernels were tuned, for what, and what it brought."""
+    from greencc import api
+
+    with _working():
+        result = api.db_ls(folders)
+    _print(result, as_json, "database_list")
+
+
+@db_group.command("merge")
+@_folders
+@click.option("-o", "out", type=click.Path(path_type=Path), help="Folder to unite them in. [default: the first]")
+@_json
+def db_merge_command(folders: Sequence[Path], out: Path | None, as_json: bool) -> None:
+    """Unite databases, and make one file of many."""
+    from greencc import api
+
+    with _working() as progress:
+        progress("merging")
+        result = api.db_merge(folders, out)
+    _print(result, as_json, "merge_report")
+
+
+@db_group.command("prune")
+@_folders
+@click.option("--keep", type=int, metavar="K", help="Plans of a kernel that stay, the fastest. [default: 64]")
+@click.option("--failures", type=float, metavar="DAYS", help="How long failures stay. [default: 30]")
+@click.option("--other-versions", is_flag=True, help="Also remove what other versions of TVM or greencc measured.")
+@_json
+def db_prune_command(
+    folders: Sequence[Path], keep: int | None, failures: float | None, other_versions: bool, as_json: bool
+) -> None:
+    """Remove what is of little use, and say how much that was.
+
+    The plans that a compilation takes stay.
+    """
+    from greencc import api
+
+    with _working() as progress:
+        progress("pruning")
+        result = api.db_prune(folders, keep=keep, failures=failures, other_versions=other_versions)
+    _print(result, as_json, "prune_report")
+
+
+@db_group.command("export")
+@_folders
+@click.option("-o", "out", type=click.Path(path_type=Path), help="File to write. [default: stdout]")
+@_json
+def db_export_command(folders: Sequence[Path], out: Path | None, as_json: bool) -> None:
+    """Write the best plan of every kernel as one JSON object.
+
+    The file can be named wherever a database is only read.
+    """
+    from greencc import api
+
+    with _working():
+        result = api.db_export(folders, out)
+    _print(result, as_json or out is None, "export_report")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run a command and exit with its status."""
     sys.exit(_run(arguments))
