@@ -1,1 +1,1 @@
-"""The tuner: searches the schedules of a model's kernels, measures them, and keeps what it found in a database."""
+"""Autotuning: which schedule of each kernel of a model is fastest on a device, found by measuring, and kept."""
