@@ -501,6 +501,41 @@ def build_vulkan(progress: Progress = _silent) -> dict[str, object]:
     return {"library": str(library), "seconds": time.perf_counter() - started}
 
 
+def db_ls(folders: Sequence[AnyPath]) -> dict[str, Any]:
+    """What tuning databases hold; see `greencc.tuning.maintenance.listing`."""
+    from greencc.tuning.maintenance import listing
+
+    return listing(list(map(Path, folders)))
+
+
+def db_merge(folders: Sequence[AnyPath], out: AnyPath | None = None) -> dict[str, Any]:
+    """Unite tuning databases in `out`, or in the first; see `greencc.tuning.maintenance.merge`."""
+    from greencc.tuning.maintenance import merge
+
+    return merge(list(map(Path, folders)), Path(folders[0] if out is None else out))
+
+
+def db_prune(
+    folders: Sequence[AnyPath],
+    *,
+    keep: int | None = None,
+    failures: float | None = None,
+    other_versions: bool = False,
+) -> dict[str, Any]:
+    """Remove what is of little use from tuning databases; see `greencc.tuning.maintenance.prune`."""
+    from greencc.tuning.maintenance import FAILURE_DAYS, KEEP, prune
+
+    days = FAILURE_DAYS if failures is None else failures
+    return prune(list(map(Path, folders)), KEEP if keep is None else keep, days, other_versions)
+
+
+def db_export(folders: Sequence[AnyPath], out: AnyPath | None = None) -> dict[str, Any]:
+    """The best plans of tuning databases, and a file of them; see `greencc.tuning.maintenance.export`."""
+    from greencc.tuning.maintenance import export
+
+    return export(list(map(Path, folders)), None if out is None else Path(out))
+
+
 def _runs_here(target: Mapping[str, Any]) -> bool:
     """Whether this machine can run what was compiled, and so compute its golden outputs."""
     architecture = str(target.get("triple") or machine()).partition("-")[0]

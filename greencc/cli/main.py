@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from greencc import __version__
-from greencc.cli import artifacts, compiling, tuning
+from greencc.cli import artifacts, compiling, database, tuning
 from greencc.errors import GreenccError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -31,6 +31,7 @@ def cli() -> None:
 for _command in (
     compiling.compile_command,
     tuning.tune_command,
+    database.db_group,
     artifacts.run_command,
     artifacts.bench_command,
     artifacts.inspect_command,
