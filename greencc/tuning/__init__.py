@@ -1,0 +1,1 @@
+"""Autotuning: searches the spaces of schedules that targets offer, by measuring."""
