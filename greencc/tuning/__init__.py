@@ -1,1 +1,1 @@
-"""Autotuning: searches the spaces of schedules that targets offer, by measuring."""
+"""Autotuning: which schedule of each kernel of a model is fastest on a device, found by measuring, and kept."""

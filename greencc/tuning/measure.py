@@ -84,14 +84,18 @@ THOROUGH = Effort(least=10, most=40, seconds=0.8, block=0.006, gives_up=False)
 
 
 class Loaded:
-    """A program that is loaded in this process.
+    """A program that is loaded in this process, and has run once at every size.
 
     Its weights lie in memory several times, and each run takes the next ones: they come from memory, as in a model,
     where other layers' have driven them out of the caches.
 
+    Attributes:
+        contents: what is in the program.
+        results: what it computes at each size.
+
     Raises:
         ProgramError: the bytes are no program.
-        RuntimeError, ValueError, OSError, GreenccError: the code doesn't load.
+        RuntimeError, ValueError, OSError, GreenccError: the code doesn't load, or fails.
     """
 
     def __init__(self, program: Program, device: Device) -> None:
@@ -104,10 +108,8 @@ class Loaded:
         self._inputs = [self.contents.inputs(size) for size in range(self.contents.sizes)]
         self._sets = [self._place(executable) for _ in range(_weight_sets(self.contents))]
         self._next = 0
-
-    def outputs(self, size: int) -> list[Array]:
-        """What it computes, in copies."""
-        return [output.copy() for output in self._machine.run(self._inputs[size], self._sets[0])]
+        runs = (self._machine.run(inputs, self._sets[0]) for inputs in self._inputs)
+        self.results = [[output.copy() for output in outputs] for outputs in runs]
 
     def seconds(self, size: int, runs: int) -> float:
         """Wall time of so many runs, of as many launches each as the program has."""
@@ -175,7 +177,7 @@ def compare(candidate: Loaded, reference: Loaded, effort: Effort) -> Measurement
     if (ours.operands, ours.sizes) != (theirs.operands, theirs.sizes):
         raise ValueError("candidate and reference take different operands")
     for size in range(ours.sizes):
-        check_outputs(candidate.outputs(size), reference.outputs(size))
+        check_outputs(candidate.results[size], reference.results[size])
     timed = [_by_turns(candidate, reference, size, effort) for size in range(ours.sizes)]
     seconds, spread, of_reference = zip(*timed, strict=True)
     return Measurement(seconds, spread, of_reference)

@@ -73,21 +73,14 @@ class _Worker:
         try:
             if header["do"] == "reference":
                 self._reference = None
-                self._reference = self._load(message.blobs[0])
+                self._reference = Loaded(Program(message.blobs[0]), self._device)
                 return {}
             if self._reference is None:
                 raise GreenccError("there is no reference")
-            candidate = self._load(message.blobs[0])
+            candidate = Loaded(Program(message.blobs[0]), self._device)
             return asdict(compare(candidate, self._reference, THOROUGH if header["thorough"] else QUICK))
         except FAULTS as error:
             return {"failed": one_line(error)}
-
-    def _load(self, data: bytes) -> Loaded:
-        """A loaded program that has run once at every size."""
-        loaded = Loaded(Program(data), self._device)
-        for size in range(loaded.contents.sizes):
-            loaded.outputs(size)
-        return loaded
 
 
 def _limit_memory(more: int) -> None:
