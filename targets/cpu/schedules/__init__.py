@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from greencc.targets.base import Rule
 from greencc.targets.cpu.schedules.convolution.rule import ConvolutionRule
+from greencc.targets.cpu.schedules.depthwise.rule import DepthwiseRule
 from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.cpu.schedules.fallback import FallbackRule
 from greencc.targets.cpu.schedules.matmul import MatmulRule
@@ -21,6 +22,7 @@ def rules(target: CpuTarget) -> tuple[Rule, ...]:
     return (
         MatmulRule(target),
         ConvolutionRule(target),
+        DepthwiseRule(target),
         RowwiseRule(target),
         TiledReductionRule(target),
         ElementwiseRule(target),
