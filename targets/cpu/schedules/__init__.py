@@ -10,6 +10,7 @@ from greencc.targets.cpu.schedules.depthwise.rule import DepthwiseRule
 from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.cpu.schedules.fallback import FallbackRule
 from greencc.targets.cpu.schedules.matmul import MatmulRule
+from greencc.targets.cpu.schedules.rows.rule import RowsRule
 from greencc.targets.cpu.schedules.rowwise import RowwiseRule
 from greencc.targets.cpu.schedules.tiled_reduction import TiledReductionRule
 
@@ -23,6 +24,7 @@ def rules(target: CpuTarget) -> tuple[Rule, ...]:
         MatmulRule(target),
         ConvolutionRule(target),
         DepthwiseRule(target),
+        RowsRule(target),
         RowwiseRule(target),
         TiledReductionRule(target),
         ElementwiseRule(target),
