@@ -22,6 +22,7 @@ from greencc.compare import Tolerance, compare
 from greencc.energy.estimate import DEFAULT_WATTS_PER_CORE
 from greencc.energy.meter import choose_meter
 from greencc.errors import BudgetError, GreenccError, InputError, UserError
+from greencc.model_options import ModelOptions
 from greencc.npz import check_writable, read_npz, write_npz
 from greencc.padding import ElidedPadding
 from greencc.peers import RUNTIMES
@@ -131,17 +132,14 @@ def compile(
     from greencc.targets.registry import make_target
 
     chosen = make_target(target, threads)
-
-    result = compile_model(
-        model,
-        target=chosen,
+    options = ModelOptions(
         shapes=dict(shapes or {}),
         dynamic=dict(dynamic or {}),
         outputs=None if outputs is None else tuple(outputs),
         passes=passes,
         elide_padding=elide_padding,
         keep_layers=keep_layers,
-        prune=prune,
+        prune=dict(prune or {}),
         quantize=quantize,
         epsilon=epsilon,
         observer=observer,
@@ -150,9 +148,8 @@ def compile(
         max_drop=max_drop,
         metric=metric,
         cost=cost,
-        verify=verify,
-        progress=progress,
     )
+    result = compile_model(model, target=chosen, options=options, verify=verify, progress=progress)
     progress("writing the artifact")
     source = Source(*result.source)
     manifest = write_artifact(
