@@ -58,7 +58,7 @@ class DepthwiseEmitter:
         cover(count, self.lanes, store)
 
     def _fill(self, copy: tirx.Var, n: tirx.Expr, c: tirx.Expr, y0: tirx.Expr) -> None:
-        """Copy the rows that the band from output row y0 on reads. What is padding holds 0 already, columns at least."""
+        """Copy the rows that the band from output row y0 on reads; padded columns hold 0 already."""
         conv = self.conv
         width = conv.phases[1] * self.pitch
         if self.bands == 1:  # the rows that are padding are the same ones each time

@@ -101,8 +101,8 @@ def tiling_space(target: CpuTarget, conv: Convolution, batch: int | None) -> Spa
 
 
 def _start(target: CpuTarget, conv: Convolution, bands: list[int], chunks: list[int]) -> Plan:
-    """Where a search begins: a whole number of vectors if there is one, two rows of sums for each register of a row."""
-    height, width = conv.out_height, conv.out_width
+    """Where a search begins: full vectors where a row has them, bands that stay in the first cache."""
+    width = conv.out_width
     lanes = target.lanes()
     while lanes > LEAST_LANES and lanes // 2 >= width:
         lanes //= 2

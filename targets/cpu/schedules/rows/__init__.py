@@ -1,4 +1,4 @@
-"""Reductions over rows and what hangs on them (softmax, layer norm, means): as few passes over each row as its sums allow.
+"""Reductions over rows and what hangs on them (softmax, layer norm, means), in as few passes as the sums allow.
 
     for tasks (parallel): for their rows:
         for vectors of the row: every stage that waits for no sum of this pass    # softmax: the maximum

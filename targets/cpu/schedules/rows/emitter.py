@@ -12,7 +12,7 @@ from tvm.tirx.script import builder as T
 from greencc.targets.cpu.schedules.registers import Register, register, stack_buffer
 from greencc.targets.cpu.schedules.rows.form import Rows, Stage
 from greencc.targets.cpu.schedules.rows.plan import Passing
-from greencc.targets.tir import as_int, i64, rewrite, split_index, splat, volume
+from greencc.targets.tir import as_int, i64, rewrite, splat, split_index, volume
 
 Env = dict[tirx.Var, tirx.Expr]
 
@@ -56,7 +56,8 @@ class RowEmitter:
             with T.sblock("root"), loop(i64(0), tasks) as task:
                 if self.passing.kept == "own":
                     for stage in kept_stages(self.form):
-                        self.rows[stage.buffer] = T.alloc_buffer((volume(list(stage.extents)),), "float32", scope="local")
+                        size = volume(list(stage.extents))
+                        self.rows[stage.buffer] = T.alloc_buffer((size,), "float32", scope="local")
                 first = task * i64(chunk)
                 with T.serial(i64(0), tirx.min(i64(chunk), rows - first)) as step:
                     self.place = split_index(first + step, self.form.extents)

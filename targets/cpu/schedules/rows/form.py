@@ -14,7 +14,7 @@ from greencc.targets.tir import as_int, children, loads, uses_var
 
 Combine = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
 
-_COMBINERS: dict[type, Combine] = {tirx.Add: lambda a, b: a + b, tirx.Max: tirx.max, tirx.Min: tirx.min}
+_COMBINERS: dict[type, Combine] = {tirx.Add: lambda a, b: a + b, tirx.Max: tirx.max}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Rows:
     extents: tuple[tirx.Expr, ...]
 
     def passes(self) -> list[list[Stage]]:
-        """The stages, those side by side that can share a pass. Stages of one value for a row have passes of their own."""
+        """The stages, grouped by the pass that they share; one that makes a single value of a row has its own."""
         found: list[list[Stage]] = []
         for stage in self.stages:
             joins = bool(found) and bool(stage.inner) and same_extents(stage.extents, found[-1][0].extents)
@@ -148,11 +148,11 @@ def _stage(node: s_tir.SBlock, row_extents: tuple[tirx.Expr, ...]) -> Stage | st
         reduced = [axis for axis in node.iter_vars if int(axis.iter_type) != 0]
         combine = _COMBINERS.get(type(value))
         if combine is None or more or node.init is None:
-            return "a reduction is no sum or extreme of rows"
+            return "a reduction is no sum or maximum of rows"
         if isinstance(value, tirx.Add) and not is_const_zero(node.init.value):
             return "a sum begins with another number than 0"
         if not isinstance(value.a, ir.TensorLoad) or not value.a.source.same_as(store.buffer):
-            return "a reduction is no sum or extreme of rows"
+            return "a reduction is no sum or maximum of rows"
         reduction, value = Reduction(combine, node.init.value), value.b
         inner = [axis for axis in reduced if as_int(axis.dom.extent) != 1] or reduced[-1:]
         open_axes += inner

@@ -60,6 +60,6 @@ def passing_space(target: CpuTarget, form: Rows, keepable: bool) -> Space:
             "row_share": width * 4 / FIRST_CACHE,
         }
 
-    default = {"lanes": lanes, "chains": 4, "chunk": min(chunks), "kept": "own"}
+    default: Plan = {"lanes": lanes, "chains": 4, "chunk": min(chunks), "kept": "own"}
     traits = {"rows": rows or 0, "width": width, "passes": len(form.passes()), "stages": len(form.stages)}
     return Space(knobs, default, traits, features=features)

@@ -60,7 +60,7 @@ def _overwrites(func: tirx.PrimFunc, form: Rows, passing: Passing) -> tuple[int,
         dims = list(param.ty.shape)
         alike = str(param.ty.dtype) == str(result.buffer.ty.dtype) and same_extents(dims, list(result.buffer.ty.shape))
         readers = [stage for stage in form.stages if stage.reads(param)]
-        if alike and readers and not any(stage in late for stage in readers):
-            if all(stage.reads_only_here(param) for stage in readers):
-                found.append(index)
+        in_time = not any(stage in late for stage in readers)
+        if alike and readers and in_time and all(stage.reads_only_here(param) for stage in readers):
+            found.append(index)
     return tuple(found)
