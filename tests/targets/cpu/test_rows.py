@@ -104,13 +104,13 @@ def test_a_row_that_is_overwritten(seed: int) -> None:
 
     def body(emit, x):
         y = emit(relax.op.nn.softmax(emit(relax.op.add(x, x))))
-        return [emit(relax.op.nn.softmax(emit(relax.op.multiply(y, y))))]
+        z = emit(relax.op.nn.softmax(emit(relax.op.multiply(y, y))))
+        return [emit(relax.op.multiply(z, emit(relax.op.nn.softmax(z))))]
 
     runner, _ = planned(function({"x": ((6, 77), "float32")}, body), targets()[0], seed)
     x = normal(6, 77)
-    np.testing.assert_allclose(
-        runner(x)[0], softmax(softmax(2 * x.astype(np.float64)) ** 2), atol=ATOL, rtol=0
-    )
+    z = softmax(softmax(2 * x.astype(np.float64)) ** 2)
+    np.testing.assert_allclose(runner(x)[0], z * softmax(z), atol=ATOL, rtol=0)
 
 
 def test_a_softmax_of_large_values_does_not_overflow() -> None:
@@ -136,6 +136,17 @@ def test_what_the_result_may_overwrite() -> None:
         scheduled = rule.apply(func, frozenset(), {**space.default, "kept": kept})
         assert isinstance(scheduled, Scheduled)
         assert scheduled.overwrites == (0,)
+
+
+def test_what_is_read_after_the_result_was_begun_is_not_overwritten() -> None:
+    func = kernel(lambda emit, x: emit(relax.op.multiply(x, emit(relax.op.nn.softmax(x)))), 4, 50)
+    rule = rule_of(targets()[0], "cpu-rows")
+    space = rule.space(func, frozenset())
+    assert isinstance(space, Space)
+    for kept, wanted in (("own", (0,)), ("output", ())):
+        scheduled = rule.apply(func, frozenset(), {**space.default, "kept": kept})
+        assert isinstance(scheduled, Scheduled)
+        assert scheduled.overwrites == wanted
 
 
 def test_without_a_plan_or_by_one_that_it_does_not_know_it_declines() -> None:

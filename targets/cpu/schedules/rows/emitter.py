@@ -69,7 +69,7 @@ class RowEmitter:
         """Emit one pass over the row, or the computation of a value for it."""
         if not stages[0].inner:
             (stage,) = stages
-            self._result(stage, self._value(stage, self._env(stage, []), i64(0)))
+            self._result(stage, self._value(stage, self._env(stage), i64(0)))
             return
         chains, lanes = self.passing.chains, self.passing.lanes
         sums: dict[tirx.Var, list[Register]] = {}
@@ -79,17 +79,10 @@ class RowEmitter:
                 for item in sums[stage.buffer]:
                     item.store(splat(stage.reduction.start, lanes))
 
-        def vector(outer: list[tirx.Expr], at: tirx.Expr, lanes: int, chain: int) -> None:
-            self._vector(stages, outer, at, lanes, {buffer: items[chain] for buffer, items in sums.items()})
+        def vector(at: tirx.Expr, lanes: int, chain: int) -> None:
+            self._vector(stages, at, lanes, {buffer: items[chain] for buffer, items in sums.items()})
 
-        if all(stage.is_flat for stage in stages):
-            outer = [i64(0)] * (len(stages[0].inner) - 1)
-            self._run(volume(list(stages[0].extents)), lambda *where: vector(outer, *where))
-        else:
-            *slow, last = stages[0].extents
-            with T.serial(i64(0), volume(list(slow))) as number:
-                outer = split_index(number, slow)
-                self._run(last, lambda *where: vector(outer, *where))
+        self._run(volume(list(stages[0].extents)), vector)
         for stage in stages:
             if stage.reduction is not None:
                 items = sums[stage.buffer]
@@ -123,23 +116,19 @@ class RowEmitter:
             body(i64(at), size, chain)
             at, chain = at + size, (chain + 1) % chains
 
-    def _vector(
-        self, stages: list[Stage], outer: list[tirx.Expr], at: tirx.Expr, lanes: int, sums: dict[tirx.Var, Register]
-    ) -> None:
+    def _vector(self, stages: list[Stage], at: tirx.Expr, lanes: int, sums: dict[tirx.Var, Register]) -> None:
         """Emit the stages of a pass for `lanes` neighbouring places."""
         self.vectors = {stage.buffer: stack_buffer(lanes) for stage in stages if stage.reduction is None}
         for stage in stages:
             if lanes == 1:
-                self._places(stage, [*outer, at], i64(0), sums)
+                self._places(stage, at, i64(0), sums)
             else:
                 with T.vectorized(i64(0), i64(lanes)) as lane:
-                    self._places(stage, [*outer, at + lane], lane, sums)
+                    self._places(stage, at + lane, lane, sums)
         self.vectors = {}
 
-    def _places(
-        self, stage: Stage, inner: list[tirx.Expr], lane: tirx.Expr, sums: dict[tirx.Var, Register]
-    ) -> None:
-        env = self._env(stage, inner)
+    def _places(self, stage: Stage, at: tirx.Expr, lane: tirx.Expr, sums: dict[tirx.Var, Register]) -> None:
+        env = self._env(stage, at)
         value = self._value(stage, env, lane)
         if stage.reduction is not None:
             item = sums[stage.buffer]
@@ -151,31 +140,27 @@ class RowEmitter:
         if stage.buffer in self.params:
             T.buffer_store(self.params[stage.buffer], kept, self._indices(stage, env))
         elif stage.buffer in self.rows:
-            T.buffer_store(self.rows[stage.buffer], kept, [self._offset(stage, inner)])
+            T.buffer_store(self.rows[stage.buffer], kept, [at])
         elif self.passing.kept == "output" and any(stage.buffer.same_as(s.buffer) for s in kept_stages(self.form)):
             result = self.form.stages[-1]
-            T.buffer_store(self.params[result.buffer], kept, self._indices(result, self._env(result, inner)))
+            T.buffer_store(self.params[result.buffer], kept, self._indices(result, self._env(result, at)))
 
     def _result(self, stage: Stage, value: tirx.Expr) -> None:
         """Emit the row's one value of a stage."""
         if stage.buffer in self.params:
-            T.buffer_store(self.params[stage.buffer], value, self._indices(stage, self._env(stage, [])))
+            T.buffer_store(self.params[stage.buffer], value, self._indices(stage, self._env(stage)))
             return
         self.scalars[stage.buffer] = stack_buffer(1)
         T.buffer_store(self.scalars[stage.buffer], value, [i64(0)])
 
-    def _env(self, stage: Stage, inner: list[tirx.Expr]) -> Env:
-        zeros = {var: i64(0) for var in stage.units}
-        return zeros | dict(zip(stage.rows, self.place, strict=True)) | dict(zip(stage.inner, inner, strict=False))
+    def _env(self, stage: Stage, at: tirx.Expr | None = None) -> Env:
+        """What the variables of a stage are at place `at` of the row: the last one counts through all places."""
+        env: Env = {var: i64(0) for var in (*stage.units, *stage.inner)}
+        env.update(zip(stage.rows, self.place, strict=True))
+        return env if at is None else {**env, stage.inner[-1]: at}
 
     def _indices(self, stage: Stage, env: Env) -> list[tirx.Expr]:
         return [env[index] for index in stage.indices]
-
-    def _offset(self, stage: Stage, inner: list[tirx.Expr]) -> tirx.Expr:
-        offset = inner[0]
-        for extent, index in zip(stage.extents[1:], inner[1:], strict=True):
-            offset = offset * extent + index
-        return offset
 
     def _value(self, stage: Stage, env: Env, lane: tirx.Expr) -> tirx.Expr:
         """The value of a stage where its variables are those of `env`."""
@@ -189,12 +174,12 @@ class RowEmitter:
                 return tirx.BufferLoad(self.scalars[node.source], [i64(0)])
             if node.source in self.vectors:
                 return tirx.BufferLoad(self.vectors[node.source], [lane])
-            inner = [env[var] for var in stage.inner]
             if node.source in self.rows:
-                return tirx.BufferLoad(self.rows[node.source], [self._offset(stage, inner)])
+                return tirx.BufferLoad(self.rows[node.source], [env[stage.inner[-1]]])
             if node.source in self.params:
                 return tirx.BufferLoad(self.params[node.source], [rewrite(i, replace) for i in node.indices])
             result = self.form.stages[-1]
-            return tirx.BufferLoad(self.params[result.buffer], self._indices(result, self._env(result, inner)))
+            place = self._indices(result, self._env(result, env[stage.inner[-1]]))
+            return tirx.BufferLoad(self.params[result.buffer], place)
 
         return rewrite(stage.value, replace)

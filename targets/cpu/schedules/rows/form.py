@@ -67,8 +67,8 @@ class Stage:
         return True
 
     @property
-    def is_flat(self) -> bool:
-        """Whether all that it reads and writes along a row lies in one run, so that one number counts its places."""
+    def is_run(self) -> bool:
+        """Whether what it reads and writes along a row lies side by side, so that one number counts its places."""
         if len(self.inner) < 2:
             return True
         accesses = [(load.source, list(load.indices)) for load in loads(self.value)]
@@ -121,7 +121,7 @@ def match_rows(func: tirx.PrimFunc) -> Rows | str:
             return stage
         stages.append(stage)
     for i, stage in enumerate(stages):
-        reason = _unreadable(stage, stages[:i])
+        reason = _unreadable(stage, stages[:i]) if stage.is_run else "a row's places don't lie side by side"
         if reason is not None:
             return reason
     if [parameter_index(func, stage.buffer) is not None for stage in stages] != [False] * (len(stages) - 1) + [True]:
