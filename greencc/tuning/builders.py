@@ -31,7 +31,7 @@ _MOST_BUILDS = 400
 
 
 @dataclass(frozen=True)
-class BuildTask:
+class Task:
     """A kernel to be built by plans, as it is sent to processes that build.
 
     Attributes:
@@ -53,7 +53,7 @@ class BuildTask:
     @classmethod
     def of(
         cls, kernel: Kernel, target: Target, sizes: Sequence[Mapping[str, int]] = ({},), copies: int = 0
-    ) -> BuildTask:
+    ) -> Task:
         """The task of a kernel; `kernel.problem()` must be None."""
         from tvm import ir
 
@@ -77,7 +77,7 @@ class Build:
         plan: the plan that the rule follows; None for its default.
     """
 
-    task: BuildTask
+    task: Task
     rule: str | None = None
     plan: Plan | None = None
 
@@ -166,7 +166,7 @@ class _Builder:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._child: Child | None = None
-        self._holds: BuildTask | None = None
+        self._holds: Task | None = None
         self._built = 0
 
     def build(self, build: Build) -> Built:

@@ -54,7 +54,7 @@ def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
 
 
 class OpenedTask:
-    """A task that programs are made of; arguments are the fields of `builders.BuildTask`."""
+    """A task that programs are made of; arguments are the fields of `builders.Task`."""
 
     def __init__(
         self,

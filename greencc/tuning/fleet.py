@@ -6,27 +6,21 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tvm import rpc
 
 from greencc.errors import UserError
-from greencc.tuning.credentials import proof
-from greencc.tuning.devices import (
-    MEASURE_SECONDS,
-    THOROUGH_SECONDS,
-    DeviceLost,
-    Job,
-    Outcome,
-    Pool,
-    measurement_of,
-)
+from greencc.tuning.credentials import proof, read_token
+from greencc.tuning.devices import MEASURE_SECONDS, THOROUGH_SECONDS, DeviceLost, Place, measurement_of
 from greencc.tuning.faults import one_line
 from greencc.tuning.measure import Measurement
+from greencc.tuning.pool import Pool
 from greencc.tuning.program import Program
-from greencc.tuning.tracker import Address, Offer, Tracker, TrackerError
+from greencc.tuning.tracker import Address, Offer, Tracker, TrackerError, check_key, parse_address
 
 T = TypeVar("T")
 
@@ -124,11 +118,16 @@ class Fleet:
     """All servers of a key that are devices like `target`. They join while measurements go on, and may leave.
 
     Args:
-        tracker: where servers are registered.
+        tracker: HOST:PORT of the RPC tracker that servers are registered with.
         key: theirs.
         target: what devices must be.
-        token: what servers want to be proven, or nothing.
+        token_file: holds what servers want to be proven; None for the environment's GREENCC_DEVICE_TOKEN, if any.
         log: told, in a line, of devices that join, are refused, or leave.
+        patience: seconds to wait for one to join when there is none.
+        seconds: see RemoteDevice.
+
+    Attributes:
+        pool: those that have joined. Closing it lets all servers go.
 
     Raises:
         UserError: the tracker can't be reached, no server is free, or all are other devices.
@@ -136,44 +135,32 @@ class Fleet:
 
     def __init__(
         self,
-        tracker: Address,
+        tracker: str,
         key: str,
-        target: Mapping[str, object],
-        token: str = "",
+        target: Place,
+        *,
+        token_file: Path | None = None,
         log: Callable[[str], None] = lambda message: None,
         patience: float = _PATIENCE_SECONDS,
+        seconds: float = MEASURE_SECONDS,
     ) -> None:
-        self._tracker, self._key, self._target, self._token, self._log = Tracker(tracker), key, target, token, log
+        self._tracker, self._key, self._token = Tracker(parse_address(tracker)), check_key(key), read_token(token_file)
+        # As JSON brings it back from there.
+        self._fields = json.loads(json.dumps(target.describe()))
+        self._log, self._seconds = log, seconds
         self._refused: dict[Address, float] = {}
-        self._pool = Pool((), patience, log)
-        self._closed = threading.Event()
+        self.pool = Pool((), patience, log)
         reasons = self._look()
-        if not self._pool.devices:
+        if not self.pool.devices:
             where = f"no device under --rpc-key {key} at {self._tracker}"
             if reasons:
                 raise UserError(f"{where} can be used: {'; '.join(reasons)}")
-            raise UserError(
-                f"{where} is free: start one with greencc serve-device --rpc {tracker[0]}:{tracker[1]} --rpc-key {key}"
-            )
+            raise UserError(f"{where} is free: start one with greencc serve-device --rpc {tracker} --rpc-key {key}")
         threading.Thread(target=self._keep_looking, daemon=True, name="greencc-fleet").start()
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Names of those that measure now."""
-        return tuple(device.name for device in self._pool.devices)
-
-    def measure(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
-        """See Pool."""
-        return self._pool.measure(jobs)
-
-    def close(self) -> None:
-        """Let all servers go."""
-        self._closed.set()
-        self._pool.close()
 
     def _keep_looking(self) -> None:
         reachable = True
-        while not self._closed.wait(_LOOK_SECONDS):
+        while not self.pool.closed.wait(_LOOK_SECONDS):
             try:
                 self._look()
                 reachable = True
@@ -187,7 +174,7 @@ class Fleet:
         servers, free = self._tracker.servers(self._key)
         now = time.monotonic()
         self._refused = {a: since for a, since in self._refused.items() if now - since < _REFUSED_SECONDS}
-        ours = {device.address for device in self._pool.devices if isinstance(device, RemoteDevice)}
+        ours = {device.address for device in self.pool.devices if isinstance(device, RemoteDevice)}
         if servers <= ours | self._refused.keys():
             return []
         reasons = []
@@ -195,7 +182,7 @@ class Fleet:
         held = []
         for _ in range(free):
             offer = self._tracker.request(self._key)
-            if offer is None or self._closed.is_set():
+            if offer is None or self.pool.closed.is_set():
                 break
             name = f"{offer.address[0]}:{offer.address[1]}"
             try:
@@ -209,7 +196,7 @@ class Fleet:
                 reasons.append(f"{name}: {error}")
                 continue
             held.remove(device)
-            self._pool.add(device)
+            self.pool.add(device)
             self._log(f"device {name} joins")
         for refused in held:
             refused.close()
@@ -220,7 +207,7 @@ class Fleet:
         fields = device.describe()
         differing = [
             f"{name} is {_text(fields.get(name))}, not {_text(wanted)}"
-            for name, wanted in json.loads(json.dumps(dict(self._target))).items()
+            for name, wanted in self._fields.items()
             if fields.get(name) != wanted
         ]
         if differing:

@@ -212,6 +212,18 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
+def parse_ports(text: str) -> range:
+    """`9090` or `9090..9199` as ports.
+
+    Raises:
+        UserError: it is not written so, or holds no port.
+    """
+    low, _, high = text.partition("..")
+    if low.isdecimal() and (high or low).isdecimal() and 0 < int(low) <= int(high or low) < 65536:
+        return range(int(low), int(high or low) + 1)
+    raise UserError(f"--port {text}: write a port, or bounds as in 9090..9199")
+
+
 def _end_process(arguments: threading.ExceptHookArgs) -> None:
     """End a process whose thread that listens has failed: it would go on and serve nobody."""
     _log(f"the server failed: {arguments.exc_value}")

@@ -38,6 +38,7 @@ class Loopback:
 
     def __init__(self) -> None:
         self.tracker = Tracker(("127.0.0.1", free_port()))
+        self.address = f"127.0.0.1:{self.tracker.address[1]}"
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Loopback:
