@@ -8,8 +8,8 @@ from greencc.targets.base import Target
 from greencc.targets.tuning.planned import Decision
 from greencc.tuning import builders
 from greencc.tuning.builders import Build, Builders, BuildFailed, Built
-from greencc.tuning.devices import Job, Pool
 from greencc.tuning.measure import Measurement
+from greencc.tuning.pool import Job, Pool
 from greencc.tuning.program import Program
 from greencc.tuning.records import Failed, Measured
 from greencc.tuning.tasks import Task
