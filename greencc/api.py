@@ -22,8 +22,9 @@ from greencc.compare import Tolerance, compare
 from greencc.energy.estimate import DEFAULT_WATTS_PER_CORE
 from greencc.energy.meter import choose_meter
 from greencc.errors import BudgetError, GreenccError, InputError, UserError
+from greencc.files import check_writable
 from greencc.model_options import ModelOptions
-from greencc.npz import check_writable, read_npz, write_npz
+from greencc.npz import read_npz, write_npz
 from greencc.padding import ElidedPadding
 from greencc.peers import RUNTIMES
 from greencc.runtime.devices import GPU_KINDS, driver, has_device
@@ -74,6 +75,7 @@ def compile(
     max_drop: float | None = None,
     metric: str | None = None,
     cost: str | None = None,
+    tune_db: AnyPath | None = None,
     verify: bool = False,
     progress: Progress = _silent,
 ) -> dict[str, object]:
@@ -112,6 +114,7 @@ def compile(
             is searched for.
         metric: what the loss of `max_drop` is of: `relative_l2` (None), `cosine`, `top1`, or FILE.py:FUNCTION.
         cost: what the search makes as low as possible: `latency` (None) or `energy`.
+        tune_db: a tuning database: kernels that it knows for this target are scheduled as was found best.
         verify: compare the outputs with the reference after every pass.
         progress: told what is being done.
 
@@ -144,12 +147,17 @@ def compile(
         epsilon=epsilon,
         observer=observer,
         cluster_weights=cluster_weights,
-        calibration=Path(calib) if isinstance(calib, str | PathLike) else calib,
+        calib=Path(calib) if isinstance(calib, str | PathLike) else calib,
         max_drop=max_drop,
         metric=metric,
         cost=cost,
     )
-    result = compile_model(model, target=chosen, options=options, verify=verify, progress=progress)
+    plans = None
+    if tune_db is not None:
+        from greencc.tuning.plans import recorded_plans
+
+        plans = recorded_plans(Path(tune_db), chosen)
+    result = compile_model(model, target=chosen, options=options, plans=plans, verify=verify, progress=progress)
     progress("writing the artifact")
     source = Source(*result.source)
     manifest = write_artifact(
@@ -171,6 +179,74 @@ def compile(
     if result.max_abs_error is not None:
         report["max_abs_error"] = result.max_abs_error
     return report
+
+
+def tune(
+    model: AnyPath,
+    db: AnyPath,
+    *,
+    options: ModelOptions | None = None,
+    target: str = "cpu",
+    threads: int | None = None,
+    trials: int | None = None,
+    seconds: float | None = None,
+    profitable_runs: int | None = None,
+    tune_at: Mapping[str, Sequence[int]] | None = None,
+    rpc: str | None = None,
+    rpc_key: str | None = None,
+    token_file: AnyPath | None = None,
+    dry_run: bool = False,
+    report: AnyPath | None = None,
+    listen: Callable[[dict[str, Any]], None] = lambda event: None,
+    progress: Progress = _silent,
+) -> dict[str, Any]:
+    """Find the fastest schedules of a model's kernels by measuring, and keep them in a database.
+
+    Args:
+        model: as for `compile`.
+        db: the folder of the database; made where there is none. Its records for this target are built on.
+        options: what becomes of the model before it is scheduled, as for `compile`.
+        target, threads: as for `compile`.
+        trials: stop when the database holds so many plans of the model's kernels, earlier sessions' included.
+        seconds: stop after so long.
+        profitable_runs: stop when further gains aren't expected to pay for their energy within so many runs.
+        tune_at: sizes of symbolic dimensions, by name, at which kernels are timed; a plan counts by the size where it
+            does worst. None for usual ones.
+        rpc: HOST:PORT of a TVM RPC tracker whose devices measure; None for this machine.
+        rpc_key: the key that they are registered with.
+        token_file: holds what they ask for; None for the environment's GREENCC_DEVICE_TOKEN, if it is set.
+        dry_run: only list what would be tuned.
+        report: an HTML file to write, with plots.
+        listen: told of every event, a dictionary; docs/tuning.md lists them.
+        progress: told what is being done before and after the session.
+
+    Returns:
+        What `tune --json` prints last.
+
+    Raises:
+        UserError: the request doesn't fit the model, a package is missing, or nothing can measure.
+        GreenccError: a fault of greencc. What was measured is in the database.
+    """
+    from greencc.tuning.command import TuneRequest, tune_model
+    from greencc.tuning.session import Budget
+
+    model = Path(model)
+    if not model.exists():
+        raise UserError(f"{model}: there is no such file or folder")
+    from greencc.targets.registry import make_target
+
+    request = TuneRequest(
+        database=Path(db),
+        budget=Budget(trials, seconds, profitable_runs),
+        tune_at=dict(tune_at or {}),
+        fleet=rpc,
+        fleet_key=rpc_key,
+        token_file=None if token_file is None else Path(token_file),
+        dry_run=dry_run,
+        report=None if report is None else Path(report),
+    )
+    chosen = make_target(target, threads)
+    return tune_model(model, chosen, options or ModelOptions(), request, listen=listen, progress=progress)
 
 
 def run(

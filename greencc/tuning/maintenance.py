@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from greencc.errors import UserError
-from greencc.npz import check_writable
+from greencc.files import check_writable, written_whole
 from greencc.tuning.database import Records, Sizes, best_of, check_filled
 from greencc.tuning.files import EXPORT_FORMAT, Contents, ScopeRecords, load, record_files, rewrite
 from greencc.tuning.lines import note_json, trial_json
@@ -132,7 +131,8 @@ def export(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
         scopes.append({"scope": found.scope.as_json, **listed})
     document = {"format": EXPORT_FORMAT, "scopes": scopes}
     if out is not None:
-        _write_whole(out, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        with written_whole(out) as staged:
+            staged.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
     return document
 
 
@@ -234,21 +234,9 @@ def _wanted(records: Records, keep: int, oldest: str) -> Iterator[Trial | Worklo
 def _first(ranking: Sequence[Trial], keep: int) -> list[Trial]:
     """The fastest, the fastest of those that are certain to be faster, and the default schedule."""
     answer = best_of(ranking)
-    return [
-        trial for i, trial in enumerate(ranking) if i < keep or trial is answer or trial.plan is None
-    ]
+    return [trial for i, trial in enumerate(ranking) if i < keep or trial is answer or trial.plan is None]
 
 
 def _is_failure(trial: Trial) -> bool:
     return isinstance(trial.outcome, Failed)
 
-
-def _write_whole(path: Path, text: str) -> None:
-    staged = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    try:
-        staged.write_text(text, "utf-8")
-        staged.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error.strerror}") from error
-    finally:
-        staged.unlink(missing_ok=True)
