@@ -19,7 +19,7 @@ from greencc.tuning.lines import MOST_BYTES, header_line, line_of, parse_header,
 
 
 def test_a_file_that_was_cut_at_any_byte_holds_all_whole_lines(tmp_path: Path) -> None:
-    file = write(tmp_path)
+    file = write(tmp_path, 2)
     whole = file.read_bytes()
     ends = [i for i, byte in enumerate(whole) if byte == ord("\n")]
     for length in range(len(whole) + 1):

@@ -37,7 +37,7 @@ def answers(records: Records) -> dict[object, object]:
     return {key: answer for key, answer in found.items() if answer is not None}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     parts=st.lists(st.lists(drawn_records.trials(), min_size=1, max_size=15), min_size=1, max_size=3),
     keep=st.integers(1, 3),

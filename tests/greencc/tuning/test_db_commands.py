@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from made_records import OTHERS, SCOPE, note, numbers, trial, write
 from rich.console import Console
 
+import greencc
 from greencc import api, cli, render
 from greencc.tuning.database import Database
 from greencc.tuning.records import Failed, WorkloadNote
@@ -156,3 +160,17 @@ def test_names_from_files_can_not_steer_a_terminal(run_cli: Greencc, tmp_path: P
         assert code == 0
         assert "\x1b" not in out
     assert r"\x1b[2J[bold]:smile:\ud800" in run_cli("db", "ls", tmp_path)[1]
+
+
+def test_no_command_loads_the_compiler(tmp_path: Path) -> None:
+    write(tmp_path)
+    code = (
+        "import sys\nfrom greencc.cli import main\n"
+        "for command in ('ls', 'merge', 'prune', 'export'):\n"
+        "    try:\n        main(['db', command, sys.argv[1]])\n"
+        "    except SystemExit as end:\n        print(end.code, 'tvm' in sys.modules, file=sys.stderr)\n"
+    )
+    paths = {**os.environ, "PYTHONPATH": str(Path(greencc.__file__).parents[1])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=paths, check=True)
+    assert done.stderr == "0 False\n" * 4
