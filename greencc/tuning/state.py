@@ -140,7 +140,7 @@ class TaskState:
         if share is not None and share >= CLOSE_ENOUGH:
             return "at the limit"
         if self.trials >= LEAST_TRIALS and self._since_news >= PATIENCE:
-            return f"nothing better in {PATIENCE} trials"
+            return "settled"  # nothing better in PATIENCE trials
         return None
 
 
