@@ -1,4 +1,4 @@
-"""Passes over rows by drawn plans: softmax, norms, means and what is fused with them, against numpy in float64."""
+"""Passes over rows by drawn plans: softmax, norms, means and maps, against numpy in float64."""
 
 from __future__ import annotations
 
@@ -113,6 +113,31 @@ def test_a_row_that_is_overwritten(seed: int) -> None:
     np.testing.assert_allclose(runner(x)[0], z * softmax(z), atol=ATOL, rtol=0)
 
 
+@pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
+@pytest.mark.parametrize("seed", range(2))
+def test_maps_of_odd_and_symbolic_sizes(target: CpuTarget, seed: int) -> None:
+    n = tirx.Var("n", "int64")
+    factor, bias = normal(1, 6, 1, 1, seed=3), normal(11, seed=4)
+
+    def body(emit, image, tokens, columns):
+        scaled = emit(relax.op.nn.relu(emit(relax.op.multiply(image, relax.const(factor)))))
+        return [
+            scaled,
+            emit(relax.op.add(image, relax.const(bias))),
+            emit(relax.op.exp(emit(relax.op.add(tokens, tokens)))),
+            emit(relax.op.sigmoid(columns)),
+        ]
+
+    shapes = {"image": (2, 6, 5, 11), "tokens": (n, 37), "columns": (3, n)}
+    runner, plans = planned(function({k: (s, "float32") for k, s in shapes.items()}, body), target, seed)
+    assert len(plans.taken) == 4
+    for size in (1, 35):
+        image, tokens, columns = normal(2, 6, 5, 11), normal(size, 37), normal(3, size)
+        wanted = [np.maximum(image * factor, 0), image + bias, np.exp(2 * tokens), 1 / (1 + np.exp(-columns))]
+        for got, want in zip(runner(image, tokens, columns), wanted, strict=True):
+            np.testing.assert_allclose(got, want, atol=ATOL, rtol=1e-6)
+
+
 def test_a_softmax_of_large_values_does_not_overflow() -> None:
     x = np.array([[1e4, 1e4 - 1, -1e4] + [0.0] * 18], np.float32)
     runner, _ = planned(
@@ -163,5 +188,5 @@ def test_a_reduction_across_rows_is_declined() -> None:
     rule = rule_of(targets()[0], "cpu-rows")
     across = kernel(lambda emit, x: emit(relax.op.sum(x, axis=[1])), 4, 6, 8)
     assert rule.space(across, frozenset()) == Declined("a block reads across rows")
-    map_only = kernel(lambda emit, x: emit(relax.op.nn.relu(x)), 4, 6)
-    assert rule.space(map_only, frozenset()) == Declined("no reduction")
+    turned = kernel(lambda emit, x: emit(relax.op.permute_dims(x)), 4, 6)
+    assert rule.space(turned, frozenset()) == Declined("a block reads across rows")

@@ -8,4 +8,7 @@
 A pass takes several vectors side by side, each with sums of its own, because an addition takes longer than what is
 added; what is left at the end of a row is taken in halves of a vector, quarters, and so on. What one stage makes for
 another of the same pass stays in registers; what a later pass reads is kept in a row of its own or in the output's.
+
+A map is a single pass; its rows are as many of the last axes as lie side by side in all that it reads, so that images
+of 7 x 7 positions are rows of 49, and what fills no vector is at the end of those.
 """

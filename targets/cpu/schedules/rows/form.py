@@ -10,9 +10,12 @@ from tvm import ir, s_tir, sym, tirx
 
 from greencc.targets.cpu.schedules.elementwise import vectorizes
 from greencc.targets.kernel import blocks, is_const_zero, is_reduction, parameter_index
-from greencc.targets.tir import as_int, children, loads, uses_var
+from greencc.targets.tir import as_int, children, loads, uses_var, volume
 
 Combine = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
+
+# Elements of a row of a map, from which on what its end costs doesn't count.
+ENOUGH = 512
 
 _COMBINERS: dict[type, Combine] = {tirx.Add: lambda a, b: a + b, tirx.Max: tirx.max}
 
@@ -105,15 +108,35 @@ class Rows:
 
 
 def match_rows(func: tirx.PrimFunc) -> Rows | str:
-    """The rows that a kernel goes through, or why it doesn't."""
+    """The rows that a kernel goes through, or why it doesn't.
+
+    Sums say what a row is. Without any, as many of the last axes make one as its vectors need, if they can.
+    """
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
     nodes = [schedule.get(block) for block in blocks(schedule)]
     reducing = next((node for node in nodes if is_reduction(node)), None)
-    if reducing is None:
-        return "no reduction"
-    extents = tuple(
-        axis.dom.extent for axis in reducing.iter_vars if int(axis.iter_type) == 0 and as_int(axis.dom.extent) != 1
-    )
+    if reducing is not None:
+        return _read(func, nodes, _open_extents(reducing))
+    extents = _open_extents(nodes[-1])
+    found: Rows | str = "a single value"
+    for count in range(len(extents) - 1, -1 if len(extents) == 1 else 0, -1):
+        longer = _read(func, nodes, extents[:count])
+        if isinstance(longer, str):
+            return longer if isinstance(found, str) else found
+        found = longer
+        if (as_int(volume(list(extents[count:]))) or ENOUGH) >= ENOUGH:
+            break
+    return found
+
+
+def _open_extents(node: s_tir.SBlock) -> tuple[tirx.Expr, ...]:
+    """Sizes of the axes that a block keeps, those of one place left out."""
+    kept = (axis.dom.extent for axis in node.iter_vars if int(axis.iter_type) == 0)
+    return tuple(extent for extent in kept if as_int(extent) != 1)
+
+
+def _read(func: tirx.PrimFunc, nodes: Sequence[s_tir.SBlock], extents: tuple[tirx.Expr, ...]) -> Rows | str:
+    """The stages of blocks, the rows being those of so many axes."""
     stages = []
     for node in nodes:
         stage = _stage(node, extents)
