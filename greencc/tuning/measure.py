@@ -53,11 +53,13 @@ class Measurement:
         seconds: median of one launch.
         spread: interquartile range of the candidate's blocks, relative to their median.
         reference: the reference's median, measured in the same turns.
+        device: name of the device that measured; empty where it isn't one of several.
     """
 
     seconds: tuple[float, ...]
     spread: tuple[float, ...]
     reference: tuple[float, ...]
+    device: str = ""
 
 
 @dataclass(frozen=True)

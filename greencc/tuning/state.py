@@ -27,12 +27,14 @@ class TaskState:
         task: the task.
         curve: after each plan, the best one's seconds over the default's.
         is_exhausted: whether the search has nothing left to try.
+        failure: why the default schedule can't be measured; None where it can.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.curve: list[float] = []
         self.is_exhausted = False
+        self.failure: str | None = None
         self._newest: dict[PlanKey, Trial] = {}
         self._again: set[PlanKey] = set()
         self._since_news = 0
@@ -128,8 +130,10 @@ class TaskState:
     @property
     def finished(self) -> str | None:
         """Why nothing more is tried, or None."""
+        if self.failure is not None:
+            return f"the default schedule fails: {self.failure}"
         if self.default is None:
-            return "the default schedule fails" if self.trials else None
+            return None
         if self.is_exhausted:
             return "all plans tried"
         share = self.share_of_limit

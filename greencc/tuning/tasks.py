@@ -82,9 +82,10 @@ class Task:
         """What it computes, as people read it: operators, and the shapes of its largest operands."""
         names = re.sub(r"\d+(?=_|$)", "", self.name.removeprefix("fused_")).replace("tir_", "").split("_")
         operators = "+".join(names[:3]) + (f"+{len(names) - 3} more" if len(names) > 3 else "")
-        params = self.kernel.func.params[: len(self.kernel.func.params) - self.kernel.results]
-        shapes = ["x".join(_size_text(dim) for dim in param.ty.shape) or "1" for param in params]
-        return f"{operators} {' * '.join(shapes[:2])} {params[0].ty.dtype}"
+        params = self.kernel.func.params
+        operands = params[: len(params) - self.kernel.results] or params
+        shapes = ["x".join(_size_text(dim) for dim in param.ty.shape) or "1" for param in operands[:2]]
+        return f"{operators} {' * '.join(shapes)} {operands[0].ty.dtype}"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from greencc.targets.base import Rule
 from greencc.targets.cpu.schedules.attention_rule import AttentionRule
 from greencc.targets.cpu.schedules.convolution.rule import ConvolutionRule
+from greencc.targets.cpu.schedules.depthwise.rule import DepthwiseRule
 from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.cpu.schedules.fallback import FallbackRule
 from greencc.targets.cpu.schedules.matmul import MatmulRule
+from greencc.targets.cpu.schedules.rows.rule import RowsRule
 from greencc.targets.cpu.schedules.rowwise import RowwiseRule
 from greencc.targets.cpu.schedules.tiled_reduction import TiledReductionRule
 
@@ -25,6 +27,8 @@ def rules(target: CpuTarget) -> tuple[Rule, ...]:
     return (
         MatmulRule(target),
         ConvolutionRule(target),
+        DepthwiseRule(target),
+        RowsRule(target),
         RowwiseRule(target),
         TiledReductionRule(target),
         ElementwiseRule(target),

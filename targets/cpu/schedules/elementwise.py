@@ -73,7 +73,7 @@ def schedule_map(schedule: s_tir.Schedule, block: s_tir.SBlockRV, target: CpuTar
         while extent % lanes:
             lanes //= 2
         along = schedule.get(block).iter_vars[-1].var
-        if lanes > 1 and _vectorizes(store, along):
+        if lanes > 1 and vectorizes(store, along):
             rest, vector = schedule.split(inner, [None, lanes])
             schedule.vectorize(vector)
             outer = rest if outer is None else outer
@@ -101,7 +101,7 @@ def _is_flat(store: tirx.BufferStore) -> bool:
     return True
 
 
-def _vectorizes(store: tirx.BufferStore, along: tirx.Var) -> bool:
+def vectorizes(store: tirx.BufferStore, along: tirx.Var) -> bool:
     """Whether TVM can vectorise the last axis, `along`.
 
     It can't where bool and integer logic mix, or where each element says by itself which other one is read.
