@@ -77,8 +77,8 @@ class TaskState:
 
     @property
     def ranking(self) -> list[Trial]:
-        """The plans that beat the default, the best first."""
-        faster = [trial for trial in self.tried if isinstance(trial.outcome, Measured) and trial.outcome.ratio < 1]
+        """The plans that beat the default by more than their spread, the best first."""
+        faster = [trial for trial in self.tried if isinstance(trial.outcome, Measured) and trial.outcome.is_faster]
         return sorted(faster, key=_ratio)
 
     @property

@@ -122,9 +122,8 @@ def test_a_symbolic_batch() -> None:
     shapes = {f"x{i}": ((batch, *case.shape[1:]), "float32") for i, case in enumerate(cases)}
 
     def body(emit, *xs):
-        return [
-            emit(relax.op.nn.conv2d(x, relax.const(c.weight), padding=c.pads[0])) for x, c in zip(xs, cases, strict=True)
-        ]
+        pairs = zip(xs, cases, strict=True)
+        return [emit(relax.op.nn.conv2d(x, relax.const(c.weight), padding=c.pads[0])) for x, c in pairs]
 
     plans = Drawn(host(), seed=3)
     for _ in range(3):
