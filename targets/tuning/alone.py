@@ -118,8 +118,8 @@ def build_alone(
             for own in sets:
                 args = [operands[i] if i in operands else own[i] for i in range(inputs)]
                 out = builder.emit(relax.call_tir(gv, args, made))
-            fields = [out] if kernel.results == 1 else [builder.emit(relax.TupleGetItem(out, i)) for i in range(len(made))]
-            result = builder.emit_output(relax.Tuple(fields))
+            parts = [relax.TupleGetItem(out, i) for i in range(kernel.results)] if kernel.results > 1 else [out]
+            result = builder.emit_output(relax.Tuple([builder.emit(part) for part in parts]))
         builder.emit_func_output(result)
     placed = place_tensors(builder.get(), target.alignment)
     return Alone(target.build(placed.module), tuple(weights.values()), copies)

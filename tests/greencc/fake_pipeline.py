@@ -12,6 +12,7 @@ import tiny_models
 
 from greencc.artifact.bundle import Array, Compiled
 from greencc.errors import GreenccError, ModelError
+from greencc.model_options import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ calls: list[dict[str, object]] = []
 """Keyword arguments of every call."""
 
 
-def compile_model(model: Path, *, verify: bool, progress: Callable[[str], None], **request: object) -> Result:
-    calls.append({"model": model, "verify": verify, **request})
+def compile_model(
+    model: Path, *, options: ModelOptions, verify: bool, progress: Callable[[str], None], **request: object
+) -> Result:
+    calls.append({"model": model, "verify": verify, **vars(options), **request})
     content = model.read_bytes()
     if content == b"not a model":
         raise ModelError(f"{model}: not an ONNX model")
@@ -48,6 +51,7 @@ def compile_model(model: Path, *, verify: bool, progress: Callable[[str], None],
         "arena_bytes": 4096,
         "compression": None,
         "elided_padding": None,
+        "tuning": None,
         "bytes_before": len(content),
         "passes": [
             {"name": "prune-dead-nodes", "rewrites": 3, "refused": 0},

@@ -20,7 +20,7 @@ import greencc
 from benchmarks.bert_onnx import INPUTS, BertSize, random_onnx
 from greencc import GreenccError, UserError, cli
 from greencc.npz import read_npz, write_npz
-from greencc.pipeline import UnboundedWarning
+from greencc.optimize import UnboundedWarning
 from greencc.runtime import vulkan
 from greencc.runtime.profile import device_work, profile
 

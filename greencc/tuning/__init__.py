@@ -1,0 +1,1 @@
+"""Autotuning: which schedule of each kernel of a model is fastest on a device, found by measuring, and kept."""
