@@ -238,7 +238,7 @@ def in_time(work: Callable[[], T], seconds: float) -> T:
     if isinstance(result, Refused):
         raise result
     if isinstance(result, BaseException):
-        raise DeviceLost(one_line(result)) from result
+        raise DeviceLost(f"its server failed, or has gone ({one_line(result)})") from result
     return result
 
 
