@@ -68,7 +68,7 @@ def test_closing_from_another_thread_ends_what_is_under_way() -> None:
     child = Child(ODD, {}, {})
     threading.Timer(0.3, child.close).start()
     started = time.monotonic()
-    with pytest.raises(ChildFailed, match="SIGKILL|ended"):
+    with pytest.raises(ChildFailed, match=r"SIGKILL|ended"):
         child.ask({"do": "sleep"}, (), 30)
     assert time.monotonic() - started < 20
     assert not psutil.pid_exists(child.pid)
@@ -78,7 +78,10 @@ def test_it_ends_with_the_process_that_started_it() -> None:
     code = f"from greencc.tuning.child import Child; c = Child({ODD!r}, {{}}, {{}}); print(c.pid, flush=True); input()"
     path = os.pathsep.join(filter(None, sys.path))
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
     ) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))

@@ -54,14 +54,14 @@ def test_a_candidate_that_goes_wrong_fails_alone(device: LocalDevice, name: str,
 def test_a_candidate_that_never_ends_is_ended() -> None:
     device = LocalDevice(target(), timeout=2)
     try:
-        with pytest.raises(TrialFailed, match="^no result within 2 s$"):
+        with pytest.raises(TrialFailed, match=r"^no result within 2 s$"):
             device.measure(program("endless"), program("product"))
     finally:
         device.close()
 
 
 def test_damaged_programs_fail(device: LocalDevice) -> None:
-    with pytest.raises(TrialFailed, match="^not a program to be timed"):
+    with pytest.raises(TrialFailed, match=r"^not a program to be timed"):
         device.measure(Program(b"damaged"), program("product"))
     code = program("product").unpack()
     damaged = Program.pack(type(code)(b"\x7fELF", code.weights, code.copies, code.operands))
@@ -71,7 +71,7 @@ def test_damaged_programs_fail(device: LocalDevice) -> None:
 
 @pytest.mark.parametrize("name", ["crashing", "greedy"])
 def test_a_reference_that_goes_wrong_is_named(device: LocalDevice, name: str) -> None:
-    with pytest.raises(TrialFailed, match="^the reference: (crashed with SIGSEGV|out of memory)"):
+    with pytest.raises(TrialFailed, match=r"^the reference: (crashed with SIGSEGV|out of memory)"):
         device.measure(program("product"), program(name))
     device.measure(program("product"), program("backwards"))
 

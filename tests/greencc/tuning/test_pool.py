@@ -95,7 +95,7 @@ def test_jobs_of_a_lost_device_are_measured_elsewhere() -> None:
 
 def test_without_devices_it_ends() -> None:
     pool = Pool([Scripted("a", lose), Scripted("b", lose)])
-    with pytest.raises(DeviceLost, match="no device is left: [ab]: unplugged"):
+    with pytest.raises(DeviceLost, match=r"no device is left: [ab]: unplugged"):
         list(pool.measure(jobs(4)))
     with pytest.raises(DeviceLost, match="no device is left"):
         list(pool.measure(jobs(1)))
@@ -148,9 +148,10 @@ def test_jobs_are_taken_as_devices_get_free() -> None:
 
 def test_an_interrupted_iteration_leaves_no_thread() -> None:
     before = threading.active_count()
+    running = Pool([Scripted("a"), Scripted("b")]).measure(jobs(9))
+    next(running)
     with pytest.raises(KeyboardInterrupt):
-        for _ in Pool([Scripted("a"), Scripted("b")]).measure(jobs(9)):
-            raise KeyboardInterrupt
+        running.throw(KeyboardInterrupt())
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
