@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 import click
+
+from greencc.progress import Progress
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
 threads_option = click.option(
@@ -22,10 +24,8 @@ device_option = click.option(
 
 
 @contextmanager
-def working() -> Iterator[Callable[[str], None]]:
+def working() -> Iterator[Progress]:
     """Show progress, and keep stdout clean: libraries that print get stderr instead."""
-    from greencc.progress import Progress
-
     with _stdout_to_stderr(), warnings.catch_warnings(), Progress() as progress:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _warn

@@ -1,10 +1,10 @@
 """Results as people read them: a view for each command, and what prints it."""
 
+from greencc.render.database import database_list, export_report, merge_report, prune_report
 from greencc.render.devices import device_list
 from greencc.render.reports import bench_report, compile_report, inspection, pack_report, verification
 from greencc.render.session import tuning_plan, tuning_report
 from greencc.render.tables import show
-from greencc.render.database import database_list, export_report, merge_report, prune_report
 
 __all__ = [
     "bench_report",

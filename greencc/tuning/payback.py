@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from greencc.energy.estimate import EstimateMeter
 from greencc.energy.meter import Meter, choose_meter
-from greencc.energy.rapl import RaplMeter
 
 
 class SessionMeter:
@@ -43,17 +43,15 @@ class SessionMeter:
     @property
     def joules(self) -> float | None:
         """Since the session began; None where a counter failed."""
-        meter = self.meter
-        if isinstance(meter, RaplMeter):
-            return meter.since(self._mark).joules
-        return (_cpu_seconds() - self._cpu) * meter.watts_per_core
+        if isinstance(self.meter, EstimateMeter):
+            return (_cpu_seconds() - self._cpu) * self.meter.watts_per_core
+        return self.meter.since(self._mark).joules
 
     def watts(self, threads: int) -> float | None:
         """Power of a run with so many busy threads: by the estimate, or the mean of this session by the counters."""
-        meter = self.meter
-        if isinstance(meter, RaplMeter):
-            return None if self.joules is None else self.joules / max(self.seconds, 1e-9)
-        return threads * meter.watts_per_core
+        if isinstance(self.meter, EstimateMeter):
+            return threads * self.meter.watts_per_core
+        return None if self.joules is None else self.joules / max(self.seconds, 1e-9)
 
 
 def _cpu_seconds() -> float:

@@ -36,9 +36,11 @@ class Source:
         """The last start of a run of `vectors` in a band: the input must not be read beyond its end."""
         return self.length - vectors * self.plan.lanes if self.plan.direct else self.run
 
-    def load(self, n: tirx.Expr, c: tirx.Expr, r: tirx.Expr, q: tirx.Expr, position: tirx.Expr) -> tirx.Expr:
+    def load(
+        self, n: tirx.Expr, c: tirx.Expr, r: tirx.Expr, q: tirx.Expr, position: tirx.Expr, lanes: int
+    ) -> tirx.Expr:
         """A vector of words for tap (r, q) of image n and word c of its channels, from `position` on."""
-        start, lanes = self._start(n, c, r, q, position), self.plan.lanes
+        start = self._start(n, c, r, q, position)
         if self.copy is None:  # rows follow each other: a position counts through all of them
             return self.conv.taps.read(self.buffers[self.conv.data], [n, c, i64(0)], start, lanes)
         return tirx.BufferLoad(self.copy, [ramp(start, lanes)])
@@ -89,7 +91,7 @@ class Source:
             def store(at: tirx.Expr, lanes: int) -> None:
                 T.buffer_store(copy, splat(outside, lanes), [ramp(start + at, lanes)])
 
-            self.vectors(count, store)
+            in_vectors(count, self.plan.lanes, store)
 
         clear(base, y_low * self.pitch)
         with T.serial(i64(0), i64(y_high - y_low)) as step:
@@ -105,7 +107,7 @@ class Source:
                 T.buffer_store(copy, value, [ramp(row + i64(x_low) + at, lanes)])
 
             clear(row, x_low)
-            self.vectors(x_high - x_low, store)
+            in_vectors(x_high - x_low, self.plan.lanes, store)
             clear(row + i64(x_high), self.pitch - x_high)
         clear(base + i64(y_high * self.pitch), (conv.source_height - y_high) * self.pitch)
 
@@ -115,15 +117,15 @@ class Source:
         image = ((n * i64(conv.phases[0]) + a) * i64(conv.phases[1]) + b) * i64(conv.words) + c
         return image * i64(self.plane)
 
-    def vectors(self, count: int, body: Callable[[tirx.Expr, int], None]) -> None:
-        """Emit `body(start, lanes)` for vectors that fill 0..count: whole ones, then ever smaller ones."""
-        lanes = self.plan.lanes
-        full = count // lanes
-        if full:
-            with T.serial(i64(0), i64(full)) as step:
-                body(step * i64(lanes), lanes)
-        for start, size in _halves(full * lanes, count, lanes):
-            body(i64(start), size)
+
+def in_vectors(count: int, lanes: int, body: Callable[[tirx.Expr, int], None]) -> None:
+    """Emit `body(start, lanes)` for vectors that fill 0..count: whole ones, then ever smaller ones."""
+    full = count // lanes
+    if full:
+        with T.serial(i64(0), i64(full)) as step:
+            body(step * i64(lanes), lanes)
+    for start, size in _halves(full * lanes, count, lanes):
+        body(i64(start), size)
 
 
 def _halves(start: int, stop: int, lanes: int) -> Iterator[tuple[int, int]]:
