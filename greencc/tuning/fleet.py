@@ -209,7 +209,7 @@ class Fleet:
                 break
             name = f"{offer.address[0]}:{offer.address[1]}"
             try:
-                device = RemoteDevice(offer, self._token)
+                device = RemoteDevice(offer, self._token, self._seconds)
                 held.append(device)
                 self._check(device)
             except (Refused, DeviceLost) as error:
