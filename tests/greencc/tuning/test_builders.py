@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from greencc.targets.cpu.target import host_target
+from greencc.targets.registry import make_target
 from greencc.targets.tuning.alone import Kernel
 from greencc.tuning import builders
 from greencc.tuning.builders import Build, Builders, BuildFailed, Task
@@ -123,3 +124,18 @@ def test_weights_are_positive_periodic_and_the_same_every_time(shape: tuple[int,
 def test_weights_of_integers_are_small_or_zeros() -> None:
     assert np.abs(weight_array((90, 90), "int8", 0).astype(int)).max() <= 8
     assert not weight_array((90,), "int64", 0).any()
+
+
+@pytest.mark.vulkan
+def test_kernels_of_a_gpu_are_built_and_measured(makers: Builders) -> None:
+    gpu = make_target("vulkan")
+    task = Task.of(Kernel(symbolic_product, frozenset(), 1), gpu, [{"n": 4096}])
+    (program,) = makers.build_all([Build(task)])
+    assert isinstance(program, Program)
+    assert set(program.unpack().kernels) == {"kernels.json", "kernels.spv"}
+    device = LocalDevice(gpu)
+    try:
+        found = device.measure(program, program)
+    finally:
+        device.close()
+    assert found.seconds[0] > 0
