@@ -39,7 +39,7 @@ class Workshop:
         """See greencc.tuning.session.Lab."""
         reference = self._reference(task, thorough)
         if isinstance(reference, BuildFailed):
-            yield from ((decision, Failed(f"the default schedule: {reference.reason}"), "") for decision in decisions)
+            yield None, Failed(reference.reason), ""
             return
         planned = [each for each in decisions if each is not None]
         opened = self._open(task, thorough)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greencc.targets.base import Rule
+from greencc.targets.cpu.schedules.attention_rule import AttentionRule
 from greencc.targets.cpu.schedules.convolution.rule import ConvolutionRule
 from greencc.targets.cpu.schedules.depthwise.rule import DepthwiseRule
 from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def rules(target: CpuTarget) -> tuple[Rule, ...]:
-    """Matmuls and convolutions first (they hold the time), then single passes over rows, then the rest."""
+    """Matmuls and convolutions first (they hold the time), then single passes over rows, then the rest.
+
+    Emitted kernels name their rule; only that one is asked.
+    """
     return (
         MatmulRule(target),
         ConvolutionRule(target),
@@ -29,4 +33,5 @@ def rules(target: CpuTarget) -> tuple[Rule, ...]:
         TiledReductionRule(target),
         ElementwiseRule(target),
         FallbackRule(target),
+        AttentionRule(target),
     )

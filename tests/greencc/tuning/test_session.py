@@ -170,8 +170,10 @@ def test_failures_are_kept_and_not_tried_again(tmp_path: Path) -> None:
 
 def test_a_kernel_whose_default_fails_is_left(tmp_path: Path) -> None:
     outcome, _ = run(tmp_path, [task("a"), task("b")], FakeLab(lambda plan: "no memory" if plan is None else 1e-6))
-    assert [state.finished for state in outcome.states] == ["the default schedule fails"] * 2
+    assert [state.finished for state in outcome.states] == ["the default schedule fails: no memory"] * 2
     assert outcome.best_seconds == 0
+    again, _ = run(tmp_path, [task("a")], FakeLab())
+    assert again.states[0].best is not None
 
 
 def test_time_ends_a_session(tmp_path: Path) -> None:
