@@ -536,6 +536,46 @@ def db_export(folders: Sequence[AnyPath], out: AnyPath | None = None) -> dict[st
     return export(list(map(Path, folders)), None if out is None else Path(out))
 
 
+def serve_device(
+    rpc: str,
+    rpc_key: str,
+    *,
+    host: str = "127.0.0.1",
+    port: str = "9090..9199",
+    target: str = "cpu",
+    threads: int | None = None,
+    token_file: AnyPath | None = None,
+    log: Progress = _silent,
+) -> None:
+    """Offer a device of this machine to tuners, until the process gets SIGTERM or SIGINT. In the main thread only.
+
+    Args:
+        rpc: HOST:PORT of the RPC tracker.
+        rpc_key: the key that tuners ask the tracker for.
+        host: address to listen on. TVM's RPC runs any code for whoever reaches it.
+        port: the port to listen on, or bounds LO..HI, of which the first free one is taken.
+        target: `cpu`, `vulkan:N` or `cuda:N`: a device of this machine.
+        threads: threads of a run; None for the physical cores. Of no meaning for GPUs.
+        token_file: holds what tuners must know, too; None for what GREENCC_DEVICE_TOKEN says, if anything.
+        log: told of every event.
+
+    Raises:
+        UserError: a request is wrong, the device isn't there, or the address can't be listened on.
+    """
+    from greencc.targets.registry import make_target
+    from greencc.tuning.credentials import read_token
+    from greencc.tuning.serve import Described, Service, parse_ports, serve
+    from greencc.tuning.tracker import check_key, parse_address
+
+    tracker, ports = parse_address(rpc), parse_ports(port)
+    token = read_token(None if token_file is None else Path(token_file))
+    chosen = make_target(target, threads)
+    if not chosen.runs_here:
+        raise UserError(f"--target {target}: it is no device of this machine")
+    device = Described(chosen.place, chosen.threads, chosen.describe())
+    serve(Service(device, tracker, check_key(rpc_key), host, ports, token), log)
+
+
 def _runs_here(target: Mapping[str, Any]) -> bool:
     """Whether this machine can run what was compiled, and so compute its golden outputs."""
     architecture = str(target.get("triple") or machine()).partition("-")[0]

@@ -38,7 +38,8 @@ _MODEL_OPTIONS = (
         "--quantize",
         default="none",
         type=click.Choice(["none", "int8", "int8-all", "int8-weights", "int4"]),
-        help="Compute products and convolutions in int8: where that is faster, or all; or store weights in 8 or 4 bits.",
+        help="Compute products and convolutions in int8: where that is faster, or all; "
+        "or store weights in 8 or 4 bits.",
     ),
     click.option("--epsilon", type=float, metavar="F", help="Fewest bits that keep every weight closer than F."),
     click.option(

@@ -31,6 +31,7 @@ def cli() -> None:
 for _command in (
     compiling.compile_command,
     tuning.tune_command,
+    tuning.serve_device_command,
     database.db_group,
     artifacts.run_command,
     artifacts.bench_command,

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import click
 
 from greencc.cli.compiling import model_options, read_model_options
-from greencc.cli.shared import show, working
+from greencc.cli.shared import show, threads_option, working
 from greencc.options import parse_seconds, parse_sizes
 
 _INTERRUPTED = 130
@@ -103,6 +103,34 @@ def tune_command(
     else:
         show(result, False, "tuning_plan" if dry_run else "tuning_report")
     return _INTERRUPTED if result.get("interrupted") else 0
+
+
+@click.command("serve-device")
+@click.option("--rpc", required=True, metavar="HOST:PORT", help="The RPC tracker.")
+@click.option("--rpc-key", required=True, metavar="KEY", help="The key that tuners ask the tracker for.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on: who reaches it runs code.")
+@click.option("--port", default="9090..9199", show_default=True, metavar="N|LO..HI", help="Port to listen on.")
+@click.option("--target", default="cpu", metavar="cpu|vulkan[:N]|cuda[:N]", help="The device. [default: cpu]")
+@threads_option
+@click.option(
+    "--token-file", type=click.Path(path_type=Path), help="What tuners must know. [default: GREENCC_DEVICE_TOKEN]"
+)
+def serve_device_command(
+    rpc: str, rpc_key: str, host: str, port: str, target: str, threads: int | None, token_file: Path | None
+) -> None:
+    """Offer a device of this machine to tuners, through a TVM RPC tracker.
+
+    Whoever reaches the port and the tracker can run any code here.
+    """
+    from greencc import api
+    from greencc.tuning.serve import log_line
+
+    def log(message: str) -> None:
+        print(log_line(message), file=sys.stderr, flush=True)
+
+    api.serve_device(
+        rpc, rpc_key, host=host, port=port, target=target, threads=threads, token_file=token_file, log=log
+    )
 
 
 @contextmanager

@@ -75,11 +75,11 @@ def _kernels(scope: Result) -> RenderableType:
 
 
 def _kernel(entry: Result) -> Text:
-    """What a kernel is, how often the model launches it, and the sizes at which it was tuned, as in "16x1, 128x1"."""
+    """What a kernel is, how often the model launches it, and the sizes at which it was tuned, as in "1x16, 1x128"."""
     more = [] if entry["launches"] is None else [_count(entry["launches"], "launch", "launches")]
     if entry["sizes"]:
         points = ", ".join("x".join(map(str, point)) for point in zip(*entry["sizes"].values(), strict=True))
-        more.append(f"{' x '.join(entry['sizes'])}: {points}")
+        more.append(f"at {points}")
     name = _clean(entry["workload"] if entry["text"] is None else entry["text"])
     return Text.assemble(name, (f" ({_clean('; '.join(more))})" if more else "", "dim"))
 

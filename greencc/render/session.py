@@ -20,8 +20,9 @@ _REFRESH = 4
 _LINE_SECONDS = 10.0
 """Between lines where there is no terminal."""
 _BARS = " ▁▂▃▄▅▆▇█"
-_CURVE_WIDTH = 16
+_CURVE_WIDTH = 8
 _MOST_ROWS = 16
+_BAR_WIDTH = 40
 
 
 class SessionView:
@@ -79,7 +80,7 @@ class SessionView:
         now = _id(event["task"]) if "task" in event else None
         rows = sorted(self._tasks.values(), key=lambda task: -_time(task))
         shown = [task for task in rows[:_MOST_ROWS] if task]
-        table = new_table("", "kernel", *_NUMBERS, "state", numbers=_NUMBERS)
+        table = new_table("", "kernel", *_NUMBERS, "", numbers=_NUMBERS)
         for task in shown:
             table.add_row(">" if _id(task) == now else "", *_row(task))
         hidden = len(rows) - len(shown)
@@ -87,9 +88,10 @@ class SessionView:
         parts: list[RenderableType] = [table]
         if hidden:
             parts.append(Text(f"and {hidden} more", "dim"))
-        if asked:
-            parts.append(ProgressBar(total=1.0, completed=spent, width=40))
         parts.append(Text(f"{self._trials_text()}, {self._clock()}"))
+        if asked:
+            parts.append(ProgressBar(total=1.0, completed=spent, width=_BAR_WIDTH))
+            parts.append(Text())
         parts.append(Text(f"{_change(self._event)}; {energy_text(self._event.get('payback'))}"))
         parts.append(Text("Ctrl-C ends it; nothing measured is lost", "dim"))
         return Group(*parts)
@@ -110,25 +112,25 @@ class SessionView:
         return duration(passed) + ("" if left is None else f", about {duration(left)} to go")
 
 
-_NUMBERS = ("launches", "default", "best", "ratio", "of limit", "trials")
+_NUMBERS = ("runs", "µs", "best", "ratio", "limit", "tried", "failed")
 
 
 def tuning_report(result: Mapping[str, Any]) -> RenderableType:
     """What a session found."""
-    table = new_table("kernel", *_NUMBERS, "best so far", "state", numbers=_NUMBERS)
+    table = new_table("kernel", *_NUMBERS, "", "", numbers=_NUMBERS)
     for task in sorted(result["tasks"], key=lambda task: -_time(task)):
         *cells, state = _row(task)
         table.add_row(*cells, curve_text(task["curve"]), state)
     table.caption = (
-        "default, best: one launch; ratio: best over default; of limit: the machine's limit over the best time; "
-        "best so far: ratio after each trial, from 1 down"
+        "runs: launches in a run of the model; µs, best: a launch by the default schedule and by the best plan; "
+        "limit: the share of the machine's limit that the best reaches; the curve: best so far, by trials"
     )
     rows = [
         ("target", result["target_text"]),
         ("database", str(result["database"])),
         ("ended", f"{result['stopped']}, after {duration(result['seconds'])}"),
         ("trials", f"{result['new_trials']} new, {result['trials']} in all, {result['failures']} failed"),
-        ("kernels' time", _change(result)),
+        ("kernels", _change(result)),
         *_checks(result["check"]),
         ("energy", energy_text(result["payback"])),
         *((("not tuned", _untuned(result["untuned"])),) if result["untuned"] else ()),
@@ -140,8 +142,8 @@ def tuning_report(result: Mapping[str, Any]) -> RenderableType:
 
 def tuning_plan(result: Mapping[str, Any]) -> RenderableType:
     """What a session would do."""
-    numbers = ("launches", "limit", "plans", "trials")
-    table = new_table("kernel", *numbers, "rules", "state", numbers=numbers)
+    numbers = ("runs", "limit µs", "plans", "tried")
+    table = new_table("kernel", *numbers, "rules", "", numbers=numbers)
     for task in result["tasks"]:
         limits = task["limit_us"]
         table.add_row(
@@ -153,7 +155,9 @@ def tuning_plan(result: Mapping[str, Any]) -> RenderableType:
             ", ".join(task["rules"]),
             task["finished"] or "",
         )
-    table.caption = "limit: of one launch, by the machine's limits; trials: those that the database holds"
+    table.caption = (
+        "runs: launches in a run of the model; limit: a launch takes so long at least; tried: what the database holds"
+    )
     rows = [
         ("target", result["target_text"]),
         ("database", str(result["database"])),
@@ -175,7 +179,8 @@ def _row(task: Mapping[str, Any]) -> list[RenderableType]:
         "" if best is None else micros(best),
         Text("" if default is None else f"{task['ratio']:.2f}", style),
         "" if share is None else f"{share:.0%}",
-        str(task["trials"]) + (f" ({task['failures']} failed)" if task["failures"] else ""),
+        str(task["trials"]),
+        str(task["failures"] or ""),
         Text(task["finished"] or "", "dim"),
     ]
 
@@ -212,7 +217,7 @@ def _time(task: Mapping[str, Any]) -> float:
 
 def micros(values: Sequence[float]) -> str:
     """Microseconds, at each size."""
-    return " / ".join(f"{value:.1f} µs" if value < 100 else f"{value:.0f} µs" for value in values)
+    return " ".join(f"{value:.1f}" if value < 100 else f"{value:.0f}" for value in values)
 
 
 def _change(event: Mapping[str, Any]) -> str:
@@ -256,4 +261,4 @@ def _untuned(untuned: Sequence[Mapping[str, Any]]) -> str:
     reasons: dict[str, int] = {}
     for item in untuned:
         reasons[item["reason"]] = reasons.get(item["reason"], 0) + 1
-    return "; ".join(f"{count} kernels: {reason}" for reason, count in reasons.items())
+    return "; ".join(f"{count} {'kernel' if count == 1 else 'kernels'}: {why}" for why, count in reasons.items())

@@ -168,8 +168,9 @@ def _limits(target: Target, progress: Progress) -> Limits | None:
 
 def _open_lab(target: Target, request: TuneRequest, progress: Progress) -> Any:
     from greencc.tuning.builders import Builders
-    from greencc.tuning.devices import LocalDevice, Pool
+    from greencc.tuning.devices import LocalDevice
     from greencc.tuning.lab import Workshop
+    from greencc.tuning.pool import Pool
 
     makers = Builders(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if request.fleet is None:

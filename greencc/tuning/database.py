@@ -72,7 +72,7 @@ class Records:
 
         The size at which it is slowest decides. Faster means: by more than the spread, at every size.
         """
-        return next((trial for trial in self.ranking(workload, sizes) if _is_answer(trial)), None)
+        return best_of(self.ranking(workload, sizes))
 
     def answer(self, workload: str) -> Trial | None:
         """`best` for who doesn't know sizes: of those where something worked, at the most of them."""
@@ -145,6 +145,12 @@ class Database:
         raise UserError(f"{self.folder}: {_refusal(scope, [found.scope for found in contents.scopes])}")
 
 
+def best_of(ranking: Iterable[Trial]) -> Trial | None:
+    """The first plan of a ranking that is certain to be faster than the default schedule."""
+    plans = (trial for trial in ranking if trial.plan is not None)
+    return next((trial for trial in plans if isinstance(trial.outcome, Measured) and trial.outcome.is_faster), None)
+
+
 def check_filled(paths: Iterable[Path], contents: Contents) -> None:
     """Raise UserError where a path holds no records of any scope."""
     for path in paths:
@@ -173,10 +179,6 @@ def _refusal(wanted: Scope, known: list[Scope]) -> str:
 
 def _ratio(trial: Trial) -> float:
     return trial.outcome.ratio if isinstance(trial.outcome, Measured) else inf
-
-
-def _is_answer(trial: Trial) -> bool:
-    return trial.plan is not None and isinstance(trial.outcome, Measured) and trial.outcome.is_faster
 
 
 def _count(trial: Trial) -> int:

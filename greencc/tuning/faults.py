@@ -21,7 +21,7 @@ FAULTS = (
 
 def one_line(error: BaseException) -> str:
     """The last line of an error's text, which is the one that says what was wrong."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "bad_alloc" in str(error):
         return "out of memory"
     text = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
     name = "" if isinstance(error, GreenccError) else f"{type(error).__name__}: "

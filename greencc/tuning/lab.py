@@ -8,8 +8,8 @@ from greencc.targets.base import Target
 from greencc.targets.tuning.planned import Decision
 from greencc.tuning import builders
 from greencc.tuning.builders import Build, Builders, BuildFailed, Built
-from greencc.tuning.devices import Job, Pool
 from greencc.tuning.measure import Measurement
+from greencc.tuning.pool import Job, Pool
 from greencc.tuning.program import Program
 from greencc.tuning.records import Failed, Measured
 from greencc.tuning.tasks import Task
@@ -39,7 +39,7 @@ class Workshop:
         """See greencc.tuning.session.Lab."""
         reference = self._reference(task, thorough)
         if isinstance(reference, BuildFailed):
-            yield from ((decision, Failed(f"the default schedule: {reference.reason}"), "") for decision in decisions)
+            yield None, Failed(reference.reason), ""
             return
         planned = [each for each in decisions if each is not None]
         opened = self._open(task, thorough)

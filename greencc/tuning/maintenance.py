@@ -11,10 +11,10 @@ from typing import Any
 
 from greencc.errors import UserError
 from greencc.files import check_writable, written_whole
-from greencc.tuning.database import Records, Sizes, check_filled
+from greencc.tuning.database import Records, Sizes, best_of, check_filled
 from greencc.tuning.files import EXPORT_FORMAT, Contents, ScopeRecords, load, record_files, rewrite
 from greencc.tuning.lines import note_json, trial_json
-from greencc.tuning.records import Failed, Measured, Trial, running_versions
+from greencc.tuning.records import Failed, Measured, Trial, WorkloadNote, running_versions
 
 KEEP = 64
 """Plans of a kernel that pruning keeps: enough for a model of costs to begin with."""
@@ -171,7 +171,7 @@ def _workload_listing(records: Records, workload: str, sizes: Sizes) -> dict[str
         "launches": None if note is None else note.launches,
         "limit_seconds": None if note is None else note.limit,
         "trials": len(trials),
-        "failures": sum(isinstance(trial.outcome, Failed) for trial in trials),
+        "failures": sum(map(_is_failure, trials)),
         "default_seconds": default,
         "best_seconds": seconds,
         "ratio": None if seconds is None or default is None else seconds / default,
@@ -202,7 +202,7 @@ def _prune_folder(folder: Path, keep: int, oldest: str, other_versions: bool) ->
         wanted = set(map(id, _wanted(Records(found.lines), keep, oldest)))
         kept.append(ScopeRecords(found.scope, {line: item for line, item in found.lines.items() if id(item) in wanted}))
         gone = [item for item in found.lines.values() if id(item) not in wanted]
-        failures = sum(isinstance(item, Trial) and isinstance(item.outcome, Failed) for item in gone)
+        failures = sum(isinstance(item, Trial) and _is_failure(item) for item in gone)
         removed.update(failures=failures, slower=len(gone) - failures)
     if removed.total():
         rewrite(folder, contents.known_files, kept)
@@ -215,16 +215,28 @@ def _prune_folder(folder: Path, keep: int, oldest: str, other_versions: bool) ->
     }
 
 
-def _wanted(records: Records, keep: int, oldest: str) -> Iterator[object]:
-    """The trials and notes that stay: what isn't ranked can never be an answer."""
+def _wanted(records: Records, keep: int, oldest: str) -> Iterator[Trial | WorkloadNote]:
+    """The trials that stay, and what is known of their kernels: what isn't ranked can never be an answer."""
     for workload in records.workloads:
-        yield from records.notes(workload)
-        for sizes in records.sizes(workload):
-            ranking = records.ranking(workload, sizes)
-            yield from ranking[:keep]
-            yield from (trial for trial in ranking if trial.plan is None)
-            yield records.best(workload, sizes)
-            for trial in records.trials(workload, sizes):
-                if isinstance(trial.outcome, Failed) and trial.at >= oldest:
-                    yield trial
+        stay = [
+            trial
+            for sizes in records.sizes(workload)
+            for trial in (
+                *_first(records.ranking(workload, sizes), keep),
+                *(trial for trial in records.trials(workload, sizes) if _is_failure(trial) and trial.at >= oldest),
+            )
+        ]
+        yield from stay
+        if stay:
+            yield from records.notes(workload)
+
+
+def _first(ranking: Sequence[Trial], keep: int) -> list[Trial]:
+    """The fastest, the fastest of those that are certain to be faster, and the default schedule."""
+    answer = best_of(ranking)
+    return [trial for i, trial in enumerate(ranking) if i < keep or trial is answer or trial.plan is None]
+
+
+def _is_failure(trial: Trial) -> bool:
+    return isinstance(trial.outcome, Failed)
 

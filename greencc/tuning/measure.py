@@ -31,6 +31,7 @@ TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-8}
 """Largest deviation that is still rounding, relative to the largest magnitude of an output."""
 _CLEARLY_SLOWER = 1.3
 _TURNS_TO_BE_SURE = 2
+_TWO_SIDED_95 = 1.96
 _MOST_RUNS = 200
 # Weights lie in so much more memory than the last-level cache holds, within these bounds.
 _CACHES = 2
@@ -51,13 +52,17 @@ class Measurement:
 
     Attributes:
         seconds: median of one launch.
-        spread: interquartile range of the candidate's blocks, relative to their median.
+        spread: how far the ratio of the two may be from what it seems to be, relative (95%): from the ratios of all
+            turns, of which the median's standard error is about 0.93 times their interquartile range over the root of
+            their number (as of a normal distribution).
         reference: the reference's median, measured in the same turns.
+        device: name of the device that measured; empty where it isn't one of several.
     """
 
     seconds: tuple[float, ...]
     spread: tuple[float, ...]
     reference: tuple[float, ...]
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,8 +202,10 @@ def _by_turns(candidate: Loaded, reference: Loaded, size: int, effort: Effort) -
             break
         if done >= effort.least and time.perf_counter() - started > effort.seconds:
             break
-    low, middle, high = np.quantile(times[0], (0.25, 0.5, 0.75))
-    return float(middle), float((high - low) / middle), median(times[1])
+    ratios = np.array(times[0]) / np.array(times[1])
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    spread = _TWO_SIDED_95 * 0.93 * (high - low) / middle / math.sqrt(len(ratios))
+    return median(times[0]), float(spread), median(times[1])
 
 
 def _block(program: Loaded, size: int, runs: int) -> float:

@@ -71,10 +71,9 @@ class Scope:
         """The target in words."""
         known = [str(self.target[name]) for name in _ORDER if name in self.target]
         features = self.target.get("features")
-        listed = [", ".join(map(str, features))] if isinstance(features, list) and features else []
-        threads = [_threads(self.target["threads"])] if "threads" in self.target and "gpu" not in self.target else []
-        inside = [text for text in (*listed, *threads) if text]
-        return " ".join(known) + (f" ({', '.join(inside)})" if inside else "")
+        if not isinstance(features, list):  # a GPU: nobody chooses the threads of its host
+            return " ".join(known)
+        return f"{' '.join(known)} ({', '.join([*map(str, features), _threads(self.target.get('threads'))])})"
 
     def differences(self, other: Scope) -> list[str]:
         """What `other` has otherwise than this one, each in words: "4 threads instead of 2"."""

@@ -7,6 +7,7 @@ ours to build. docs/decisions/0023 says what of MetaSchedule is used, and why no
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ _GENERATIONS = 3
 _NEIGHBOUR = 0.6
 # How often a mutation changes a second knob.
 _SECOND = 0.4
+# Spaces of so many plans are tried to the last one.
+_SMALL = 2048
 _BLOCK = "kernel"
 _RULE = "greencc.rule"
 _KNOB = "greencc.knob."
@@ -92,8 +95,23 @@ class KernelSearch:
             for candidate in candidates:
                 if len(chosen) < count:
                     self._take(decision_of(candidate.sch, self.spaces), chosen)
+            if not chosen:
+                self._take_rest(count, chosen)
             self._exhausted = not chosen
         return chosen
+
+    def _take_rest(self, count: int, chosen: list[Decision]) -> None:
+        """What evolution has left out: of small spaces, whatever is left."""
+        for rule, space in self.spaces.items():
+            if space.size > _SMALL:
+                continue
+            names = [knob.name for knob in space.knobs]
+            for values in itertools.product(*(knob.values for knob in space.knobs)):
+                plan = dict(zip(names, values, strict=True))
+                if len(chosen) == count:
+                    return
+                if space.refuses(plan) is None:
+                    self._take(Decision(rule, plan), chosen)
 
     def learn(self, results: Sequence[Tried]) -> None:
         """Take note of measured plans: those worse than others, and failed ones, teach as well."""

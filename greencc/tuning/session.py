@@ -45,7 +45,7 @@ class Lab(Protocol):
     ) -> Iterator[tuple[Decision | None, Measured | Failed, str]]:
         """Outcomes as they come, each with its plan (None is the default schedule) and the name of the device.
 
-        Each plan is measured in turns with the default schedule.
+        Each plan is measured in turns with the default schedule. Where that fails, it is the only outcome.
         """
 
 
@@ -224,6 +224,10 @@ class Session:
     ) -> list[tuple[Decision | None, Measured | Failed]]:
         outcomes = []
         for decision, outcome, device in self._lab.measure(state.task, decisions, thorough):
+            if decision is None and isinstance(outcome, Failed):
+                # Nothing is recorded: it may be the machine's fault, and the next session may have better luck.
+                state.failure = outcome.reason
+                continue
             rule, plan = (DEFAULT_RULE, None) if decision is None else (decision.rule, decision.plan)
             trial = Trial(state.task.key, state.task.sizes, rule, plan, outcome, device, now())
             self._writer.append(trial)

@@ -27,12 +27,14 @@ class TaskState:
         task: the task.
         curve: after each plan, the best one's seconds over the default's.
         is_exhausted: whether the search has nothing left to try.
+        failure: why the default schedule can't be measured; None where it can.
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.curve: list[float] = []
         self.is_exhausted = False
+        self.failure: str | None = None
         self._newest: dict[PlanKey, Trial] = {}
         self._again: set[PlanKey] = set()
         self._since_news = 0
@@ -75,8 +77,8 @@ class TaskState:
 
     @property
     def ranking(self) -> list[Trial]:
-        """The plans that beat the default, the best first."""
-        faster = [trial for trial in self.tried if isinstance(trial.outcome, Measured) and trial.outcome.ratio < 1]
+        """The plans that beat the default by more than their spread, the best first."""
+        faster = [trial for trial in self.tried if isinstance(trial.outcome, Measured) and trial.outcome.is_faster]
         return sorted(faster, key=_ratio)
 
     @property
@@ -128,15 +130,17 @@ class TaskState:
     @property
     def finished(self) -> str | None:
         """Why nothing more is tried, or None."""
+        if self.failure is not None:
+            return f"the default schedule fails: {self.failure}"
         if self.default is None:
-            return "the default schedule fails" if self.trials else None
+            return None
         if self.is_exhausted:
             return "all plans tried"
         share = self.share_of_limit
         if share is not None and share >= CLOSE_ENOUGH:
             return "at the limit"
         if self.trials >= LEAST_TRIALS and self._since_news >= PATIENCE:
-            return f"nothing better in {PATIENCE} trials"
+            return "settled"  # nothing better in PATIENCE trials
         return None
 
 

@@ -79,12 +79,13 @@ class Task:
 
     @property
     def text(self) -> str:
-        """What it computes, as people read it: operators, and the shapes of its largest operands."""
-        names = re.sub(r"\d+(?=_|$)", "", self.name.removeprefix("fused_")).replace("tir_", "").split("_")
-        operators = "+".join(names[:3]) + (f"+{len(names) - 3} more" if len(names) > 3 else "")
-        params = self.kernel.func.params[: len(self.kernel.func.params) - self.kernel.results]
-        shapes = ["x".join(_size_text(dim) for dim in param.ty.shape) or "1" for param in params]
-        return f"{operators} {' * '.join(shapes[:2])} {params[0].ty.dtype}"
+        """What it computes, as people read it: its first operator, how many are fused with it, the first operands."""
+        first, *rest = re.sub(r"\d+(?=_|$)", "", self.name.removeprefix("fused_")).replace("tir_", "").split("_")
+        params = self.kernel.func.params
+        operands = params[: len(params) - self.kernel.results] or params
+        shapes = " * ".join(_shape_text(param) for param in operands[:2])
+        dtype = str(operands[0].ty.dtype)
+        return f"{first}{f'+{len(rest)}' if rest else ''} {shapes}" + ("" if dtype == "float32" else f" {dtype}")
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,9 @@ def _least_seconds(cost: Cost, points: Sequence[Mapping[str, int]], limits: Limi
     return tuple(found)
 
 
-def _size_text(dim: tirx.Expr) -> str:
-    size = as_int(dim)
-    return dim_text(dim) if size is None else str(size)
+def _shape_text(param: tirx.Var) -> str:
+    """A shape without the leading dimensions of 1."""
+    sizes = [as_int(dim) or dim_text(dim) for dim in param.ty.shape]
+    while len(sizes) > 1 and sizes[0] == 1:
+        sizes.pop(0)
+    return "x".join(map(str, sizes)) or "1"

@@ -7,7 +7,7 @@ from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.convolution.rule import ConvolutionRule, WindowRule
 from greencc.targets.gpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.gpu.schedules.fallback import FallbackRule
-from greencc.targets.gpu.schedules.matmul import MatmulRule
+from greencc.targets.gpu.schedules.matmul import FewRowsRule, MatmulRule
 from greencc.targets.gpu.schedules.rowwise import RowwiseRule
 from greencc.targets.gpu.schedules.tensor_core import TensorCoreRule
 
@@ -17,6 +17,7 @@ def rules(target: GpuTarget) -> tuple[Rule, ...]:
     return (
         TensorCoreRule(target),
         MatmulRule(target),
+        FewRowsRule(target),
         ConvolutionRule(target),
         WindowRule(target),
         RowwiseRule(target),

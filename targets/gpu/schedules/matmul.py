@@ -13,7 +13,8 @@ A constant matrix B is stored in panels of columns, filled up with zeros, so tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 from tvm import tirx
@@ -24,8 +25,9 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.arithmetic import arithmetic_of
 from greencc.targets.gpu.schedules.epilogue import Epilogue
-from greencc.targets.gpu.schedules.gemv import Gemv, plan_gemv
-from greencc.targets.gpu.schedules.matmul_plan import plan_tiles
+from greencc.targets.gpu.schedules.gemv import Gemv, GemvPlan, plan_gemv
+from greencc.targets.gpu.schedules.matmul_plan import TilePlan, plan_tiles
+from greencc.targets.gpu.schedules.matmul_space import Chunks, ProductPlan, product_space, read_plan
 from greencc.targets.gpu.schedules.matmul_tiles import Tiles
 from greencc.targets.gpu.schedules.products import Product, match_product
 from greencc.targets.gpu.schedules.sources import (
@@ -42,6 +44,7 @@ from greencc.targets.gpu.schedules.threads import is_multiple, launch
 from greencc.targets.kernel import Tail, check_tail, inline_tail, overwritable, parameter_index
 from greencc.targets.packing import ColumnPanels, Transposed, WordPanels
 from greencc.targets.tir import as_int, i64
+from greencc.targets.tuning.space import Plan, Space
 
 # Up to so many rows B is read once for all of them, and the time is that of reading it.
 GEMV_ROWS = 8
@@ -51,6 +54,7 @@ FEW_ROWS = 32
 TOGETHER = 4
 
 PanelLayout: TypeAlias = ColumnPanels | WordPanels
+
 
 @dataclass(frozen=True)
 class PackedOperand:
@@ -69,11 +73,31 @@ class MatmulRule:
 
     @property
     def name(self) -> str:
-        """Name in reports."""
+        """Name in reports and tuning records."""
         return "gpu-matmul"
 
-    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+    def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
+        """See TunableRule."""
+        form = self._form(func, constants)
+        return form if isinstance(form, Declined) else form.space()
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
         """Schedule a product with its tail, or decline."""
+        form = self._form(func, constants)
+        if isinstance(form, Declined):
+            return form
+        problem = None if plan is None else form.space().problem(plan)
+        if problem is not None:
+            return Declined(problem)
+        emitted = emit(form, form.default if plan is None else read_plan(plan, form.default))
+        # Factors are read again by other workgroups, but a tail reads each element once.
+        tail, product = form.tail, form.product
+        taken = [parameter_index(func, factor.buffer) for factor in (product.a, product.b)]
+        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
+        layouts = {index: operand.layout for index, operand in form.operands.items()}
+        return Scheduled(emitted, self.name, layouts, tuple(overwrites))
+
+    def _form(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Form | Declined:
         tail = inline_tail(func)
         if isinstance(tail, str):
             return Declined(tail)
@@ -82,14 +106,62 @@ class MatmulRule:
             return Declined(product)
         operands = pack_operands(func, product, constants)
         reason = check_tail(tail) or _check_operands(product, operands)
-        if reason is not None:
-            return Declined(reason)
-        emitted = emit(func, tail, product, operands, self.target.gpu)
-        # Factors are read again by other workgroups, but a tail reads each element once.
-        taken = [parameter_index(func, factor.buffer) for factor in (product.a, product.b)]
-        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
-        layouts = {index: operand.layout for index, operand in operands.items()}
-        return Scheduled(emitted, self.name, layouts, tuple(overwrites))
+        return Form(func, tail, product, operands, self.target.gpu) if reason is None else Declined(reason)
+
+
+@dataclass(frozen=True)
+class FewRowsRule(MatmulRule):
+    """Makes products of few rows in tiles too. MatmulRule comes first: it takes a tuning record to choose this one."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports and tuning records."""
+        return "gpu-matmul-few-rows"
+
+    def _form(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Form | Declined:
+        form = super()._form(func, constants)
+        if isinstance(form, Declined):
+            return form
+        is_gemv = isinstance(form.kernels.default().many, GemvPlan)
+        return replace(form, tiles_only=True) if is_gemv else Declined("its rows aren't few, or not known")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A product that the rule takes.
+
+    Attributes:
+        func: the kernel to schedule.
+        tail, product: what it computes.
+        operands: parameters that are packed, by their index.
+        gpu: what the device can do.
+        tiles_only: whether it is made in tiles even where it has few rows.
+    """
+
+    func: tirx.PrimFunc
+    tail: Tail
+    product: Product
+    operands: Mapping[int, PackedOperand]
+    gpu: Capabilities
+    tiles_only: bool = False
+
+    @property
+    def kernels(self) -> Kernels:
+        """What emits launches, for questions about them: its buffers are the parameters that aren't packed yet."""
+        return self.launches({param: param for param in self.func.params})
+
+    def launches(self, buffers: dict[tirx.Var, tirx.Var]) -> Kernels:
+        """What emits launches of a kernel with these buffers, by its parameters."""
+        return Kernels(self.tail, self.product, buffers, bool(self.operands), self.gpu)
+
+    @property
+    def default(self) -> ProductPlan:
+        """What is launched without a tuning record."""
+        return ProductPlan(plan_tiles(self.product, self.gpu)) if self.tiles_only else self.kernels.default()
+
+    def space(self) -> Space:
+        """What can be chosen."""
+        return product_space(self.product, self.gpu, self.default, self.kernels.chunks())
 
 
 def pack_operands(func: tirx.PrimFunc, product: Product, constants: frozenset[int]) -> dict[int, PackedOperand]:
@@ -138,31 +210,20 @@ def _check_operands(product: Product, operands: Mapping[int, PackedOperand]) -> 
     return None
 
 
-def emit(
-    func: tirx.PrimFunc,
-    tail: Tail,
-    product: Product,
-    operands: Mapping[int, PackedOperand],
-    gpu: Capabilities,
-) -> tirx.PrimFunc:
+def emit(form: Form, plan: ProductPlan) -> tirx.PrimFunc:
     """The scheduled PrimFunc. Parameters that are packed have their packed shapes."""
-    rows = as_int(product.rows.size)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         buffers: dict[tirx.Var, tirx.Var] = {}
-        for i, param in enumerate(func.params):
-            operand = operands.get(i)
+        for i, param in enumerate(form.func.params):
+            operand = form.operands.get(i)
             declared = param if operand is None else T.buffer(tuple(map(i64, operand.shape)), operand.dtype)
             buffers[param] = T.arg(param.name, declared)
         T.func_attr({"tirx.noalias": True})
-        kernels = Kernels(tail, product, buffers, bool(operands), gpu)
-        if rows is not None and rows <= GEMV_ROWS:
-            kernels.gemv(rows)
-        elif rows is not None:
-            kernels.tiles()
-        else:
-            size = product.rows.size
-            few = (size <= i64(FEW_ROWS), lambda: kernels.tiles(FEW_ROWS))
-            choose([(size <= i64(1), lambda: kernels.gemv(1)), few], kernels.tiles)
+        kernels, size = form.launches(buffers), form.product.rows.size
+        # Each case is emitted where it is chosen: a variable keeps its value until then.
+        limits = {1: plan.one, FEW_ROWS: plan.few}
+        cases = [(size <= i64(most), partial(kernels.emit, case)) for most, case in limits.items() if case is not None]
+        choose(cases, lambda: kernels.emit(plan.many))
     return ib.get()
 
 
@@ -195,10 +256,32 @@ class Kernels:
         depth = product.depth.size
         self.depth = depth if not product.is_int8 else i64(-(-int(depth) // BYTES))
 
-    def gemv(self, rows: int) -> None:
-        """Emit a launch for so many rows or fewer."""
-        b = self._b(i64(0), 1, 1)
-        plan = plan_gemv(rows, b, min(256, self.gpu.max_threads), self.gpu.shared_bytes // 2)
+    def default(self) -> ProductPlan:
+        """What is launched without a tuning record."""
+        rows = as_int(self.product.rows.size)
+        if rows is not None:
+            return ProductPlan(self.plan_gemv(rows) if rows <= GEMV_ROWS else plan_tiles(self.product, self.gpu))
+        few = plan_tiles(self.product, self.gpu, FEW_ROWS)
+        return ProductPlan(plan_tiles(self.product, self.gpu), few, self.plan_gemv(1))
+
+    def plan_gemv(self, rows: int) -> GemvPlan:
+        """How threads share out a product of so many rows."""
+        return plan_gemv(rows, self._b(i64(0), 1, 1), min(256, self.gpu.max_threads), self.gpu.shared_bytes // 2)
+
+    def chunks(self) -> Chunks:
+        """What tiles must be made of."""
+        a, b = self._a(i64(0), 1, TOGETHER), self._b(i64(0), 1, TOGETHER)
+        return Chunks(a.wide, b.wide, max(a.deep, b.deep))
+
+    def emit(self, plan: GemvPlan | TilePlan) -> None:
+        """Emit a launch."""
+        if isinstance(plan, GemvPlan):
+            self.gemv(plan)
+        else:
+            self.tiles(plan)
+
+    def gemv(self, plan: GemvPlan) -> None:
+        """Emit a launch of threads that share out the depth."""
 
         def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
             kernel = Gemv(plan, self.arithmetic, self.depth, self._epilogue(batch))
@@ -206,9 +289,8 @@ class Kernels:
 
         self._launch(plan.rows, plan.columns, plan.threads, body)
 
-    def tiles(self, most_rows: int | None = None) -> None:
-        """Emit a launch of tiles, for a symbolic number of rows that is no more than `most_rows`, if given."""
-        plan = plan_tiles(self.product, self.gpu, most_rows)
+    def tiles(self, plan: TilePlan) -> None:
+        """Emit a launch of tiles."""
 
         def body(batch: tirx.Expr, row: tirx.Expr, column: tirx.Expr, thread: tirx.Expr) -> None:
             kernel = Tiles(plan, self.arithmetic, self.depth, self._epilogue(batch))

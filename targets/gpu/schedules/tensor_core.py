@@ -173,7 +173,7 @@ def emit(func: tirx.PrimFunc, tail: Tail, product: Product, plan: Plan, gpu: Cap
         # Bytes are read by a kernel for one row only where the weight is in its panels (see matmul.py).
         if as_int(product.rows.size) is None and not product.is_int8:
             others = Kernels(tail, product, buffers, False, gpu)
-            choose([(product.rows.size <= i64(1), lambda: others.gemv(1))], tiles)
+            choose([(product.rows.size <= i64(1), lambda: others.gemv(others.plan_gemv(1)))], tiles)
         else:
             tiles()
     return ib.get()

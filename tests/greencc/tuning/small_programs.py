@@ -64,9 +64,9 @@ def _endless(x: T.Buffer((COUNT,), "float32"), w: T.Buffer((COUNT,), "float32"),
 def _greedy(x: T.Buffer((COUNT,), "float32"), w: T.Buffer((COUNT,), "float32"), y: T.Buffer((COUNT,), "float32")):
     large = T.alloc_buffer((1 << 38,), "float32")
     for i in range(COUNT):
-        large[i] = x[i]
+        large[T.Cast("int64", i) * T.int64(1 << 28)] = x[i]
     for i in range(COUNT):
-        y[i] = large[i] * w[i]
+        y[i] = large[T.Cast("int64", i) * T.int64(1 << 28)] * w[i]
 
 
 KERNELS = {
