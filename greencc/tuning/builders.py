@@ -175,7 +175,8 @@ class _Builder:
         if self._built >= _MOST_BUILDS:
             self.close()
         child = self._running()
-        header = {"rule": build.rule, "plan": None if build.plan is None else dict(build.plan)}
+        plan = None if build.plan is None else dict(build.plan)
+        header = {"rule": build.rule, "plan": plan, "timeout": self._timeout}
         known = self._holds is build.task
         self._built += 1
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import signal
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from greencc.tuning.channel import Channel, ChannelError
 from greencc.tuning.faults import FAULTS, one_line
 from greencc.tuning.program import Contents, Operand, Program, random_array
 
+_GRACE_SECONDS = 2.0
 # Launches of a program by default. Several, because a run has a cost of its own; few of large kernels, because a short
 # run is less likely to be disturbed; one where weights take much memory.
 _LEAST_COPIES, _MOST_COPIES = 2, 8
@@ -33,7 +35,8 @@ _MATRIX_PERIOD, _PERIOD = 61, 13
 def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
     """Build until the asking process has gone: see Child.
 
-    A question holds a rule's name and a plan; a blob beside it is the task from now on. The answer is the program.
+    A question holds a rule's name, a plan and seconds that it may take; a blob beside it is the task from now on. The
+    answer is the program.
     """
     channel = Channel(incoming, outgoing)
     task: OpenedTask | None = None
@@ -41,6 +44,8 @@ def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
         channel.send({"ready": True})
         while True:
             message = channel.receive()
+            # The asking process ends this one when time is up. Should it have gone, this one ends by itself.
+            signal.setitimer(signal.ITIMER_REAL, message.header["timeout"] + _GRACE_SECONDS)
             try:
                 if message.blobs:
                     task = None
@@ -52,6 +57,8 @@ def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
                 channel.send({"failed": one_line(error)})
             else:
                 channel.send({}, (program.data,))
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
     except ChannelError:
         return
 

@@ -18,7 +18,7 @@ class SlowDevice(LocalDevice):
     """Measures as a local device does, after a while in which it does nothing."""
 
     def __init__(self, target: Described, seconds: float) -> None:
-        super().__init__(target, timeout=5.0)
+        super().__init__(target, timeout=2.5)
         self._seconds = seconds
 
     def measure(self, candidate: Program, reference: Program, thorough: bool = False) -> Measurement:

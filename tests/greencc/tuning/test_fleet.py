@@ -23,6 +23,8 @@ from greencc.tuning.tracker import Tracker
 from tests.greencc.tuning.loopback import Loopback, Server, free_port
 from tests.greencc.tuning.small_programs import program, target
 
+pytestmark = pytest.mark.slow
+
 SLEEP_SECONDS = 0.4
 FIELDS = target().describe()
 PLACE = Described("cpu", 1, FIELDS)
@@ -119,18 +121,24 @@ def test_the_token_is_asked_for(loopback: Loopback, servers: list[Server], tmp_p
 def test_a_hanging_server_is_dropped_and_its_trial_measured_elsewhere(
     loopback: Loopback, servers: list[Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleets, "_WAY_SECONDS", 5.0)
+    monkeypatch.setattr(fleets, "_WAY_SECONDS", 3.0)
     with joined(loopback, "four", 4, seconds=1.0) as fleet:
         stopped = servers.pop()
+        processes: list[psutil.Process] = []
         found = []
-        for outcome in fleet.pool.measure(jobs(12)):
-            if not found:
-                for process in stopped.descendants():
-                    process.suspend()
-            found.append(outcome)
-        assert_whole(found, 12)
-        assert stopped.name not in {device.name for device in fleet.pool.devices}
-    stopped.process.kill()
+        try:
+            for outcome in fleet.pool.measure(jobs(12)):
+                if not found:
+                    processes = stopped.descendants()
+                    for process in processes:
+                        process.suspend()
+                found.append(outcome)
+            assert_whole(found, 12)
+            assert stopped.name not in {device.name for device in fleet.pool.devices}
+        finally:
+            for process in processes:
+                process.kill()
+            stopped.process.kill()
 
 
 def test_a_killed_server_loses_nothing_and_another_takes_its_place(loopback: Loopback, servers: list[Server]) -> None:
