@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BUILD_SECONDS = 30.0
 """A build that takes longer is left."""
+BUILDER = "greencc.tuning.building"
+"""What a process that builds runs: see Child."""
 _STARTS = 2
 # The compiler keeps something of every module: now and then a new process begins.
 _MOST_BUILDS = 400
@@ -149,7 +151,7 @@ class Builders:
             for _ in builds:
                 outcome = done.get()
                 if isinstance(outcome, Exception):
-                    raise GreenccError(f"candidates can't be built: {outcome}") from outcome
+                    raise GreenccError(f"candidates can't be built: the compiler: {outcome}") from outcome
                 yield outcome
             finished = True
         finally:
@@ -180,7 +182,7 @@ class _Builder:
             answer = child.ask(header, () if known else (build.task.data,), self._timeout)
         except ChildFailed as error:
             self.close()
-            return BuildFailed(f"the compiler {error}")
+            return BuildFailed(f"the compiler: {error}")
         self._holds = build.task
         return BuildFailed(str(answer.header["failed"])) if "failed" in answer.header else Program(answer.blobs[0])
 
@@ -194,7 +196,7 @@ class _Builder:
         for start in range(_STARTS):
             if self._child is None:
                 try:
-                    self._child = Child("greencc.tuning.building", {}, {"OPENBLAS_NUM_THREADS": "1"})
+                    self._child = Child(BUILDER, {}, {"OPENBLAS_NUM_THREADS": "1"})
                 except ChildFailed:
                     if start == _STARTS - 1:
                         raise

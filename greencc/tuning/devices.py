@@ -16,6 +16,8 @@ from greencc.tuning.program import Program
 
 MEASURE_SECONDS, THOROUGH_SECONDS = 10.0, 40.0
 """A candidate that gives no result within these is left, also when it is measured thoroughly."""
+WORKER = "greencc.tuning.worker"
+"""What the process that measures runs: see Child."""
 _STARTS = 2
 # Code that was loaded stays in its process: now and then a new one begins.
 _MOST_CANDIDATES = 256
@@ -124,7 +126,7 @@ class LocalDevice:
             environment = worker.environment(self._target.threads, parse_device(place))
             for start in range(_STARTS):
                 try:
-                    self._child = Child("greencc.tuning.worker", options, environment)
+                    self._child = Child(WORKER, options, environment)
                     break
                 except ChildFailed as error:
                     if start == _STARTS - 1:
@@ -136,6 +138,7 @@ class LocalDevice:
         """Have the reference loaded in the process."""
         if self._holds == reference.digest:
             return
+        self._holds = ""
         try:
             answer = self._ask(child, {"do": "reference"}, reference, self._timeout)
         except ChildFailed as error:

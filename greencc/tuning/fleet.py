@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,22 +97,44 @@ class RemoteDevice:
 
     def close(self) -> None:
         """See Device. The server is free again when the measurement that is under way has ended."""
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            _hang_up(session)
 
     def _open(self, offer: Offer, token: str) -> Mapping[str, object]:
         session = rpc.connect(*offer.address, offer.match_key, _SESSION_SECONDS)
         try:
-            challenge = session.get_function(CHALLENGE)
-        except AttributeError as error:
-            raise Refused("it is no device that greencc serves") from error
-        answer = json.loads(str(session.get_function(DESCRIBE)(proof(token, str(challenge())))))
-        if "refused" in answer:
-            raise Refused(str(answer["refused"]))
-        if answer["tvm"] != version("apache-tvm"):
-            raise Refused(f"it runs TVM {answer['tvm']}, this session {version('apache-tvm')}")
+            fields = _introduce(session, token)
+        except BaseException:
+            _hang_up(session)
+            raise
         self._session = session
-        fields: Mapping[str, object] = answer["describes"]
         return fields
+
+
+def _introduce(session: Any, token: str) -> Mapping[str, object]:
+    """Show the token to a server, and ask what it is."""
+    try:
+        challenge = session.get_function(CHALLENGE)
+    except AttributeError as error:
+        raise Refused("it is no device that greencc serves") from error
+    answer = json.loads(str(session.get_function(DESCRIBE)(proof(token, str(challenge())))))
+    if "refused" in answer:
+        raise Refused(str(answer["refused"]))
+    if answer["tvm"] != version("apache-tvm"):
+        raise Refused(f"it runs TVM {answer['tvm']}, this session {version('apache-tvm')}")
+    fields: Mapping[str, object] = answer["describes"]
+    return fields
+
+
+def _hang_up(session: Any) -> None:
+    """End a session, as soon as nothing is under way in it: references to it may live on in errors."""
+
+    def end() -> None:
+        with suppress(*_FAULTS):
+            session.get_function("CloseRPCConnection")()
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 class Fleet:
@@ -186,7 +209,7 @@ class Fleet:
                 break
             name = f"{offer.address[0]}:{offer.address[1]}"
             try:
-                device = RemoteDevice(offer, self._token)
+                device = RemoteDevice(offer, self._token, self._seconds)
                 held.append(device)
                 self._check(device)
             except (Refused, DeviceLost) as error:
@@ -238,7 +261,7 @@ def in_time(work: Callable[[], T], seconds: float) -> T:
     if isinstance(result, Refused):
         raise result
     if isinstance(result, BaseException):
-        raise DeviceLost(one_line(result)) from result
+        raise DeviceLost(f"its server failed, or has gone ({one_line(result)})") from result
     return result
 
 

@@ -218,9 +218,11 @@ def parse_ports(text: str) -> range:
     Raises:
         UserError: it is not written so, or holds no port.
     """
-    low, _, high = text.partition("..")
-    if low.isdecimal() and (high or low).isdecimal() and 0 < int(low) <= int(high or low) < 65536:
-        return range(int(low), int(high or low) + 1)
+    low, dots, high = text.partition("..")
+    if not dots:
+        high = low
+    if low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high) < 65536:
+        return range(int(low), int(high) + 1)
     raise UserError(f"--port {text}: write a port, or bounds as in 9090..9199")
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     """Serve until a signal comes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tracker", type=int)
-    parser.add_argument("--key", default="test")
+    parser.add_argument("--key", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--target", type=json.loads, required=True)
     parser.add_argument("--seconds", type=float, default=0.0)

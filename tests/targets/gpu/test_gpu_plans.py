@@ -1,0 +1,157 @@
+"""Kernels by plans from their rules' spaces: right for every plan, within the device's limits, by default as ever."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+from gpu_plans import SampledPlans, spaces_of
+from gpu_running import GpuRunner, device
+from tvm import relax, tirx
+
+from greencc.ir import constant
+from greencc.ops import GroupAttrs, grouped_matmul
+from greencc.passes.grouped import round_to_nearest
+from greencc.targets.base import Declined, Scheduled
+from greencc.targets.cuda.target import CudaTarget
+from greencc.targets.gpu.capabilities import Capabilities
+from greencc.targets.lower import constant_parameters, fuse, kernel_calls, lower, schedule_kernel
+from greencc.targets.tuning.planned import PlannedTarget
+from greencc.targets.vulkan.target import VulkanTarget
+from tests.targets.cpu.running import function, normal
+
+# float32 sums of up to 400 products of standard normals, scaled to unit variance.
+ATOL = 2e-5
+SMALL = VulkanTarget(Capabilities(max_threads=128, shared_bytes=16 << 10))
+
+
+def weight(depth: int, columns: int) -> np.ndarray:
+    return normal(depth, columns, seed=columns) / np.float32(math.sqrt(depth))
+
+
+# (rows, depth, columns): few rows, rows of one tile and of several, whole tiles, remainders in all directions.
+PRODUCTS = [(1, 400, 33), (6, 40, 100), (20, 37, 70), (75, 130, 66), (128, 64, 128)]
+
+
+def products() -> tvm.IRModule:
+    """Products of constants with a bias and relu, and one of two operands that lie across."""
+    params = {f"x{i}": ((rows, depth), "float32") for i, (rows, depth, _) in enumerate(PRODUCTS)}
+    params |= {"q": ((2, 40, 24), "float32"), "k": ((2, 30, 24), "float32")}
+
+    def body(emit, *args):
+        *xs, q, k = args
+        results = []
+        for x, (_, depth, columns) in zip(xs, PRODUCTS, strict=True):
+            y = emit(relax.op.matmul(x, relax.const(weight(depth, columns))))
+            results.append(emit(relax.op.nn.relu(emit(relax.op.add(y, relax.const(normal(columns)))))))
+        return [*results, emit(relax.op.einsum((q, k), "bik,bjk->bij"))]
+
+    return function(params, body)
+
+
+def kernels(module: tvm.IRModule, target) -> list[tuple[tirx.PrimFunc, frozenset[int]]]:
+    fused, _ = fuse(target.legalize(module))
+    constants = constant_parameters(fused)
+    names = dict.fromkeys(call.args[0].name_hint for call in kernel_calls(fused))
+    return [(fused[name], constants.get(name, frozenset())) for name in names]
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("seed", range(3))
+def test_products_by_any_plan(seed: int) -> None:
+    plans = SampledPlans(device(), seed)
+    runner = GpuRunner(products(), PlannedTarget(device(), plans))
+    assert len(runner.lowered.tuned) == len(PRODUCTS) + 1
+    xs = [normal(rows, depth, seed=i) for i, (rows, depth, _) in enumerate(PRODUCTS)]
+    q, k = normal(2, 40, 24), normal(2, 30, 24, seed=1) / np.float32(5)
+    *found, crossed = runner(*xs, q, k)
+    for x, (_, depth, columns), got in zip(xs, PRODUCTS, found, strict=True):
+        want = np.maximum(x.astype(np.float64) @ weight(depth, columns) + normal(columns), 0)
+        np.testing.assert_allclose(got, want, atol=ATOL, rtol=0, err_msg=str(plans.chosen))
+    want = q.astype(np.float64) @ k.swapaxes(1, 2)
+    np.testing.assert_allclose(crossed, want, atol=ATOL, rtol=0, err_msg=str(plans.chosen))
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("seed", range(2))
+def test_a_plan_for_symbolic_rows_is_right_for_every_number_of_them(seed: int) -> None:
+    rows, w = tirx.Var("s", "int64"), weight(70, 50)
+    plans = SampledPlans(device(), seed)
+    runner = GpuRunner(
+        function({"x": ((1, rows, 70), "float32")}, lambda emit, x: emit(relax.op.matmul(x, relax.const(w)))),
+        PlannedTarget(device(), plans),
+    )
+    (decision,) = plans.chosen.values()
+    assert decision is not None
+    assert {name.split("_")[0] for name in decision.plan} == {"few", "many"}
+    for count in (1, 2, 17, 32, 33, 150):
+        x = normal(1, count, 70)
+        np.testing.assert_allclose(runner(x)[0], x.astype(np.float64) @ w, atol=ATOL, rtol=0, err_msg=str(decision))
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("seed", range(2))
+def test_levels_in_groups_by_any_plan(seed: int) -> None:
+    sizes = [(rows, bits) for rows in (2, 40) for bits in (4, 8)]
+    packed = {bits: round_to_nearest(weight(64, 48), 16, bits) for bits in (4, 8)}
+
+    def body(emit, *xs):
+        results = []
+        for x, (_, bits) in zip(xs, sizes, strict=True):
+            w = packed[bits]
+            offset = None if w.offset is None else constant(w.offset)
+            levels, scale = constant(w.levels), constant(w.scale)
+            results.append(emit(grouped_matmul(x, levels, scale, offset, GroupAttrs(w.bits, w.group))))
+        return results
+
+    module = function({f"x{i}": ((rows, 64), "float32") for i, (rows, _) in enumerate(sizes)}, body)
+    xs = [normal(rows, 64, seed=i) for i, (rows, _) in enumerate(sizes)]
+    plans = SampledPlans(device(), seed)
+    runner = GpuRunner(module, PlannedTarget(device(), plans))
+    assert len(runner.lowered.tuned) == len(sizes)
+    for want, got in zip(GpuRunner(module)(*xs), runner(*xs), strict=True):
+        np.testing.assert_allclose(got, want, atol=ATOL, rtol=0, err_msg=str(plans.chosen))
+
+
+@pytest.mark.parametrize("target", [VulkanTarget(Capabilities()), SMALL, CudaTarget("sm_80")], ids=str)
+def test_the_default_plan_is_what_is_made_without_one(target) -> None:
+    seen = set()
+    for func, constants in kernels(products(), target):
+        spaces = spaces_of(func, constants, target)
+        first = schedule_kernel(func, constants, target.rules())
+        assert isinstance(first, Scheduled)
+        assert first.rule in spaces
+        for rule, space in spaces.values():
+            assert space.problem(space.default) is None
+            assert all(value == value for value in space.features(space.default).values())
+            plain, planned = rule.apply(func, constants), rule.apply(func, constants, space.default)
+            assert isinstance(plain, Scheduled)
+            assert isinstance(planned, Scheduled)
+            assert tvm_ffi.get_first_structural_mismatch(plain.func, planned.func) is None
+            assert plain.layouts == planned.layouts
+            seen.add(rule.name)
+    assert seen >= {"gpu-matmul", "gpu-matmul-few-rows"}
+
+
+def test_what_a_small_device_lacks_is_no_plan() -> None:
+    for func, constants in kernels(products(), SMALL):
+        for rule, space in spaces_of(func, constants, SMALL).values():
+            large = {knob.name: knob.values[-1] for knob in space.knobs}
+            assert isinstance(rule.apply(func, constants, large), Declined)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_plans_for_a_small_device_fit_it(seed: int) -> None:
+    # The emitter refuses kernels with more threads or shared memory than the device has.
+    target = PlannedTarget(SMALL, SampledPlans(SMALL, seed))
+    assert target.build(lower(products(), target).module).kernels
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_plans_compile_to_cubins(arch: str) -> None:
+    target = CudaTarget(arch)
+    planned = PlannedTarget(target, SampledPlans(target, 1))
+    assert "kernels.cubin" in planned.build(lower(products(), planned).module).kernels
