@@ -54,7 +54,7 @@ def layer(emit, case: Case, x: relax.Expr) -> relax.Expr:
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_strides_paddings_dilations_and_odd_sizes(target: CpuTarget, seed: int) -> None:
     def body(emit, *values):
         pairs = zip(CASES, values[::2], values[1::2], strict=True)
