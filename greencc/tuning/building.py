@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,8 +22,10 @@ from greencc.tuning.channel import Channel, ChannelError
 from greencc.tuning.faults import FAULTS, one_line
 from greencc.tuning.program import Contents, Operand, Program, random_array
 
-# Launches of a program by default: the weights of all of them take no more than this.
-_MOST_COPIES, _WEIGHT_BYTES = 8, 64 << 20
+# Launches of a program by default. Several, because a run has a cost of its own; few of large kernels, because a short
+# run is less likely to be disturbed; one where weights take much memory.
+_LEAST_COPIES, _MOST_COPIES = 2, 8
+_RUN_BYTES, _LARGE_BYTES = 4 << 20, 32 << 20
 # Weights repeat themselves after so many rows and columns; primes, so that a wrong index is seen all the same.
 _MATRIX_PERIOD, _PERIOD = 61, 13
 
@@ -108,8 +111,15 @@ class OpenedTask:
         return str(self._kernel.func.params[parameter].ty.dtype)
 
     def _suitable_copies(self) -> int:
-        size = sum(weight.nbytes for weight in self._weights.values())
-        return max(1, min(_MOST_COPIES, _WEIGHT_BYTES // max(size, 1)))
+        weights = sum(weight.nbytes for weight in self._weights.values())
+        if weights > _LARGE_BYTES:
+            return 1
+        others = [i for i in range(len(self._kernel.func.params)) if i not in self._kernel.constants]
+        moved = weights + sum(self._bytes(i, dict(self._sizes[-1])) for i in others)
+        return min(max(_RUN_BYTES // max(moved, 1), _LEAST_COPIES), _MOST_COPIES)
+
+    def _bytes(self, parameter: int, sizes: dict[str, int]) -> int:
+        return math.prod(self._kernel.shape(parameter, sizes)) * np.dtype(self._dtype(parameter)).itemsize
 
 
 def weight_array(shape: Sequence[int], dtype: str, seed: int) -> Array:

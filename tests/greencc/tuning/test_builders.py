@@ -110,6 +110,14 @@ def test_a_kernel_of_several_sizes_is_measured_at_all_of_them(makers: Builders) 
     assert found.seconds[0] < found.seconds[1]
 
 
+@pytest.mark.parametrize(("count", "copies"), [(1000, 8), (100_000, 3), (1 << 20, 2)])
+def test_a_run_of_large_kernels_has_few_launches(makers: Builders, count: int, copies: int) -> None:
+    task = Task.of(Kernel(symbolic_product, frozenset(), 1), host_target(1), [{"n": 5}, {"n": count}])
+    (program,) = makers.build_all([Build(task)])
+    assert isinstance(program, Program)
+    assert program.unpack().copies == copies
+
+
 @pytest.mark.parametrize("shape", [(), (7,), (300,), (200, 150), (64, 32, 3, 3), (0, 4)])
 def test_weights_are_positive_periodic_and_the_same_every_time(shape: tuple[int, ...]) -> None:
     first = weight_array(shape, "float32", 3)
