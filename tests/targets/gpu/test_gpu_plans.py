@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -52,6 +53,26 @@ def products() -> tvm.IRModule:
     return function(params, body)
 
 
+def others() -> tvm.IRModule:
+    """What isn't a product: passes over rows, rows side by side, rows without number, elements in fours and alone."""
+    n = tirx.Var("n", "int64")
+    params = {"x": ((37, 70), "float32"), "s": ((n, 50), "float32"), "i": ((37, 70), "int32")}
+
+    def body(emit, x, s, i):
+        scale, shift = relax.const(normal(70)), relax.const(normal(70, seed=1))
+        return [
+            emit(relax.op.nn.softmax(x, axis=-1)),
+            emit(relax.op.nn.layer_norm(x, scale, shift, axes=[-1])),
+            emit(relax.op.max(x, axis=[0])),
+            emit(relax.op.sum(s, axis=[1])),
+            emit(relax.op.exp(emit(relax.op.permute_dims(x)))),
+            emit(relax.op.tanh(s)),
+            emit(relax.op.add(i, relax.const(3, "int32"))),
+        ]
+
+    return function(params, body)
+
+
 def kernels(module: tvm.IRModule, target) -> list[tuple[tirx.PrimFunc, frozenset[int]]]:
     fused, _ = fuse(target.legalize(module))
     constants = constant_parameters(fused)
@@ -60,7 +81,7 @@ def kernels(module: tvm.IRModule, target) -> list[tuple[tirx.PrimFunc, frozenset
 
 
 @pytest.mark.vulkan
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_products_by_any_plan(seed: int) -> None:
     plans = SampledPlans(device(), seed)
     runner = GpuRunner(products(), PlannedTarget(device(), plans))
@@ -116,10 +137,37 @@ def test_levels_in_groups_by_any_plan(seed: int) -> None:
         np.testing.assert_allclose(got, want, atol=ATOL, rtol=0, err_msg=str(plans.chosen))
 
 
+@pytest.mark.vulkan
+@pytest.mark.parametrize("seed", range(2))
+def test_rows_and_elements_by_any_plan(seed: int) -> None:
+    module = others()
+    plans = SampledPlans(device(), seed)
+    runner = GpuRunner(module, PlannedTarget(device(), plans))
+    assert len(runner.lowered.tuned) == 7
+    x, i = normal(37, 70), np.arange(37 * 70, dtype=np.int32).reshape(37, 70)
+    for count in (1, 45):
+        s = normal(count, 50, seed=count)
+        wide = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
+        deviation = x - x.mean(1, keepdims=True, dtype=np.float64)
+        norm = deviation / np.sqrt(np.square(deviation).mean(1, keepdims=True) + 1e-5)
+        want = [
+            wide / wide.sum(1, keepdims=True),
+            norm * normal(70) + normal(70, seed=1),
+            x.max(0),
+            s.sum(1, dtype=np.float64),
+            np.exp(x.T),
+            np.tanh(s),
+            i + 3,
+        ]
+        for number, (got, wanted) in enumerate(zip(runner(x, s, i), want, strict=True)):
+            message = f"output {number} by {plans.chosen}"
+            np.testing.assert_allclose(got, wanted, atol=ATOL, rtol=1e-5, err_msg=message)
+
+
 @pytest.mark.parametrize("target", [VulkanTarget(Capabilities()), SMALL, CudaTarget("sm_80")], ids=str)
 def test_the_default_plan_is_what_is_made_without_one(target) -> None:
     seen = set()
-    for func, constants in kernels(products(), target):
+    for func, constants in [*kernels(products(), target), *kernels(others(), target)]:
         spaces = spaces_of(func, constants, target)
         first = schedule_kernel(func, constants, target.rules())
         assert isinstance(first, Scheduled)
@@ -133,7 +181,7 @@ def test_the_default_plan_is_what_is_made_without_one(target) -> None:
             assert tvm_ffi.get_first_structural_mismatch(plain.func, planned.func) is None
             assert plain.layouts == planned.layouts
             seen.add(rule.name)
-    assert seen >= {"gpu-matmul", "gpu-matmul-few-rows"}
+    assert seen >= {"gpu-matmul", "gpu-matmul-few-rows", "gpu-rowwise", "gpu-elementwise"}
 
 
 def test_what_a_small_device_lacks_is_no_plan() -> None:
@@ -143,15 +191,16 @@ def test_what_a_small_device_lacks_is_no_plan() -> None:
             assert isinstance(rule.apply(func, constants, large), Declined)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_plans_for_a_small_device_fit_it(seed: int) -> None:
+@pytest.mark.parametrize("module", [products, others])
+def test_plans_for_a_small_device_fit_it(module: Callable[[], tvm.IRModule]) -> None:
     # The emitter refuses kernels with more threads or shared memory than the device has.
-    target = PlannedTarget(SMALL, SampledPlans(SMALL, seed))
-    assert target.build(lower(products(), target).module).kernels
+    target = PlannedTarget(SMALL, SampledPlans(SMALL, 3))
+    assert target.build(lower(module(), target).module).kernels
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_plans_compile_to_cubins(arch: str) -> None:
+@pytest.mark.parametrize("module", [products, others])
+def test_plans_compile_to_cubins(module: Callable[[], tvm.IRModule], arch: str) -> None:
     target = CudaTarget(arch)
     planned = PlannedTarget(target, SampledPlans(target, 1))
-    assert "kernels.cubin" in planned.build(lower(products(), planned).module).kernels
+    assert "kernels.cubin" in planned.build(lower(module(), planned).module).kernels
