@@ -34,7 +34,7 @@ _MOST_TEACHERS = 64
 # A kernel whose remaining gain is less than this share of the model's time is left.
 _LEAST_SHARE = 0.001
 # Of the time budget, kept for measuring the best plans again.
-_CLOSING_SHARE = 0.1
+_CLOSING_SHARE = 0.15
 
 
 class Lab(Protocol):
@@ -203,9 +203,14 @@ class Session:
                 self._tell("task-done", task=summary(state))
 
     def _confirm(self) -> None:
-        """Measure the best plans again, thoroughly, until the best has been: of many, one looks better than it is."""
-        for state in self.states:
+        """Measure the best plans again, thoroughly, until the best has been: of many, one looks better than it is.
+
+        Those come first that save most; the time budget ends it.
+        """
+        for state in sorted(self.states, key=lambda state: -(_per_run(state, state.seconds) * (1 - state.ratio))):
             for _ in range(_FINALISTS):
+                if self._budget.seconds is not None and self._meter.seconds >= self._budget.seconds:
+                    return
                 best = state.best
                 if best is None or best.plan is None or state.is_confirmed(best):
                     break
