@@ -11,6 +11,7 @@ import tvm
 import tvm_ffi
 from gpu_plans import SampledPlans, spaces_of
 from gpu_running import GpuRunner, device
+from test_gpu_convolution import Case, output
 from tvm import relax, tirx
 
 from greencc.ir import constant
@@ -69,6 +70,26 @@ def others() -> tvm.IRModule:
             emit(relax.op.tanh(s)),
             emit(relax.op.add(i, relax.const(3, "int32"))),
         ]
+
+    return function(params, body)
+
+
+# Many filters, few, groups of several filters, one channel a group.
+CONVOLUTIONS = [
+    Case((2, 3, 13, 11), 40, (3, 3), (2, 2), pads=(1, 1, 1, 1)),
+    Case((1, 16, 7, 9), 6),
+    Case((1, 8, 9, 9), 16, (3, 3), groups=2),
+    Case((1, 12, 9, 8), 12, (3, 3), groups=12),
+]
+
+
+def convolutions() -> tvm.IRModule:
+    """Convolutions with a relu, and a pool."""
+    params = {f"x{i}": (case.shape, "float32") for i, case in enumerate(CONVOLUTIONS)}
+
+    def body(emit, *xs):
+        results = [emit(relax.op.nn.relu(emit(case.emit(x)))) for case, x in zip(CONVOLUTIONS, xs, strict=True)]
+        return [*results, emit(relax.op.nn.avg_pool2d(xs[0], pool_size=(3, 3)))]
 
     return function(params, body)
 
@@ -164,10 +185,26 @@ def test_rows_and_elements_by_any_plan(seed: int) -> None:
             np.testing.assert_allclose(got, wanted, atol=ATOL, rtol=1e-5, err_msg=message)
 
 
+@pytest.mark.vulkan
+@pytest.mark.parametrize("seed", range(2))
+def test_convolutions_and_windows_by_any_plan(seed: int) -> None:
+    module = convolutions()
+    plans = SampledPlans(device(), seed)
+    runner = GpuRunner(module, PlannedTarget(device(), plans))
+    assert len(runner.lowered.tuned) == len(CONVOLUTIONS) + 1
+    xs = [normal(*case.shape, seed=i) for i, case in enumerate(CONVOLUTIONS)]
+    *found, pooled = runner(*xs)
+    for x, case, got in zip(xs, CONVOLUTIONS, found, strict=True):
+        # Sums of up to 144 products of standard normals.
+        np.testing.assert_allclose(got, np.maximum(output(case, x), 0), atol=1e-4, rtol=0, err_msg=str(plans.chosen))
+    windows = np.lib.stride_tricks.sliding_window_view(xs[0], (3, 3), (2, 3))
+    np.testing.assert_allclose(pooled, windows.mean((4, 5)), atol=ATOL, rtol=0, err_msg=str(plans.chosen))
+
+
 @pytest.mark.parametrize("target", [VulkanTarget(Capabilities()), SMALL, CudaTarget("sm_80")], ids=str)
 def test_the_default_plan_is_what_is_made_without_one(target) -> None:
     seen = set()
-    for func, constants in [*kernels(products(), target), *kernels(others(), target)]:
+    for func, constants in [*kernels(products(), target), *kernels(others(), target), *kernels(convolutions(), target)]:
         spaces = spaces_of(func, constants, target)
         first = schedule_kernel(func, constants, target.rules())
         assert isinstance(first, Scheduled)
@@ -181,7 +218,8 @@ def test_the_default_plan_is_what_is_made_without_one(target) -> None:
             assert tvm_ffi.get_first_structural_mismatch(plain.func, planned.func) is None
             assert plain.layouts == planned.layouts
             seen.add(rule.name)
-    assert seen >= {"gpu-matmul", "gpu-matmul-few-rows", "gpu-rowwise", "gpu-elementwise"}
+    names = ("matmul", "matmul-few-rows", "rowwise", "elementwise", "convolution", "window")
+    assert seen >= {f"gpu-{name}" for name in names}
 
 
 def test_what_a_small_device_lacks_is_no_plan() -> None:
@@ -191,7 +229,7 @@ def test_what_a_small_device_lacks_is_no_plan() -> None:
             assert isinstance(rule.apply(func, constants, large), Declined)
 
 
-@pytest.mark.parametrize("module", [products, others])
+@pytest.mark.parametrize("module", [products, others, convolutions])
 def test_plans_for_a_small_device_fit_it(module: Callable[[], tvm.IRModule]) -> None:
     # The emitter refuses kernels with more threads or shared memory than the device has.
     target = PlannedTarget(SMALL, SampledPlans(SMALL, 3))
@@ -199,7 +237,7 @@ def test_plans_for_a_small_device_fit_it(module: Callable[[], tvm.IRModule]) -> 
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("module", [products, others])
+@pytest.mark.parametrize("module", [products, others, convolutions])
 def test_plans_compile_to_cubins(module: Callable[[], tvm.IRModule], arch: str) -> None:
     target = CudaTarget(arch)
     planned = PlannedTarget(target, SampledPlans(target, 1))
