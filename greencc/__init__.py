@@ -21,7 +21,8 @@ from greencc.errors import (
 from greencc.version import __version__
 
 if TYPE_CHECKING:
-    from greencc.api import bench, compile, devices, inspect, run, verify
+    from greencc.api import bench, compile, devices, inspect, run, tune, verify
+    from greencc.model_options import ModelOptions
     from greencc.runtime.model import Model, load
 
 _LAZY = {
@@ -32,6 +33,8 @@ _LAZY = {
     "devices": "greencc.api",
     "inspect": "greencc.api",
     "run": "greencc.api",
+    "tune": "greencc.api",
+    "ModelOptions": "greencc.model_options",
     "verify": "greencc.api",
 }
 """Where each name lives that is imported on first use."""
@@ -43,6 +46,7 @@ __all__ = [
     "InputError",
     "Model",
     "ModelError",
+    "ModelOptions",
     "UnsupportedOperators",
     "UserError",
     "__version__",
@@ -52,6 +56,7 @@ __all__ = [
     "inspect",
     "load",
     "run",
+    "tune",
     "verify",
 ]
 

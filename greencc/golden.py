@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import tvm
 from tvm import relax, tirx
@@ -12,14 +14,19 @@ from greencc.ir import SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR, bindings_of, dtype_
 BATCH, SIZE = 1, 64
 
 
-def golden_inputs(module: tvm.IRModule, padded: str | None = None) -> dict[str, np.ndarray]:
+def golden_inputs(
+    module: tvm.IRModule, padded: str | None = None, at: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
     """Reproducible inputs by name: normal floats, integers that every table lookup accepts, masks of ones.
 
-    The mask input called `padded` gets sequences of several lengths instead, with zeros behind them.
+    Args:
+        module: the model.
+        padded: the mask input that gets sequences of several lengths instead, with zeros behind them.
+        at: sizes of symbolic dimensions by name, instead of small ones.
     """
     main = module["main"]
     limits = lookup_limits(main)
-    sizes = symbol_sizes(main)
+    sizes = {symbol: (at or {}).get(symbol.name, size) for symbol, size in symbol_sizes(main).items()}
     rng = np.random.default_rng(0)
     result: dict[str, np.ndarray] = {}
     for param in main.params:

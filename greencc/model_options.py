@@ -25,9 +25,9 @@ class ModelOptions:
         quantize: a key of `greencc.optimize.QUANTIZE`: passes that follow the pipeline.
         epsilon: every weight is stored in the fewest bits that keep it closer than this; None stores none so.
         observer: a key of `greencc.observers.OBSERVERS`: activations in int8 get one range each, which it takes from
-            `calibration`; None gives every row and image its own range when the model runs.
+            `calib`; None gives every row and image its own range when the model runs.
         cluster_weights: every large weight gets at most 2 to the power of this distinct values; None leaves them.
-        calibration: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
+        calib: inputs to learn from, for the passes of `quantize`: an .npz file, or inputs by name, a mapping for
             each run.
         max_drop: the largest loss of accuracy: the cheapest assignment of precisions within it is searched for.
         metric: what the loss is of, as `greencc.compress.metrics.make_metric` reads it; None is the default one.
@@ -45,7 +45,7 @@ class ModelOptions:
     epsilon: float | None = None
     observer: str | None = None
     cluster_weights: int | None = None
-    calibration: Path | Iterable[Mapping[str, Array]] | None = None
+    calib: Path | Iterable[Mapping[str, Array]] | None = None
     max_drop: float | None = None
     metric: str | None = None
     cost: str | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from greencc.artifact.bundle import Array
-from greencc.errors import InputError, UserError
+from greencc.errors import InputError
+from greencc.files import written_whole
 
 _READ_ERRORS = (
     OSError,
@@ -48,18 +47,6 @@ def read_npz(path: Path) -> dict[str, Array]:
         raise InputError(f"{path}: not a readable .npz file: {error}") from error
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a destination that can't be written, before the work whose result it is for.
-
-    Raises:
-        UserError: the folder is missing or not writable, or the path is a folder.
-    """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path}: {path.parent} is not a folder that can be written to")
-
-
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write arrays under their names, whatever those are (numpy.savez can't write one called `file`).
 
@@ -68,16 +55,8 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     Raises:
         UserError: the file can't be written; what was there is left as it was.
     """
-    check_writable(path)
-    staged = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    try:
-        with zipfile.ZipFile(staged, "w") as archive:
-            for name, array in arrays.items():
-                entry = zipfile.ZipInfo(f"{name}.npy")  # a fixed date, so that equal content is equal bytes
-                with archive.open(entry, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
-        staged.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be written: {error}") from error
-    finally:
-        staged.unlink(missing_ok=True)
+    with written_whole(path) as staged, zipfile.ZipFile(staged, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # a fixed date, so that equal content is equal bytes
+            with archive.open(entry, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)

@@ -121,13 +121,13 @@ def optimize_model(
     _warn_unbounded(module)
     inputs = golden_inputs(module, options.elide_padding)
     compression, observed = None, None
-    if options.calibration is not None and options.max_drop is not None:
+    if options.calib is not None and options.max_drop is not None:
         metric, cost = options.metric or DEFAULT_METRIC, options.cost or "latency"
-        request = Request(options.max_drop, metric, options.calibration, cost)
+        request = Request(options.max_drop, metric, options.calib, cost)
         compression = Compression(request, model, module, target, progress)
         observed = compression.observed
-    elif options.calibration is not None:
-        observed = _calibration(options.calibration, module, target)
+    elif options.calib is not None:
+        observed = _calibration(options.calib, module, target)
     verifier = Verifier(model, module, target, inputs, options.outputs) if verify else None
     progress("optimizing")
     context = PassContext(outputs=options.outputs, activations=observed, timer=_timer(module, target))
@@ -144,8 +144,8 @@ def optimize_model(
 
 def _pipeline(options: ModelOptions) -> tuple[Pass, ...]:
     """The passes that are asked for, in order. Raises UserError where requests exclude each other."""
-    if options.max_drop is not None and (options.calibration is None or options.quantize != "none"):
-        problem = "leave out --quantize" if options.calibration else "give the data to measure it on with --calib"
+    if options.max_drop is not None and (options.calib is None or options.quantize != "none"):
+        problem = "leave out --quantize" if options.calib else "give the data to measure it on with --calib"
         raise UserError(f"--max-drop {options.max_drop:g}: {problem}")
     for option, value in {"--metric": options.metric, "--cost": options.cost}.items():
         if value is not None and options.max_drop is None:
@@ -161,11 +161,11 @@ def _pipeline(options: ModelOptions) -> tuple[Pass, ...]:
     chosen = default_pipeline() if options.passes is None else parse_pipeline(options.passes)
     pruning = _pruning(options.keep_layers, options.prune)
     clustering = () if options.cluster_weights is None else (ClusterWeights(options.cluster_weights),)
-    quantizing = _observed_by(options.observer, options.quantize, options.calibration is not None)
+    quantizing = _observed_by(options.observer, options.quantize, options.calib is not None)
     last = storing_passes() if options.passes is None else ()
     storing = (*clustering, *quantizing, *_within(options.epsilon), *last)
     pipeline = (*_with_elision(chosen, options.elide_padding), *pruning, *storing)
-    if options.calibration is not None and options.max_drop is None and not any(item.learns for item in pipeline):
+    if options.calib is not None and options.max_drop is None and not any(item.learns for item in pipeline):
         raise UserError("--calib: nothing is calibrated without --quantize, --epsilon, --prune or --max-drop")
     return pipeline
 

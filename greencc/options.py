@@ -11,6 +11,7 @@ from greencc.errors import UserError
 _BOUNDS = re.compile(r"(?P<name>.+)=(?P<low>\d+)\.\.(?P<high>\d+)")
 _SHAPE = re.compile(r"(?P<name>.+)=(?P<dims>(\d+(,\d+)*)?)")
 _PATTERN = re.compile(r"\d+:\d+")
+_TIME = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[smh]?)")
 _LARGEST = 1 << 31
 
 
@@ -53,6 +54,37 @@ def parse_bounds(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
             raise UserError(f"--dynamic {text}: dimension {match['name']!r} has bounds already")
         bounds[match["name"]] = (low, high)
     return bounds
+
+
+def parse_sizes(texts: Iterable[str], option: str) -> dict[str, tuple[int, ...]]:
+    """`DIM=N,N,...` as sizes by dimension name, ascending.
+
+    Raises:
+        UserError: a text has another form, a size is 0 or absurd, or a dimension occurs twice.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        match = _SHAPE.fullmatch(text)
+        sizes = [int(size) for size in match["dims"].split(",")] if match is not None and match["dims"] else []
+        if match is None or not sizes or not all(1 <= size <= _LARGEST for size in sizes) or match["name"] in found:
+            raise UserError(f"{option} {text}: write DIM=N,N,... with sizes from 1 on, each dimension once")
+        found[match["name"]] = tuple(sorted(set(sizes)))
+    return found
+
+
+def parse_seconds(text: str | None, option: str) -> float | None:
+    """`90s`, `10m` or `2h` as seconds; None stays None.
+
+    Raises:
+        UserError: the text has another form, or is no time.
+    """
+    if text is None:
+        return None
+    match = _TIME.fullmatch(text.strip())
+    seconds = float(match["number"]) * {"s": 1, "m": 60, "h": 3600}[match["unit"] or "s"] if match else 0.0
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{option} {text}: write a time above 0, as in 90s, 10m or 2h")
+    return seconds
 
 
 def parse_shares(texts: Iterable[str], option: str) -> dict[str, float | str]:

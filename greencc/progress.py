@@ -23,10 +23,9 @@ class Progress:
         self._started = time.perf_counter()
         self._status: Any = None
         self._lock = threading.Lock()
-        self._ended = False
+        self._ended = self._paused = False
         self._visible = False
-        self._timer = threading.Timer(_PATIENCE_SECONDS, self._show)
-        self._timer.daemon = True
+        self._timer = self._new_timer()
 
     def __enter__(self) -> Progress:
         self._timer.start()
@@ -47,12 +46,30 @@ class Progress:
             self._message = message
             if self._visible:
                 self._update()
+            elif self._paused:
+                self._paused = False
+                self._timer = self._new_timer()
+                self._timer.start()
+
+    def pause(self) -> None:
+        """Show nothing until the next message: something else is shown meanwhile."""
+        with self._lock:
+            self._timer.cancel()
+            self._visible, self._paused = False, True
+            if self._status is not None:
+                self._status.stop()
+                self._status = None
+
+    def _new_timer(self) -> threading.Timer:
+        timer = threading.Timer(_PATIENCE_SECONDS, self._show)
+        timer.daemon = True
+        return timer
 
     def _show(self) -> None:
         from rich.console import Console
 
         with self._lock:
-            if self._ended:
+            if self._ended or self._paused:
                 return
             self._visible = True
             console = Console(stderr=True)

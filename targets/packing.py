@@ -56,11 +56,12 @@ class NibblePanels:
 class DotPanels:
     """[K, N] stored as [ceil(N / width), ceil(K / depth), width * depth]: `depth` values of k side by side per column.
 
-    K and N are filled up with zeros.
+    K and N are filled up with zeros. `dtype` is the element type of the packed array.
     """
 
     width: int
     depth: int
+    dtype: str = "int8"
 
     def shape(self, rows: int, columns: int) -> tuple[int, int, int]:
         """Shape of the packed array."""
@@ -70,7 +71,7 @@ class DotPanels:
         """Pack a [K, N] array."""
         rows, columns = weight.shape
         panels, steps, _ = self.shape(rows, columns)
-        padded = np.zeros((steps * self.depth, panels * self.width), weight.dtype)
+        padded = np.zeros((steps * self.depth, panels * self.width), self.dtype)
         padded[:rows, :columns] = weight
         split = padded.reshape(steps, self.depth, panels, self.width).transpose(2, 0, 3, 1)
         return np.ascontiguousarray(split).reshape(self.shape(rows, columns))

@@ -34,7 +34,7 @@ from greencc.artifact.tensors import tensor_spans
 from greencc.artifact.verify import verify_members
 from greencc.caching import cache_folder
 from greencc.errors import ArtifactError, UserError
-from greencc.npz import check_writable
+from greencc.files import check_writable
 
 MAGIC = b"greencc pack 2\n\x00"
 _LENGTH_BYTES = 8

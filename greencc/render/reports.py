@@ -29,11 +29,19 @@ def compile_report(report: Result) -> RenderableType:
         ("memory", f"{size(report['arena_bytes'])} for intermediate tensors" if report["arena_bytes"] else "by run"),
         *_elision(report["elided_padding"]),
         *_zeros(report.get("passes") or ()),
+        *_tuning(report["tuning"]),
         *_budget(report["compression"]),
         ("largest error", _error(report)),
         ("time", f"{report['seconds']:.1f} s"),
     ]
     return Group(facts(rows), *_passes_table(report.get("passes")), *_choices_table(report["compression"]))
+
+
+def _tuning(tuning: Result | None) -> list[tuple[str, str]]:
+    """How many kernels a tuning database answered, in words; nothing without one."""
+    if tuning is None:
+        return []
+    return [("tuned", f"{len(tuning['answered'])} of {tuning['kernels']} kernels are scheduled as recorded")]
 
 
 def _zeros(passes: Sequence[Result]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ class Task:
         launches: how often a run of the model launches it.
         spaces: what can be chosen, by rule; never empty.
         limits: seconds that one launch takes at least at each point, by the machine's limits; None where unknown.
+        guards: further values of the kernel's symbols, in their order, at which a plan must not be slower than the
+            default schedule.
     """
 
     key: str
@@ -54,6 +57,7 @@ class Task:
     launches: int
     spaces: Mapping[str, Space]
     limits: tuple[float, ...] | None
+    guards: tuple[tuple[int, ...], ...] = ()
 
     @property
     def points(self) -> int:
@@ -64,11 +68,9 @@ class Task:
         """The value of each of the kernel's symbols, by the name that it has in the kernel, at a timed point."""
         return {name: self.sizes[f"s{i}"][index] for i, name in enumerate(self.kernel.symbols)}
 
-    def operand_shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Shapes of the operands that are no constants, at each timed point."""
-        return tuple(
-            tuple(self.kernel.shape(i, self.point(index)) for i in self.kernel.operands) for index in range(self.points)
-        )
+    def guard(self, index: int) -> dict[str, int]:
+        """The same of a guarded point."""
+        return dict(zip(self.kernel.symbols, self.guards[index], strict=True))
 
     @property
     def traits(self) -> dict[str, float]:
@@ -77,12 +79,13 @@ class Task:
 
     @property
     def text(self) -> str:
-        """What it computes, as people read it: operators, and the shapes of its largest operands."""
-        names = re.sub(r"\d+(?=_|$)", "", self.name.removeprefix("fused_")).replace("tir_", "").split("_")
-        operators = "+".join(names[:3]) + (f"+{len(names) - 3} more" if len(names) > 3 else "")
-        params = self.kernel.func.params[: len(self.kernel.func.params) - self.kernel.results]
-        shapes = ["x".join(_size_text(dim) for dim in param.ty.shape) or "1" for param in params]
-        return f"{operators} {' * '.join(shapes[:2])} {params[0].ty.dtype}"
+        """What it computes, as people read it: its first operator, how many are fused with it, the first operands."""
+        first, *rest = re.sub(r"\d+(?=_|$)", "", self.name.removeprefix("fused_")).replace("tir_", "").split("_")
+        params = self.kernel.func.params
+        operands = params[: len(params) - self.kernel.results] or params
+        shapes = " * ".join(_shape_text(param) for param in operands[:2])
+        dtype = str(operands[0].ty.dtype)
+        return f"{first}{f'+{len(rest)}' if rest else ''} {shapes}" + ("" if dtype == "float32" else f" {dtype}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def extract_tasks(
     Raises:
         UserError: `tune_at` names a dimension that the model doesn't have, or a size out of its bounds.
     """
-    points = tuning_points(module, tune_at)
+    points, guards = tuning_points(module, tune_at), guard_points(module, tune_at)
     module, labels = label_values(relax.transform.DeadCodeElimination(["main"])(module))
     module, origins = fuse(restore_labels(target.legalize(module), labels))
     constants = constant_parameters(module)
@@ -131,7 +134,9 @@ def extract_tasks(
             continue
         sizes = {f"s{i}": tuple(column) for i, column in enumerate(zip(*own, strict=True))}
         least = _least_seconds(call_cost(module, call), list(own.values()), limits)
-        task = Task(workload_key(func, fixed), sizes, kernel, name, nodes, len(launched), spaces, least)
+        guarded = tuple(values for values in _kernel_points(kernel, call, guards) if values not in own)
+        key = workload_key(func, fixed)
+        task = Task(key, sizes, kernel, name, nodes, len(launched), spaces, least, guarded)
         same = (task.key, tuple(sizes.items()))
         known = tasks.get(same)
         tasks[same] = task if known is None else replace(known, launches=known.launches + task.launches)
@@ -155,6 +160,21 @@ def tuning_points(module: tvm.IRModule, tune_at: Mapping[str, Sequence[int]]) ->
                 raise UserError(f"--tune-at {name}={size}: the dimension goes from {low} to {high or 'any size'}")
     choices = {name: tuple(tune_at.get(name) or _usual(*bound)) for name, bound in bounds.items()}
     return [dict(zip(choices, sizes, strict=True)) for sizes in itertools.product(*choices.values())]
+
+
+def guard_points(module: tvm.IRModule, tune_at: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+    """Sizes between those that kernels are tuned at, and beyond: of one dimension at a time, others as they are first.
+
+    A plan that is found at a few sizes serves all of them.
+    """
+    bounds, points = symbol_bounds(module["main"]), tuning_points(module, tune_at)
+    found = []
+    for name, (low, high) in bounds.items():
+        sizes = sorted({point[name] for point in points})
+        between = [round(math.sqrt(a * b)) for a, b in itertools.pairwise(sizes)]
+        beyond = [low, max(low, sizes[0] // 2), min(high or 2 * sizes[-1], sizes[-1] * 3 // 2)]
+        found += [{**points[0], name: size} for size in (*between, *beyond)]
+    return found
 
 
 def _usual(low: int, high: int | None) -> tuple[int, ...]:
@@ -217,6 +237,9 @@ def _least_seconds(cost: Cost, points: Sequence[Mapping[str, int]], limits: Limi
     return tuple(found)
 
 
-def _size_text(dim: tirx.Expr) -> str:
-    size = as_int(dim)
-    return dim_text(dim) if size is None else str(size)
+def _shape_text(param: tirx.Var) -> str:
+    """A shape without the leading dimensions of 1."""
+    sizes = [as_int(dim) or dim_text(dim) for dim in param.ty.shape]
+    while len(sizes) > 1 and sizes[0] == 1:
+        sizes.pop(0)
+    return "x".join(map(str, sizes)) or "1"

@@ -590,7 +590,7 @@ def test_the_module_is_a_command() -> None:
 
 def test_commands_that_compile_nothing_load_no_compiler(artifact: Path) -> None:
     code = (
-        "import sys\nfrom greencc.cli import _run\nstatus = _run(sys.argv[1:])\n"
+        "import sys\nfrom greencc.cli.main import _run\nstatus = _run(sys.argv[1:])\n"
         "print(sorted({n.partition('.')[0] for n in sys.modules} & {'tvm', 'onnx'}), file=sys.stderr)\n"
     )
     for arguments in (["verify", str(artifact)], ["inspect", str(artifact)], ["devices"]):

@@ -6,7 +6,7 @@ be given up. `vpdpbusd` (VNNI) sums in 32 bits, and so does `pmaddwd` over opera
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -15,6 +15,12 @@ from greencc.targets.int8.levels import Levels
 
 if TYPE_CHECKING:
     from greencc.targets.cpu.target import CpuTarget
+
+# An instruction -> the same on vectors half as wide, and the feature that it needs.
+_HALVES = {
+    "llvm.x86.avx512.vpdpbusd.512": ("llvm.x86.avx512.vpdpbusd.256", "avx512vl"),
+    "llvm.x86.avx512.pmaddw.d.512": ("llvm.x86.avx2.pmadd.wd", "avx2"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,3 +90,12 @@ def dot_product(target: CpuTarget) -> DotProduct:
     if "dotprod" in features:
         return DotProduct(4, 4, "int8", "llvm.aarch64.neon.sdot.v4i32.v16i8")
     return DotProduct(4, 1, "uint8", None)
+
+
+def dot_products(target: CpuTarget) -> tuple[DotProduct, ...]:
+    """Those that `target` has for operands of the same types, the widest first."""
+    widest = dot_product(target)
+    intrinsic, needed = _HALVES.get(widest.intrinsic or "", ("", ""))
+    if needed not in target.features:
+        return (widest,)
+    return widest, replace(widest, lanes=widest.lanes // 2, intrinsic=intrinsic)

@@ -15,8 +15,6 @@ from greencc.targets.tir import i64, prefetch, ramp, splat, vector_type
 
 # Bytes that memory is moved in.
 CACHE_LINE = 64
-# Steps of the inner loop between asking for a part of a panel and using it: longer than the second cache takes.
-STEPS_AHEAD = 8
 # The half of a byte that a level of four bits takes.
 _NIBBLE = 4
 
@@ -73,7 +71,9 @@ class Packed:
         panels: how many there are.
         count: steps along k.
         vectors, lanes: of a step.
-        tiles: of a task.
+        ahead: steps between asking for a part of the panel and reading it.
+        burst: steps between requests for parts of the next panel, a divisor of `count`; 0 where nothing is asked for.
+        share: tiles among which those requests are divided.
         arithmetic: reads vectors.
     """
 
@@ -83,7 +83,9 @@ class Packed:
     count: int
     vectors: int
     lanes: int
-    tiles: int
+    ahead: int
+    burst: int
+    share: int
     arithmetic: Arithmetic
 
     @property
@@ -93,29 +95,32 @@ class Packed:
 
     def steps(self, tile: tirx.Expr) -> Iterator[Step]:
         """See Columns."""
-        per_line = CACHE_LINE // weight_bytes(self.arithmetic)
-        lines = -(-self.count * self._width // (per_line * self.tiles))
-        chunk = next((size for size in (16, 8) if self.count % size == 0), None)
-        if self.panels == 1 or chunk is None:
+        if self.panels == 1 or not self.burst:
             with T.serial(i64(0), i64(self.count)) as step:
                 yield self._step(step)
             return
-        chunks = self.count // chunk
-        per_chunk = -(-lines // chunks)
+        parts = i64(self.count // self.burst)
+        with T.serial(i64(0), parts) as part:
+            self._ask_for_next(tile * parts + part)
+            with T.serial(i64(0), i64(self.burst)) as step:
+                yield self._step(part * i64(self.burst) + step)
+
+    def _ask_for_next(self, part: tirx.Expr) -> None:
+        """Ask for one of the parts that the next panel comes in."""
+        per_line = CACHE_LINE // weight_bytes(self.arithmetic)
+        lines = -(-self.count * self._width // (per_line * self.share))
+        per_part = -(-lines // (self.count // self.burst))
         next_panel = tirx.min(self.panel + i64(1), i64(self.panels - 1))
-        with T.serial(i64(0), i64(chunks)) as block:
-            for number in range(per_chunk):
-                element = ((tile * i64(chunks) + block) * i64(per_chunk) + i64(number)) * i64(per_line)
-                row, column = tirx.floordiv(element, i64(self._width)), tirx.floormod(element, i64(self._width))
-                where = [next_panel, tirx.min(row, i64(self.count - 1)), column]
-                prefetch(tirx.BufferLoad(self.buffer, where), 2)
-            with T.serial(i64(0), i64(chunk)) as step:
-                yield self._step(block * i64(chunk) + step)
+        for number in range(per_part):
+            element = (part * i64(per_part) + i64(number)) * i64(per_line)
+            row, column = tirx.floordiv(element, i64(self._width)), tirx.floormod(element, i64(self._width))
+            where = [next_panel, tirx.min(row, i64(self.count - 1)), column]
+            prefetch(tirx.BufferLoad(self.buffer, where), 2)
 
     def _step(self, step: tirx.Expr) -> Step:
         """Ask for the columns of a step to come, and read those of this one."""
         for first in range(0, self._width, CACHE_LINE // weight_bytes(self.arithmetic)):
-            where = [self.panel, step + i64(STEPS_AHEAD), i64(first)]
+            where = [self.panel, step + i64(self.ahead), i64(first)]
             prefetch(tirx.BufferLoad(self.buffer, where), 1)
         starts = [i64(v * self.lanes) for v in range(self.vectors)]
         lead = [self.panel, step]
@@ -136,6 +141,7 @@ class Groups:
         depth: of the product.
         group: levels along k that share a scale; divides the depth.
         vectors, lanes: of a step.
+        ahead: half the steps between asking for levels and reading them.
     """
 
     levels: tirx.Var
@@ -147,6 +153,7 @@ class Groups:
     group: int
     vectors: int
     lanes: int
+    ahead: int
 
     @property
     def _each(self) -> int:
@@ -180,7 +187,7 @@ class Groups:
 
     def _ask_for(self, row: tirx.Expr) -> None:
         for first in range(0, self.vectors * self.lanes, CACHE_LINE):
-            where = [self.panel, row + i64(2 * STEPS_AHEAD), i64(first)]
+            where = [self.panel, row + i64(2 * self.ahead), i64(first)]
             prefetch(tirx.BufferLoad(self.levels, where), 1)
 
     def _bytes(self, row: tirx.Expr, vector: int) -> Register:

@@ -9,54 +9,11 @@ from tvm import ir, tirx
 from tvm.tirx.script import builder as T
 
 from greencc.targets.cpu.schedules.columns import Columns
-from greencc.targets.cpu.schedules.multiply import Arithmetic
+from greencc.targets.cpu.schedules.matmul_form import Product
+from greencc.targets.cpu.schedules.matmul_plan import MatmulPlan, tile_heights
 from greencc.targets.cpu.schedules.registers import Register, registers
-from greencc.targets.factors import GroupScheme
 from greencc.targets.kernel import Tail
 from greencc.targets.tir import i64, rewrite, unravel
-
-# Rows of A per task: enough to use a panel of B many times while it is in the cache, few enough to share out.
-TASK_ROWS = 128
-
-
-@dataclass(frozen=True)
-class Product:
-    """A recognised product of A [..., i, k] and B [k, j].
-
-    Attributes:
-        a, b: the operands' buffers.
-        depth, columns: sizes of k and j.
-        batched: whether B has the axes before k too.
-        arithmetic: how products are added up.
-        groups: where B holds levels in groups, what they are worth.
-    """
-
-    a: tirx.Var
-    b: tirx.Var
-    depth: int
-    columns: int
-    batched: bool
-    arithmetic: Arithmetic
-    groups: GroupScheme | None = None
-
-    @property
-    def steps(self) -> int:
-        """Steps along k."""
-        return -(-self.depth // self.arithmetic.depth)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Register tile: `rows` x `columns` accumulators in vectors of `lanes`."""
-
-    rows: int
-    columns: int
-    lanes: int
-
-    @property
-    def vectors(self) -> int:
-        """Vectors per row of the tile."""
-        return self.columns // self.lanes
 
 
 @dataclass(frozen=True)
@@ -65,7 +22,7 @@ class Tiles:
 
     Attributes:
         tail: what becomes of the product.
-        product, tile: what is computed, and how large the tiles are.
+        product, plan: what is computed, and how.
         columns: the task's columns of B.
         buffers: those that are declared, by those of the product and its tail.
         batch: the indices in front of the rows.
@@ -75,7 +32,7 @@ class Tiles:
 
     tail: Tail
     product: Product
-    tile: Tile
+    plan: MatmulPlan
     columns: Columns
     buffers: dict[tirx.Var, tirx.Var]
     batch: list[tirx.Expr]
@@ -85,38 +42,54 @@ class Tiles:
     panels: int
 
     def block(self, first: tirx.Expr, count: int) -> None:
-        """A block with a static number of rows: full tiles, then one tile of what is left."""
-        full, rest = divmod(count, self.tile.rows)
-        if full == 1:
-            self.tile_at(first, self.tile.rows, None)
-        elif full:
-            with T.serial(i64(0), i64(full)) as step:
-                self.tile_at(first + step * i64(self.tile.rows), self.tile.rows, None)
-        if rest:
-            self.tile_at(first + i64(full * self.tile.rows), rest, None)
+        """A block with a static number of rows."""
+        number = 0
+        for times, height in tile_heights(count, self.plan.rows, even=self.plan.rest == "even"):
+            if times == 1:
+                self.tile_at(first, height, i64(number))
+            else:
+                with T.serial(i64(0), i64(times)) as step:
+                    self.tile_at(first + step * i64(height), height, step + i64(number))
+            first, number = first + i64(times * height), number + times
 
     def symbolic_block(self, first: tirx.Expr, count: tirx.Expr) -> None:
-        """A block with a symbolic number of rows: full tiles, then one whose surplus rows aren't stored."""
-        full = tirx.floordiv(count, i64(self.tile.rows))
+        """A block with a symbolic number of rows."""
+        height = i64(self.plan.rows)
+        if self.plan.rest == "even":
+            tiles = tirx.floordiv(count + height - i64(1), height)
+            least, more = tirx.floordiv(count, tiles), tirx.floormod(count, tiles)
+            with T.serial(i64(0), tiles) as step:
+                rows = least + tirx.Cast("int64", step < more)
+                self._tile_of(first + step * least + tirx.min(step, more), rows, self.plan.rows, step)
+            return
+        full = tirx.floordiv(count, height)
         with T.serial(i64(0), full) as step:
-            self.tile_at(first + step * i64(self.tile.rows), self.tile.rows, None)
-        with T.If(full * i64(self.tile.rows) < count), T.Then():
-            self.tile_at(first + full * i64(self.tile.rows), self.tile.rows, self.rows)
+            self.tile_at(first + step * height, self.plan.rows, step)
+        if self.plan.rest == "exact":
+            self._tile_of(first + full * height, count - full * height, self.plan.rows - 1, full)
+            return
+        with T.If(full * height < count), T.Then():
+            self.tile_at(first + full * height, self.plan.rows, full, self.rows)
 
     def single_rows(self, first: tirx.Expr, count: tirx.Expr) -> None:
         """Rows one by one: where they are few, surplus ones would cost more than reading B again."""
         with T.serial(i64(0), count) as row:
-            self.tile_at(first + row, 1, None)
+            self.tile_at(first + row, 1, row)
 
-    def tile_at(self, first: tirx.Expr, rows: int, limit: tirx.Expr | None) -> None:
-        """One register tile. With `limit`, rows at or beyond it repeat the last row and aren't stored."""
-        tile, lanes = self.tile, self.tile.lanes
+    def _tile_of(self, first: tirx.Expr, rows: tirx.Expr, most: int, number: tirx.Expr) -> None:
+        """A tile of a height that is known at run time only: code for each up to `most`."""
+        for height in range(1, most + 1):
+            with T.If(rows == i64(height)), T.Then():
+                self.tile_at(first, height, number)
+
+    def tile_at(self, first: tirx.Expr, rows: int, number: tirx.Expr, limit: tirx.Expr | None = None) -> None:
+        """Register tile `number` of its task. With `limit`, rows from there repeat the last row and aren't stored."""
+        lanes = self.plan.lanes
         arithmetic = self.product.arithmetic
-        sums = [registers(tile.vectors, lanes, arithmetic.sums) for _ in range(rows)]
+        sums = [registers(self.plan.vectors, lanes, arithmetic.sums) for _ in range(rows)]
         positions = [first + i64(r) for r in range(rows)]
         sources = positions if limit is None else [tirx.min(p, limit - i64(1)) for p in positions]
-        tile_number = tirx.floordiv(tirx.floormod(first, i64(TASK_ROWS)), i64(tile.rows))
-        for step, columns in self.columns.steps(tile_number):
+        for step, columns in self.columns.steps(number):
             for r in range(rows):
                 row = [*self.batch, *unravel(sources[r], self.row_dims)]
                 word = arithmetic.word(self.buffers[self.product.a], row, step)
@@ -131,27 +104,27 @@ class Tiles:
 
     def _store_row(self, sums: list[Register], row: tirx.Expr) -> None:
         """Apply the tail to one row of the tile and store it; the last panel may be narrower than the tile."""
-        surplus = self.panels * self.tile.columns - self.product.columns
+        surplus = self.panels * self.plan.columns - self.product.columns
         if surplus == 0:
-            self._store_vectors(sums, row, self.tile.columns)
+            self._store_vectors(sums, row, self.plan.columns)
         elif self.panels == 1:
-            self._store_vectors(sums, row, self.tile.columns - surplus)
+            self._store_vectors(sums, row, self.plan.columns - surplus)
         else:
             with T.If(self.panel < i64(self.panels - 1)):
                 with T.Then():
-                    self._store_vectors(sums, row, self.tile.columns)
+                    self._store_vectors(sums, row, self.plan.columns)
                 with T.Else():
-                    self._store_vectors(sums, row, self.tile.columns - surplus)
+                    self._store_vectors(sums, row, self.plan.columns - surplus)
 
     def _store_vectors(self, sums: list[Register], row: tirx.Expr, columns: int) -> None:
-        base = self.panel * i64(self.tile.columns)
+        base = self.panel * i64(self.plan.columns)
         for v, register in enumerate(sums):
-            lanes = min(self.tile.lanes, columns - v * self.tile.lanes)
+            lanes = min(self.plan.lanes, columns - v * self.plan.lanes)
             if lanes <= 0:
                 return
-            loop: Callable[..., object] = T.vectorized if lanes == self.tile.lanes else T.serial
+            loop: Callable[..., object] = T.vectorized if lanes == self.plan.lanes else T.serial
             with loop(i64(0), i64(lanes)) as lane:  # type: ignore[attr-defined]
-                column = base + i64(v * self.tile.lanes) + lane
+                column = base + i64(v * self.plan.lanes) + lane
                 position = [*self.batch, *unravel(row, self.row_dims), column]
                 value = self._tail_value(register, lane, position)
                 T.buffer_store(self.buffers[self.tail.output], value, position)

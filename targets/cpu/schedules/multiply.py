@@ -81,7 +81,7 @@ class DotArithmetic:
 
     def layout(self, columns: int) -> DotPanels:
         """See Arithmetic."""
-        return DotPanels(columns, self.dot.depth)
+        return DotPanels(columns, self.dot.depth, self.weight)
 
     def word(self, buffer: tirx.Var, lead: list[tirx.Expr], step: tirx.Expr) -> tirx.Expr:
         """See Arithmetic."""

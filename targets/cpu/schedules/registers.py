@@ -84,6 +84,13 @@ def stack_buffer(elements: int, dtype: str = "float32") -> tirx.Var:
     return T.alloc_buffer((elements,), dtype)
 
 
+def transposed(rows: list[tirx.Expr]) -> list[Register]:
+    """Emit the transposition of as many float32 vectors as they have lanes; returns registers with the columns."""
+    square = [register(len(rows)) for _ in rows]
+    for item, row in zip(square, rows, strict=True):
+        item.store(row)
+    transpose(square)
+    return square
 
 
 def transpose(square: list[Register]) -> None:

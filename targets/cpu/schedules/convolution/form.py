@@ -63,6 +63,11 @@ class Convolution:
         return -(-self.depth // self.taps.depth)
 
     @property
+    def steps(self) -> int:
+        """Steps of a sum."""
+        return self.group_words * self.kernel[0] * self.kernel[1]
+
+    @property
     def words(self) -> int:
         """Words of all channels."""
         return self.groups * self.group_words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greencc.targets.cpu.schedules.convolution.form import Convolution
 from greencc.targets.cpu.target import CpuTarget
@@ -20,6 +20,12 @@ LEAST_READERS = 8
 LEAST_DEPTH = 128
 # Tasks for each thread: the more, the fewer blocks read a panel.
 TASKS_PER_THREAD = 2
+# Steps of the sum in a panel: with the weights of a block it stays in the first cache.
+PANEL_DEPTH = 128
+# Channels between asking for a vector of the source and using it. (They lie too far apart for the machine to guess.)
+CHANNELS_AHEAD = 8
+# Weights beyond this size are read once, and the source once per block of channels; below, the other way round.
+MAX_CACHED_WEIGHTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -27,20 +33,49 @@ class Plan:
     """How a convolution is cut up.
 
     Attributes:
-        rows: output channels of a register tile.
-        vectors: vectors of positions of a register tile.
+        over: what vectors run over, "positions" or "channels".
+        rows: of a register tile, output channels; where vectors run over those, positions.
+        vectors: of a register tile, for each of its rows.
         lanes: elements of a vector.
         height: output rows of a band.
-        direct: whether the source is the input itself.
-        readers: blocks of channels that a task computes from panels; 0 where it computes one, from the source.
+        source: what taps read: the "input" itself, a padded "copy", or in each task one of its "band".
+        blocks: blocks of channels that a task computes.
+        panel: steps of the sum in a panel of the source that a task's blocks read; 0 where they read the source.
+        outer: what tasks run over slowly: "bands", so that the source stays in the cache, or "blocks", so that the
+            weights do.
+        ahead: channels between asking for a vector of the source and using it; 0 where nothing is asked for.
+        unroll: steps of the sum that are written out.
+        finish: where the tail takes the sums from: "rows" of a buffer as soon as they are complete, while the next
+            ones are computed; the same at the "end" of the band, or there as one "flat" row; or "registers".
     """
 
     rows: int
     vectors: int
     lanes: int
     height: int
-    direct: bool
-    readers: int = 0
+    source: str
+    blocks: int = 1
+    panel: int = 0
+    outer: str = "blocks"
+    ahead: int = 0
+    unroll: int = 1
+    finish: str = "rows"
+    over: str = "positions"
+
+    @property
+    def direct(self) -> bool:
+        """Whether taps read the input itself."""
+        return self.source == "input"
+
+    @property
+    def filters(self) -> int:
+        """Output channels of a register tile."""
+        return self.rows if self.over == "positions" else self.vectors * self.lanes
+
+
+def is_plain(conv: Convolution) -> bool:
+    """Whether taps can read the input itself."""
+    return conv.top == conv.left == 0 and conv.stride == (1, 1) and conv.unpadded
 
 
 def choose_plan(target: CpuTarget, conv: Convolution) -> Plan:
@@ -48,11 +83,12 @@ def choose_plan(target: CpuTarget, conv: Convolution) -> Plan:
     lanes = conv.taps.lanes(target)
     shapes = WIDE_TILES if target.vector_registers >= 32 else NARROW_TILES
     channels = conv.out_channels // conv.groups
-    plain = conv.top == conv.left == 0 and conv.stride == (1, 1) and conv.unpadded
+    plain = is_plain(conv)
     pitch = conv.width if plain else conv.source_width
+    outer = "bands" if conv.out_channels * conv.steps * 4 <= MAX_CACHED_WEIGHTS else "blocks"
     packed = _panel_plan(target, conv, pitch) if plain and conv.kernel == (1, 1) else None
     if packed is not None:
-        return packed
+        return replace(packed, outer=outer)
     best: tuple[float, Plan] | None = None
     for rows, vectors in shapes:
         for height in range(1, conv.out_height + 1):
@@ -69,9 +105,14 @@ def choose_plan(target: CpuTarget, conv: Convolution) -> Plan:
             idle = imbalance(bands * blocks * conv.groups, target.threads)
             cost = tiles * feeding * (1 + 0.002 * bands) * idle
             if best is None or cost < best[0]:
-                best = cost, Plan(rows, fitting, lanes, height, direct)
+                best = cost, Plan(rows, fitting, lanes, height, _source(direct))
     assert best is not None  # a band of one row always fits
-    return best[1]
+    # The vectors of larger filters overlap, and wait in the cache already.
+    return replace(best[1], outer=outer, ahead=CHANNELS_AHEAD if conv.kernel == (1, 1) else 0)
+
+
+def _source(direct: bool) -> str:
+    return "input" if direct else "copy"
 
 
 def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None:
@@ -103,7 +144,8 @@ def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None
             cost = sum(rows * v + 0.6 * (rows + v) + 16 * v / readers for v in pieces if v) * bands
             cost *= imbalance(bands * -(-blocks // readers) * conv.groups, target.threads)
             if best is None or cost < best[0]:
-                best = cost, Plan(rows, vectors, lanes, height, direct, readers)
+                panel = min(PANEL_DEPTH, conv.group_words)
+                best = cost, Plan(rows, vectors, lanes, height, _source(direct), readers, panel, finish="end")
     return None if best is None else best[1]
 
 

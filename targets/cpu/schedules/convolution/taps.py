@@ -38,6 +38,9 @@ class Taps(Protocol):
     def lanes(self, target: CpuTarget) -> int:
         """Positions of a vector."""
 
+    def widths(self, target: CpuTarget) -> tuple[int, ...]:
+        """Positions that a vector may have instead."""
+
     def layout(self, filters: int, groups: int) -> ChannelBlocks | WordBlocks:
         """How weights are packed for tiles of so many filters."""
 
@@ -49,6 +52,9 @@ class Taps(Protocol):
 
     def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
         """The word of filter `number` of a block of packed weights, for every lane."""
+
+    def factors(self, weight: tirx.Var, where: list[tirx.Expr], first: int, lanes: int) -> tirx.Expr:
+        """The words of neighbouring filters, from `first` on, of a block of packed weights."""
 
     def accumulate(self, total: tirx.Expr, words: tirx.Expr, factor: tirx.Expr, lanes: int) -> tirx.Expr:
         """`total` with the products of one step added."""
@@ -67,6 +73,10 @@ class FloatTaps:
         """See Taps."""
         return target.lanes()
 
+    def widths(self, target: CpuTarget) -> tuple[int, ...]:
+        """See Taps."""
+        return (target.lanes() // 2, target.lanes()) if target.vector_bits > 256 else (target.lanes(),)
+
     def layout(self, filters: int, groups: int) -> ChannelBlocks:
         """See Taps."""
         return ChannelBlocks(filters, groups)
@@ -82,6 +92,10 @@ class FloatTaps:
     def factor(self, weight: tirx.Var, where: list[tirx.Expr], number: int, lanes: int) -> tirx.Expr:
         """See Taps."""
         return splat(tirx.BufferLoad(weight, [*where, i64(number)]), lanes)
+
+    def factors(self, weight: tirx.Var, where: list[tirx.Expr], first: int, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        return tirx.BufferLoad(weight, [*where, ramp(i64(first), lanes)])
 
     def accumulate(self, total: tirx.Expr, words: tirx.Expr, factor: tirx.Expr, lanes: int) -> tirx.Expr:
         """See Taps."""
@@ -114,6 +128,10 @@ class DotTaps:
         """See Taps."""
         return self.dot.lanes
 
+    def widths(self, target: CpuTarget) -> tuple[int, ...]:
+        """See Taps."""
+        return (self.dot.lanes,)
+
     def layout(self, filters: int, groups: int) -> WordBlocks:
         """See Taps."""
         return WordBlocks(filters, groups, self.depth, self.weight)
@@ -142,6 +160,10 @@ class DotTaps:
         """See Taps."""
         values = tirx.BufferLoad(weight, [*where, ramp(i64(number * self.depth), self.depth)])
         return self.dot.spread(values, self.weight)
+
+    def factors(self, weight: tirx.Var, where: list[tirx.Expr], first: int, lanes: int) -> tirx.Expr:
+        """See Taps."""
+        return tirx.BufferLoad(weight, [*where, ramp(i64(first * self.depth), lanes * self.depth)])
 
     def accumulate(self, total: tirx.Expr, words: tirx.Expr, factor: tirx.Expr, lanes: int) -> tirx.Expr:
         """See Taps."""

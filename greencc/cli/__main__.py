@@ -1,0 +1,5 @@
+"""`python -m greencc.cli`."""
+
+from greencc.cli.main import main
+
+main()

@@ -1,0 +1,200 @@
+"""What `greencc tune` does: from a model to records of how its kernels are scheduled best."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from greencc.errors import UserError
+from greencc.files import check_writable
+from greencc.limits import Limits, measure_limits
+from greencc.model_options import ModelOptions
+from greencc.targets.base import Target
+from greencc.targets.cpu.target import CpuTarget
+from greencc.tuning.session import Budget, Listener, Outcome
+
+Progress = Callable[[str], None]
+
+_PACKAGES = ("xgboost", "psutil", "cloudpickle", "tornado")
+# What a trial takes, about, for the estimate of a dry run: a build and a measurement of a small kernel.
+_TRIAL_SECONDS = 0.4
+_USUAL_TRIALS = 100
+"""Plans tried of a kernel until nothing better comes, about."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What is asked of a session.
+
+    Attributes:
+        database: the folder that keeps the records.
+        budget: when it ends.
+        tune_at: sizes by the model's symbolic dimensions.
+        fleet: HOST:PORT of a tracker whose devices measure; None for this machine.
+        fleet_key: the key that they are registered with.
+        token_file: holds what they ask for; None for the environment's GREENCC_DEVICE_TOKEN, if it is set.
+        dry_run: whether to say only what would be done.
+        report: an HTML file to write; None for none.
+    """
+
+    database: Path
+    budget: Budget
+    tune_at: Mapping[str, Sequence[int]]
+    fleet: str | None = None
+    fleet_key: str | None = None
+    token_file: Path | None = None
+    dry_run: bool = False
+    report: Path | None = None
+
+
+def tune_model(
+    model: Path, target: Target, options: ModelOptions, request: TuneRequest, *, listen: Listener, progress: Progress
+) -> dict[str, Any]:
+    """Tune the kernels of `model` for `target`; see `greencc.api.tune` for the result.
+
+    Raises:
+        UserError: a package is missing, the request doesn't fit the model, or nothing can measure.
+    """
+    require_packages(request.report is not None)
+    _check(request)
+    if request.fleet is None and not target.runs_here and not request.dry_run:
+        raise UserError(f"--target: this machine can't run code for {_title(target)}: give devices with --rpc")
+    from greencc.optimize import optimize_model
+    from greencc.tuning.check import check_model
+    from greencc.tuning.database import Database
+    from greencc.tuning.plans import RecordedPlans
+    from greencc.tuning.records import Scope
+    from greencc.tuning.session import Session, summary
+    from greencc.tuning.state import TaskState
+    from greencc.tuning.tasks import extract_tasks, tuning_points
+
+    optimized = optimize_model(model, options, target=target, progress=progress)
+    limits = _limits(target, progress)
+    progress("finding what can be tuned")
+    tasks, untuned = extract_tasks(optimized.result.module, target, request.tune_at, limits)
+    if not tasks:
+        raise UserError(f"{model}: none of its kernels can be tuned for {_title(target)}")
+    database, scope = Database(request.database), Scope.of(target)
+    records = database.records(scope)
+    head: dict[str, Any] = {
+        "model": str(model),
+        "database": str(request.database),
+        "target": dict(scope.target),
+        "target_text": scope.title,
+        "limits": None if limits is None else asdict(limits),
+        "untuned": [asdict(item) for item in untuned],
+    }
+    if request.dry_run:
+        states = [TaskState(task) for task in tasks]
+        for state in states:
+            state.add(records.trials(state.task.key, state.task.sizes))
+        listed = [summary(state) | {"rules": list(state.task.spaces)} for state in states]
+        return {**head, "dry_run": True, "tasks": listed, "estimate": _estimate(states, request.budget)}
+    lab = _open_lab(target, request, progress)
+    try:
+        with database.writer(scope) as writer:
+            session = Session(
+                tasks, lab, records, writer, budget=request.budget, threads=target.threads, listen=listen
+            )
+            outcome = session.run()
+    finally:
+        lab.close()
+    checks = []
+    if target.runs_here and not outcome.was_interrupted:
+        plans = RecordedPlans(database.records(scope))
+        points = tuning_points(optimized.result.module, request.tune_at)
+        checks = [check.as_json() for check in check_model(optimized.result.module, target, plans, points, progress)]
+    result = {**head, **_report(outcome, checks)}
+    if request.report is not None:
+        from greencc.tuning.report import write_report
+
+        write_report(request.report, result)
+    return result
+
+
+def _check(request: TuneRequest) -> None:
+    """Raise UserError where the request is wrong by itself."""
+    budget = request.budget
+    if budget.trials is not None and budget.trials < 1:
+        raise UserError(f"--trials {budget.trials}: at least one is needed")
+    if budget.runs is not None and budget.runs < 1:
+        raise UserError(f"--stop-when-unprofitable {budget.runs}: give the number of runs that it has to pay within")
+    if (request.fleet is None) != (request.fleet_key is None):
+        raise UserError("--rpc and --rpc-key go together: where the tracker is, and how the devices are registered")
+    if request.report is not None:
+        check_writable(request.report)
+
+
+def _report(outcome: Outcome, checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    from greencc.tuning.session import summary
+
+    return {
+        "dry_run": False,
+        "stopped": outcome.stopped,
+        "interrupted": outcome.was_interrupted,
+        "seconds": outcome.seconds,
+        "trials": sum(state.trials for state in outcome.states),
+        "new_trials": outcome.new_trials,
+        "failures": sum(state.failures for state in outcome.states),
+        "default_ms": outcome.default_seconds * 1e3,
+        "model_ms": outcome.best_seconds * 1e3,
+        "payback": outcome.payback.as_json(),
+        "check": list(checks),
+        "history": [list(point) for point in outcome.history],
+        "tasks": [summary(state) | {"curve": state.curve} for state in outcome.states],
+    }
+
+
+def require_packages(with_report: bool = False) -> None:
+    """Raise UserError where a package of the `tune` extra, or the one that draws plots, is missing."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"tuning needs {', '.join(missing)}: pip install 'greencc[tune]'")
+    if with_report and importlib.util.find_spec("plotly") is None:
+        raise UserError("--report needs plotly: pip install 'greencc[report]'")
+
+
+def _limits(target: Target, progress: Progress) -> Limits | None:
+    """The limits of this machine's CPU; those of GPUs, and of other machines, are not measured."""
+    if not isinstance(target, CpuTarget) or not target.runs_here:
+        return None
+    progress("measuring the machine's limits")
+    return measure_limits(target)
+
+
+def _open_lab(target: Target, request: TuneRequest, progress: Progress) -> Any:
+    from greencc.tuning.builders import Builders
+    from greencc.tuning.devices import LocalDevice
+    from greencc.tuning.lab import Workshop
+    from greencc.tuning.pool import Pool
+
+    makers = Builders(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if request.fleet is None:
+        return Workshop(target, makers, Pool([LocalDevice(target)], log=progress), overlap=False)
+    from greencc.tuning.fleet import Fleet
+
+    fleet = Fleet(request.fleet, request.fleet_key or "", target, token_file=request.token_file, log=progress)
+    return Workshop(target, makers, fleet.pool, overlap=True)
+
+
+def _estimate(states: Sequence[Any], budget: Budget) -> str:
+    done = sum(state.trials for state in states)
+    open_ = [state for state in states if state.finished is None]
+    wanted = budget.trials if budget.trials is not None else done + _USUAL_TRIALS * len(open_)
+    more = max(0, wanted - done) if open_ else 0
+    seconds = more * _TRIAL_SECONDS
+    if budget.seconds is not None:
+        seconds = min(seconds, budget.seconds)
+    minutes = f"about {max(1, round(seconds / 60))} min on one device" if more else "nothing"
+    return f"{len(open_)} of {len(states)} kernels, up to {more} trials, {minutes}"
+
+
+def _title(target: Target) -> str:
+    from greencc.tuning.records import Scope
+
+    return Scope.of(target).title
+
