@@ -17,7 +17,7 @@ from greencc.targets.tuning.space import Knob, Plan, Space, nearby
 _MOST_SUMS, _MOST_NODES = 256, 8192
 # Elements of the next step that a thread holds in registers.
 _MOST_HELD = 64
-# A tile of more rows (columns) than this has no more than twice those that there are.
+# A tile of more rows (columns) than this has at most twice those that there are.
 _SMALL = 32
 
 
@@ -26,6 +26,7 @@ def plan_space(conv: Contraction, gpu: Capabilities) -> Space:
     default = choose_plan(conv, gpu)
     nodes = sum(1 for _ in walk(conv.tail.value))
     work = WORD_WORK if conv.words and not gpu.has_dot4 else 1
+    most_sums = max(default.filters * default.positions, min(_MOST_SUMS // work, _MOST_NODES // nodes))
     each, positions = conv.filters // conv.groups, likely_positions(conv)
     knobs = (
         Knob("filters", nearby((2, 4, 8, 16), default.filters)),
@@ -45,12 +46,13 @@ def plan_space(conv: Contraction, gpu: Capabilities) -> Space:
         if tiles.threads % tiles.columns or tiles.step % (tiles.threads // tiles.columns):
             return "threads don't gather whole positions"
         sums = tiles.filters * tiles.positions
-        if sums * work > _MOST_SUMS or sums * nodes > _MOST_NODES:
+        if sums > most_sums:
             return "a thread has too many sums"
         if tiles.step * (tiles.rows + tiles.columns) > _MOST_HELD * tiles.threads:
             return "a thread holds too much of the next step"
-        beyond = max(_SMALL, 2 * each), max(_SMALL, 2 * positions)
-        return "most of a tile is empty" if tiles.rows >= 2 * beyond[0] or tiles.columns >= 2 * beyond[1] else None
+        is_empty = tiles.rows > max(2 * each, _SMALL, default.rows)
+        is_empty |= tiles.columns > max(2 * positions, _SMALL, default.columns)
+        return "most of a tile is empty" if is_empty else None
 
     def features(plan: Plan) -> Mapping[str, float]:
         tiles = read_plan(plan)
