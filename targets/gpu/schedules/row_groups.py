@@ -60,7 +60,7 @@ def rows_space(stages: Sequence[Stage], rows: Rows, gpu: Capabilities) -> Space:
         groups = Groups(int(plan["lanes"]), int(plan["rows"]))
         if groups.threads > gpu.max_threads:
             return f"{groups.threads} threads"
-        taken = 0 if groups.lanes == 1 else groups.threads * _tree_bytes(reductions)
+        taken = 0 if groups.lanes == 1 or groups == default else groups.threads * _tree_bytes(reductions)
         return "too much shared memory" if taken > gpu.shared_bytes else None
 
     def features(plan: Plan) -> dict[str, float]:
