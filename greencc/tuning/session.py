@@ -152,6 +152,7 @@ class Session:
         try:
             self._resume()
             self._measure_defaults()
+            self._note_time()
             outcome.stopped = self._search()
             self._confirm()
         except KeyboardInterrupt:
@@ -198,6 +199,7 @@ class Session:
             before, energy = state.gap, self._meter.joules
             if plans:
                 self._try(state, plans)
+            self._note_time()
             self._note_batch(before, before - state.gap, energy)
             if state.finished is not None:
                 self._tell("task-done", task=summary(state))
@@ -222,6 +224,8 @@ class Session:
         search = self._searches.get(_id(state.task))
         if search is not None:
             search.learn([Tried(d, _ratio(outcome)) for d, outcome in outcomes if d is not None])
+
+    def _note_time(self) -> None:
         self.outcome.history.append((self._meter.seconds, self.outcome.best_seconds))
 
     def _measure(
