@@ -21,12 +21,12 @@ from greencc.targets.tuning.alone import Kernel, build_alone
 from greencc.targets.tuning.space import Plan, TunableRule
 from greencc.tuning.channel import Channel, ChannelError
 from greencc.tuning.faults import FAULTS, one_line
-from greencc.tuning.program import Contents, Operand, Program, random_array
+from greencc.tuning.program import MOST_COPIES, Contents, Operand, Program, random_array
 
 _GRACE_SECONDS = 2.0
 # Launches of a program by default. Several, because a run has a cost of its own; few of large kernels, because a short
 # run is less likely to be disturbed; one where weights take much memory.
-_LEAST_COPIES, _MOST_COPIES = 2, 8
+_LEAST_COPIES = 2
 _RUN_BYTES, _LARGE_BYTES = 4 << 20, 32 << 20
 # Weights repeat themselves after so many rows and columns; primes, so that a wrong index is seen all the same.
 _MATRIX_PERIOD, _PERIOD = 61, 13
@@ -123,7 +123,7 @@ class OpenedTask:
             return 1
         others = [i for i in range(len(self._kernel.func.params)) if i not in self._kernel.constants]
         moved = weights + sum(self._bytes(i, dict(self._sizes[-1])) for i in others)
-        return min(max(_RUN_BYTES // max(moved, 1), _LEAST_COPIES), _MOST_COPIES)
+        return min(max(_RUN_BYTES // max(moved, 1), _LEAST_COPIES), MOST_COPIES)
 
     def _bytes(self, parameter: int, sizes: dict[str, int]) -> int:
         return math.prod(self._kernel.shape(parameter, sizes)) * np.dtype(self._dtype(parameter)).itemsize

@@ -77,7 +77,8 @@ class _Worker:
             if header["do"] == "reference":
                 self._reference = None
                 self._reference = Loaded(Program(message.blobs[0]), self._device)
-                return {}
+                sizes = range(self._reference.contents.sizes)
+                return {"seconds": sum(self._reference.seconds(size) for size in sizes)}
             if self._reference is None:
                 raise GreenccError("there is no reference")
             candidate = Loaded(Program(message.blobs[0]), self._device)

@@ -140,6 +140,7 @@ def _chosen(form: _Form, plan: Plan) -> AttentionPlan:
 
 
 def _problem(target: CpuTarget, form: _Form, plan: AttentionPlan) -> str | None:
+    # One more than there are registers: LLVM keeps a value that all lanes share in memory.
     if plan.rows * plan.vectors + plan.vectors + 1 > target.vector_registers + 1:
         return "the sums don't fit the registers"
     if plan.across == "keys":

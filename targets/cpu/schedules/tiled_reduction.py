@@ -22,7 +22,7 @@ from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.factors import plain_factors
 from greencc.targets.kernel import InlineError, blocks, inline_blocks, is_reduction, widened
 from greencc.targets.tir import as_int
-from greencc.targets.tuning.space import Knob, Plan, Space
+from greencc.targets.tuning.space import Knob, Plan, Space, nearby
 
 # Position of the output channels in NCHW.
 CHANNEL_AXIS = 1
@@ -120,8 +120,9 @@ class TiledReductionRule:
         if form.is_product:  # most have a rule of their own, beside whose plans these would be a waste of trials
             return Declined("it sums products")
         default = self._default(form)
+        widest = _divisors(form.kept[-1] or 1, 2 * self.target.lanes())[-4:]
         knobs = (
-            Knob("columns", tuple(_divisors(form.kept[-1] or 1, 2 * self.target.lanes())[-4:])),
+            Knob("columns", nearby(tuple(widest), default.columns)),
             Knob("channels", tuple(_divisors(form.channels, MAX_CHANNELS))),
             Knob("threads", ("all", "one")),
         )

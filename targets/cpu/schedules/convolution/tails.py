@@ -116,21 +116,7 @@ class Tails:
         return inside, corner.group * i64(self.channels) + number
 
     def _store(self, total: tirx.Expr, place: list[tirx.Expr]) -> None:
-        T.buffer_store(self.buffers[self.tail.output], self._value(total, place), place)
-
-    def _value(self, total: tirx.Expr, place: list[tirx.Expr]) -> tirx.Expr:
-        """The tail's expression at one place of the output, where the sum is `total`."""
-        values = dict(zip(self.tail.axes, place, strict=True))
-
-        def replace(node: tirx.Expr) -> tirx.Expr | None:
-            if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
-                return total
-            if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
-                indices = [rewrite(index, replace) for index in node.indices]
-                return tirx.BufferLoad(self.buffers[node.source], indices)
-            return values.get(node) if isinstance(node, tirx.Var) else None
-
-        return rewrite(self.tail.value, replace)
+        T.buffer_store(self.buffers[self.tail.output], self.tail.value_at(total, place, self.buffers), place)
 
 
 def _pieces(width: int, lanes: int, body: Callable[[tirx.Expr], None]) -> None:
