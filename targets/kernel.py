@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
 from tvm import ir, s_tir, sym, tirx
 
-from greencc.targets.tir import as_int, loads, written_out
+from greencc.targets.tir import as_int, loads, rewrite, written_out
 
 DATA_PARALLEL = 0
 REDUCE = 2
@@ -39,6 +39,27 @@ class Tail:
     axes: tuple[tirx.Var, ...]
     output: tirx.Var
     intermediate: tirx.Var
+
+    def value_at(
+        self, produced: tirx.Expr, place: Sequence[tirx.Expr], buffers: Mapping[tirx.Var, tirx.Var]
+    ) -> tirx.Expr:
+        """What is stored at one place of the output.
+
+        Args:
+            produced: the producer's value there.
+            place: an index for each axis.
+            buffers: by the buffers that the tail reads, those to read in their stead.
+        """
+        values = dict(zip(self.axes, place, strict=True))
+
+        def replace(node: tirx.Expr) -> tirx.Expr | None:
+            if isinstance(node, ir.TensorLoad) and node.source.same_as(self.intermediate):
+                return produced
+            if isinstance(node, ir.TensorLoad) and node.source in buffers:
+                return tirx.BufferLoad(buffers[node.source], [rewrite(index, replace) for index in node.indices])
+            return values.get(node) if isinstance(node, tirx.Var) else None
+
+        return rewrite(self.value, replace)
 
 
 def blocks(schedule: s_tir.Schedule) -> list[s_tir.SBlockRV]:

@@ -16,7 +16,7 @@ from greencc.cli.compiling import model_options, read_model_options
 from greencc.cli.shared import show, threads_option, working
 from greencc.options import parse_seconds, parse_sizes
 
-_INTERRUPTED = 130
+_INTERRUPTED, _FAULT = 130, 1
 
 
 @click.command("tune")
@@ -89,7 +89,7 @@ def tune_command(
         "dry_run": dry_run,
         "report": report,
     }
-    with _events() as stdout, working() as progress, SessionView(trials, seconds) as view:
+    with _events() as stdout, working() as progress, SessionView(trials, seconds, not as_json) as view:
 
         def listen(event: Mapping[str, Any]) -> None:
             progress.pause()
@@ -102,6 +102,9 @@ def tune_command(
         _write(sys.stdout, {"event": "result", **result})
     else:
         show(result, False, "tuning_plan" if dry_run else "tuning_report")
+    if result.get("error"):
+        print(f"greencc: error: {result['error']}", file=sys.stderr)
+        return _FAULT
     return _INTERRUPTED if result.get("interrupted") else 0
 
 

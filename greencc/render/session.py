@@ -33,15 +33,17 @@ class SessionView:
     Args:
         trials: how many are asked for; None for as many as it takes.
         seconds: how long it may take; None for as long as it takes.
+        is_live: whether a table may change in place, which nothing else may print into.
     """
 
-    def __init__(self, trials: int | None, seconds: float | None) -> None:
-        self._trials, self._seconds = trials, seconds
+    def __init__(self, trials: int | None, seconds: float | None, is_live: bool = True) -> None:
+        self._trials, self._seconds, self._is_live = trials, seconds, is_live
         self._tasks: dict[str, dict[str, Any]] = {}
         self._event: Mapping[str, Any] = {}
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
         self._last_line = 0.0
+        self._share_before = 0.0
 
     def __enter__(self) -> SessionView:
         return self
@@ -49,17 +51,28 @@ class SessionView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
+            self._live = None
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Take note of an event."""
+        if event["event"] == "note":
+            self._console.print(f"greencc: {event['message']}", soft_wrap=True)
+            return
         self._event = {**self._event, **event}
+        if event["event"] == "start":
+            self._share_before, _ = self._share_done()
         for task in event.get("tasks", ()):
             self._tasks[_id(task)] = task
         if "task" in event:
             self._tasks[_id(event["task"])] = event["task"]
-        if self._console.is_terminal:
+        if event["event"] == "end":
+            self._stop()
+        elif self._console.is_terminal and self._is_live:
             if self._live is None:
                 self._live = Live(console=self._console, refresh_per_second=_REFRESH, transient=True)
                 self._live.start()
@@ -108,7 +121,9 @@ class SessionView:
     def _clock(self) -> str:
         passed = self._event["seconds"]
         share, known = self._share_done()
-        left = passed * (1 - share) / share if known and share > 0 else None
+        # What earlier sessions did took none of this one's time.
+        done = share - self._share_before
+        left = passed * (1 - share) / done if known and done > 0 else None
         return duration(passed) + ("" if left is None else f", about {duration(left)} to go")
 
 
@@ -253,7 +268,8 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         low, high = check["interval_95"]
         at = "".join(f" {name}={size}" for name, size in check["sizes"].items())
         times = f"{check['default_ms']:.3f} -> {check['tuned_ms']:.3f} ms"
-        rows.append((f"model{at}", f"{times} ({check['ratio']:.3f}, 95%: {low:.3f} to {high:.3f})"))
+        wrong = "" if check["agrees"] else f"; the outputs differ by {check['max_abs_difference']}: report this"
+        rows.append((f"model{at}", f"{times} ({check['ratio']:.3f}, 95%: {low:.3f} to {high:.3f}){wrong}"))
     return rows
 
 

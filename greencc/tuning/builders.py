@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BUILD_SECONDS = 30.0
 """A build that takes longer is left."""
+BUILDER = "greencc.tuning.building"
+"""What a process that builds runs: see Child."""
 _STARTS = 2
 # The compiler keeps something of every module: now and then a new process begins.
 _MOST_BUILDS = 400
@@ -149,7 +151,7 @@ class Builders:
             for _ in builds:
                 outcome = done.get()
                 if isinstance(outcome, Exception):
-                    raise GreenccError(f"candidates can't be built: {outcome}") from outcome
+                    raise GreenccError(f"candidates can't be built: the compiler: {outcome}") from outcome
                 yield outcome
             finished = True
         finally:
@@ -173,14 +175,15 @@ class _Builder:
         if self._built >= _MOST_BUILDS:
             self.close()
         child = self._running()
-        header = {"rule": build.rule, "plan": None if build.plan is None else dict(build.plan)}
+        plan = None if build.plan is None else dict(build.plan)
+        header = {"rule": build.rule, "plan": plan, "timeout": self._timeout}
         known = self._holds is build.task
         self._built += 1
         try:
             answer = child.ask(header, () if known else (build.task.data,), self._timeout)
         except ChildFailed as error:
             self.close()
-            return BuildFailed(f"the compiler {error}")
+            return BuildFailed(f"the compiler: {error}")
         self._holds = build.task
         return BuildFailed(str(answer.header["failed"])) if "failed" in answer.header else Program(answer.blobs[0])
 
@@ -194,7 +197,7 @@ class _Builder:
         for start in range(_STARTS):
             if self._child is None:
                 try:
-                    self._child = Child("greencc.tuning.building", {}, {"OPENBLAS_NUM_THREADS": "1"})
+                    self._child = Child(BUILDER, {}, {"OPENBLAS_NUM_THREADS": "1"})
                 except ChildFailed:
                     if start == _STARTS - 1:
                         raise

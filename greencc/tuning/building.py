@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import signal
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,10 +21,13 @@ from greencc.targets.tuning.alone import Kernel, build_alone
 from greencc.targets.tuning.space import Plan, TunableRule
 from greencc.tuning.channel import Channel, ChannelError
 from greencc.tuning.faults import FAULTS, one_line
-from greencc.tuning.program import Contents, Operand, Program, random_array
+from greencc.tuning.program import MOST_COPIES, Contents, Operand, Program, random_array
 
-# Launches of a program by default: the weights of all of them take no more than this.
-_MOST_COPIES, _WEIGHT_BYTES = 8, 64 << 20
+_GRACE_SECONDS = 2.0
+# Launches of a program by default. Several, because a run has a cost of its own; few of large kernels, because a short
+# run is less likely to be disturbed; one where weights take much memory.
+_LEAST_COPIES = 2
+_RUN_BYTES, _LARGE_BYTES = 4 << 20, 32 << 20
 # Weights repeat themselves after so many rows and columns; primes, so that a wrong index is seen all the same.
 _MATRIX_PERIOD, _PERIOD = 61, 13
 
@@ -30,7 +35,8 @@ _MATRIX_PERIOD, _PERIOD = 61, 13
 def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
     """Build until the asking process has gone: see Child.
 
-    A question holds a rule's name and a plan; a blob beside it is the task from now on. The answer is the program.
+    A question holds a rule's name, a plan and seconds that it may take; a blob beside it is the task from now on. The
+    answer is the program.
     """
     channel = Channel(incoming, outgoing)
     task: OpenedTask | None = None
@@ -38,6 +44,8 @@ def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
         channel.send({"ready": True})
         while True:
             message = channel.receive()
+            # The asking process ends this one when time is up. Should it have gone, this one ends by itself.
+            signal.setitimer(signal.ITIMER_REAL, message.header["timeout"] + _GRACE_SECONDS)
             try:
                 if message.blobs:
                     task = None
@@ -49,6 +57,8 @@ def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
                 channel.send({"failed": one_line(error)})
             else:
                 channel.send({}, (program.data,))
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
     except ChannelError:
         return
 
@@ -108,8 +118,15 @@ class OpenedTask:
         return str(self._kernel.func.params[parameter].ty.dtype)
 
     def _suitable_copies(self) -> int:
-        size = sum(weight.nbytes for weight in self._weights.values())
-        return max(1, min(_MOST_COPIES, _WEIGHT_BYTES // max(size, 1)))
+        weights = sum(weight.nbytes for weight in self._weights.values())
+        if weights > _LARGE_BYTES:
+            return 1
+        others = [i for i in range(len(self._kernel.func.params)) if i not in self._kernel.constants]
+        moved = weights + sum(self._bytes(i, dict(self._sizes[-1])) for i in others)
+        return min(max(_RUN_BYTES // max(moved, 1), _LEAST_COPIES), MOST_COPIES)
+
+    def _bytes(self, parameter: int, sizes: dict[str, int]) -> int:
+        return math.prod(self._kernel.shape(parameter, sizes)) * np.dtype(self._dtype(parameter)).itemsize
 
 
 def weight_array(shape: Sequence[int], dtype: str, seed: int) -> Array:

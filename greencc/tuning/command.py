@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from greencc.errors import UserError
+from greencc.errors import GreenccError, UserError
 from greencc.files import check_writable
-from greencc.limits import Limits, measure_limits
+from greencc.limits import Limits
 from greencc.model_options import ModelOptions
 from greencc.targets.base import Target
 from greencc.targets.cpu.target import CpuTarget
@@ -73,7 +74,7 @@ def tune_model(
     from greencc.tuning.tasks import extract_tasks, tuning_points
 
     optimized = optimize_model(model, options, target=target, progress=progress)
-    limits = _limits(target, progress)
+    limits = None if request.fleet is not None else _limits(target, progress)
     progress("finding what can be tuned")
     tasks, untuned = extract_tasks(optimized.result.module, target, request.tune_at, limits)
     if not tasks:
@@ -89,25 +90,35 @@ def tune_model(
         "untuned": [asdict(item) for item in untuned],
     }
     if request.dry_run:
-        states = [TaskState(task) for task in tasks]
+        states = [TaskState(task, records.failed(task.key)) for task in tasks]
         for state in states:
             state.add(records.trials(state.task.key, state.task.sizes))
         listed = [summary(state) | {"rules": list(state.task.spaces)} for state in states]
         return {**head, "dry_run": True, "tasks": listed, "estimate": _estimate(states, request.budget)}
-    lab = _open_lab(target, request, progress)
-    try:
-        with database.writer(scope) as writer:
+    is_local = request.fleet is None
+    with database.writer(scope) as writer:
+        lab = _open_lab(target, request, lambda message: listen({"event": "note", "message": message}))
+        try:
             session = Session(
-                tasks, lab, records, writer, budget=request.budget, threads=target.threads, listen=listen
+                tasks,
+                lab,
+                records,
+                writer,
+                budget=request.budget,
+                threads=target.threads,
+                listen=listen,
+                is_local=is_local,
             )
             outcome = session.run()
-    finally:
-        lab.close()
+        finally:
+            lab.close()
     checks = []
-    if target.runs_here and not outcome.was_interrupted:
+    if is_local and outcome.error is None and not outcome.was_interrupted:
         plans = RecordedPlans(database.records(scope))
         points = tuning_points(optimized.result.module, request.tune_at)
-        checks = [check.as_json() for check in check_model(optimized.result.module, target, plans, points, progress)]
+        # What was found is on record by now: an interruption costs the comparison alone.
+        with suppress(KeyboardInterrupt):
+            checks = [c.as_json() for c in check_model(optimized.result.module, target, plans, points, progress)]
     result = {**head, **_report(outcome, checks)}
     if request.report is not None:
         from greencc.tuning.report import write_report
@@ -125,8 +136,20 @@ def _check(request: TuneRequest) -> None:
         raise UserError(f"--stop-when-unprofitable {budget.runs}: give the number of runs that it has to pay within")
     if (request.fleet is None) != (request.fleet_key is None):
         raise UserError("--rpc and --rpc-key go together: where the tracker is, and how the devices are registered")
+    if request.token_file is not None and request.fleet is None:
+        raise UserError(f"--token-file {request.token_file}: it is for devices: add --rpc and --rpc-key")
+    if request.fleet is not None and request.fleet_key is not None:
+        from greencc.tuning.credentials import read_token
+        from greencc.tuning.tracker import check_key, parse_address
+
+        parse_address(request.fleet)
+        check_key(request.fleet_key)
+        read_token(request.token_file)
     if request.report is not None:
         check_writable(request.report)
+    folder = next(path for path in (request.database, *request.database.resolve().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--db {request.database}: {folder} is not a folder that can be written to")
 
 
 def _report(outcome: Outcome, checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -136,6 +159,7 @@ def _report(outcome: Outcome, checks: Sequence[Mapping[str, Any]]) -> dict[str, 
         "dry_run": False,
         "stopped": outcome.stopped,
         "interrupted": outcome.was_interrupted,
+        "error": None if outcome.error is None else str(outcome.error),
         "seconds": outcome.seconds,
         "trials": sum(state.trials for state in outcome.states),
         "new_trials": outcome.new_trials,
@@ -159,11 +183,17 @@ def require_packages(with_report: bool = False) -> None:
 
 
 def _limits(target: Target, progress: Progress) -> Limits | None:
-    """The limits of this machine's CPU; those of GPUs, and of other machines, are not measured."""
+    """The limits of this machine's CPU; None where they can't be measured. Those of GPUs are not."""
     if not isinstance(target, CpuTarget) or not target.runs_here:
         return None
+    from greencc.tuning.machine import limits_of
+
     progress("measuring the machine's limits")
-    return measure_limits(target)
+    try:
+        return limits_of(target)
+    except GreenccError as error:
+        progress(f"going on without the machine's limits: {error}")
+        return None
 
 
 def _open_lab(target: Target, request: TuneRequest, progress: Progress) -> Any:

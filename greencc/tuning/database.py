@@ -20,8 +20,8 @@ Sizes: TypeAlias = Mapping[str, tuple[int, ...]]
 class Records:
     """The records of one scope, as they were when they were read.
 
-    Of several measurements of a plan the newest counts: it is the one that was made to be sure. A plan that failed
-    at any sizes of a workload is no answer at others.
+    Of several measurements of a plan the newest thorough one counts, or else the newest. Only a plan that was measured
+    thoroughly is an answer, and one that failed at any sizes of a workload is none at others.
     """
 
     def __init__(self, lines: Mapping[bytes, Line]) -> None:
@@ -64,8 +64,8 @@ class Records:
     def ranking(self, workload: str, sizes: Sizes) -> tuple[Trial, ...]:
         """What counts of every plan that works, the default's among them: lowest time over the default's first."""
         failed = self.failed(workload)
-        newest = {trial.plan_key: trial for trial in self.trials(workload, sizes)}
-        return tuple(sorted((trial for key, trial in newest.items() if key not in failed), key=_ratio))
+        counting = {trial.plan_key: trial for trial in sorted(self.trials(workload, sizes), key=weight)}
+        return tuple(sorted((trial for key, trial in counting.items() if key not in failed), key=_ratio))
 
     def best(self, workload: str, sizes: Sizes) -> Trial | None:
         """The plan to schedule a kernel by, or None where none is known to be faster than the default schedule.
@@ -75,10 +75,9 @@ class Records:
         return best_of(self.ranking(workload, sizes))
 
     def answer(self, workload: str) -> Trial | None:
-        """`best` for who doesn't know sizes: of those where something worked, at the most of them."""
-        found = [(sizes, self.ranking(workload, sizes)) for sizes in self.sizes(workload)]
-        measured = [(_count(ranking[0]), sizes_key(sizes)) for sizes, ranking in found if ranking]
-        return self.best(workload, dict(max(measured)[1])) if measured else None
+        """`best` for who doesn't know sizes: that which was found at the most of them, of equals the newest."""
+        found = (self.best(workload, sizes) for sizes in self.sizes(workload))
+        return max((trial for trial in found if trial is not None), key=lambda t: (_count(t), t.at), default=None)
 
     def nearest(self, traits: Mapping[str, float], rule: str, count: int) -> tuple[Trial, ...]:
         """Answers for the kernels that are most alike, by a rule: where to begin with a kernel that isn't known.
@@ -147,8 +146,17 @@ class Database:
 
 def best_of(ranking: Iterable[Trial]) -> Trial | None:
     """The first plan of a ranking that is certain to be faster than the default schedule."""
-    plans = (trial for trial in ranking if trial.plan is not None)
-    return next((trial for trial in plans if isinstance(trial.outcome, Measured) and trial.outcome.is_faster), None)
+    return next((trial for trial in ranking if trial.thorough and is_faster(trial)), None)
+
+
+def is_faster(trial: Trial) -> bool:
+    """Whether a plan was measured to be faster than the default schedule, by more than the spread."""
+    return trial.plan is not None and isinstance(trial.outcome, Measured) and trial.outcome.is_faster
+
+
+def weight(trial: Trial) -> tuple[bool, str]:
+    """What of several measurements of a plan counts: the one with the largest."""
+    return trial.thorough, trial.at
 
 
 def check_filled(paths: Iterable[Path], contents: Contents) -> None:

@@ -16,6 +16,12 @@ from greencc.tuning.program import Program
 
 MEASURE_SECONDS, THOROUGH_SECONDS = 10.0, 40.0
 """A candidate that gives no result within these is left, also when it is measured thoroughly."""
+WORKER = "greencc.tuning.worker"
+"""What the process that measures runs: see Child."""
+# A reference, which nobody suspects, may take so long to be loaded and run once.
+REFERENCE_SECONDS = 60.0
+# A candidate may take the time of so many runs of the reference, beside its own.
+MOST_REFERENCE_RUNS = 50
 _STARTS = 2
 # Code that was loaded stays in its process: now and then a new one begins.
 _MOST_CANDIDATES = 256
@@ -23,6 +29,10 @@ _MOST_CANDIDATES = 256
 
 class TrialFailed(Exception):
     """A candidate can't be measured, and it is the candidate's fault. The message is a phrase."""
+
+
+class ReferenceFailed(TrialFailed):
+    """What a candidate is to be compared with can't be measured itself. The message is a phrase."""
 
 
 class DeviceLost(Exception):
@@ -71,7 +81,8 @@ class LocalDevice:
 
     Args:
         target: a target that runs here.
-        timeout: seconds that a candidate gets; four times as many when it is measured thoroughly.
+        timeout: seconds that a candidate gets beside those that its runs should take; four times as many when it is
+            measured thoroughly.
         memory: bytes that a candidate may take, on a CPU; None for half of this machine's.
     """
 
@@ -81,6 +92,7 @@ class LocalDevice:
         self._turn = threading.Lock()
         self._child: Child | None = None
         self._holds = ""
+        self._run_seconds = 0.0
         self._measured = 0
         self._closed = False
 
@@ -101,7 +113,8 @@ class LocalDevice:
             child = self._running()
             self._hold(child, reference)
             self._measured += 1
-            timeout = self._timeout * (THOROUGH_SECONDS / MEASURE_SECONDS if thorough else 1)
+            timeout = self._timeout + MOST_REFERENCE_RUNS * self._run_seconds
+            timeout *= THOROUGH_SECONDS / MEASURE_SECONDS if thorough else 1
             try:
                 answer = self._ask(child, {"do": "measure", "thorough": thorough}, candidate, timeout)
             except ChildFailed as error:
@@ -124,7 +137,7 @@ class LocalDevice:
             environment = worker.environment(self._target.threads, parse_device(place))
             for start in range(_STARTS):
                 try:
-                    self._child = Child("greencc.tuning.worker", options, environment)
+                    self._child = Child(WORKER, options, environment)
                     break
                 except ChildFailed as error:
                     if start == _STARTS - 1:
@@ -136,13 +149,15 @@ class LocalDevice:
         """Have the reference loaded in the process."""
         if self._holds == reference.digest:
             return
+        self._holds = ""
         try:
-            answer = self._ask(child, {"do": "reference"}, reference, self._timeout)
+            answer = self._ask(child, {"do": "reference"}, reference, max(self._timeout, REFERENCE_SECONDS))
         except ChildFailed as error:
-            raise self._failure(f"the reference: {error}") from error
+            self._end()
+            raise DeviceLost("closed") if self._closed else ReferenceFailed(str(error)) from error
         if "failed" in answer.header:
-            raise TrialFailed(f"the reference: {answer.header['failed']}")
-        self._holds = reference.digest
+            raise ReferenceFailed(str(answer.header["failed"]))
+        self._holds, self._run_seconds = reference.digest, float(answer.header["seconds"])
 
     def _ask(self, child: Child, header: Mapping[str, Any], program: Program, timeout: float) -> Message:
         return child.ask({**header, "timeout": timeout}, (program.data,), timeout)
@@ -165,7 +180,7 @@ def measurement_of(answer: Mapping[str, Any]) -> Measurement:
         TrialFailed: it answered why there is none.
     """
     if "failed" in answer:
-        raise TrialFailed(str(answer["failed"]))
+        raise (ReferenceFailed if answer.get("reference") is True else TrialFailed)(str(answer["failed"]))
     seconds, spread, reference = (tuple(map(float, answer[key])) for key in ("seconds", "spread", "reference"))
     return Measurement(seconds, spread, reference)
 

@@ -116,7 +116,7 @@ def load(paths: Sequence[Path], only: Scope | None = None) -> Contents:
     Raises:
         UserError: a file can't be read, or is of a newer format.
     """
-    files = [read_file(file, only) for path in paths if not path.is_file() for file in record_files(path)]
+    files = [file for path in paths if not path.is_file() for file in _read_folder(path, only)]
     exported = [found for path in paths if path.is_file() for found in read_export(path)]
     known = [*(found.scope for found in exported), *(file.scope for file in files if file.scope is not None)]
     if only is not None:
@@ -133,6 +133,20 @@ def load(paths: Sequence[Path], only: Scope | None = None) -> Contents:
                 read += len(part)
             scopes.append(ScopeRecords(scope, lines))
     return Contents(tuple(files), tuple(scopes), read)
+
+
+def _read_folder(folder: Path, only: Scope | None) -> list[RecordFile]:
+    """The files of a folder. Where merge or prune takes one away meanwhile, what it held is in another one by then."""
+    while True:
+        files = record_files(folder)
+        try:
+            found = [read_file(file, only) for file in files]
+        except UserError:
+            if all(file.exists() for file in files):
+                raise
+            continue
+        if all(file.exists() for file in files):
+            return found
 
 
 def read_file(path: Path, only: Scope | None = None) -> RecordFile:

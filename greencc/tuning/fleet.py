@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +16,21 @@ from tvm import rpc
 
 from greencc.errors import UserError
 from greencc.tuning.credentials import proof, read_token
-from greencc.tuning.devices import MEASURE_SECONDS, THOROUGH_SECONDS, DeviceLost, Place, measurement_of
+from greencc.tuning.devices import (
+    MEASURE_SECONDS,
+    MOST_REFERENCE_RUNS,
+    REFERENCE_SECONDS,
+    THOROUGH_SECONDS,
+    DeviceLost,
+    Place,
+    measurement_of,
+)
 from greencc.tuning.faults import one_line
 from greencc.tuning.measure import Measurement
 from greencc.tuning.pool import Pool
-from greencc.tuning.program import Program
+from greencc.tuning.program import MOST_COPIES, Program
 from greencc.tuning.tracker import Address, Offer, Tracker, TrackerError, check_key, parse_address
+from greencc.version import __version__
 
 T = TypeVar("T")
 
@@ -58,7 +68,7 @@ class RemoteDevice:
 
     def __init__(self, offer: Offer, token: str, seconds: float = MEASURE_SECONDS) -> None:
         self._address, self._seconds = offer.address, seconds
-        self._holds = ""
+        self._holds, self._run_seconds = "", 0.0
         self._session: Any = None
         self._fields = in_time(lambda: self._open(offer, token), _CONNECT_SECONDS)
 
@@ -87,31 +97,64 @@ class RemoteDevice:
         def call() -> Any:
             return json.loads(str(session.get_function(MEASURE)(header, candidate.data, sent)))
 
-        own = self._seconds * (THOROUGH_SECONDS / MEASURE_SECONDS if thorough else 1)
-        answer = in_time(call, self._seconds + own + _WAY_SECONDS)
-        if "lost" in answer:
-            raise DeviceLost(str(answer["lost"]))
-        self._holds = reference.digest
-        return measurement_of(answer)
+        own = self._seconds + MOST_REFERENCE_RUNS * self._run_seconds
+        own *= THOROUGH_SECONDS / MEASURE_SECONDS if thorough else 1
+        first = self._seconds + (REFERENCE_SECONDS if sent and self._seconds >= MEASURE_SECONDS else 0.0)
+        answer = in_time(call, first + own + _WAY_SECONDS)
+        try:
+            if "lost" in answer:
+                raise DeviceLost(str(answer["lost"]))
+            self._holds = reference.digest
+            found = measurement_of(answer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DeviceLost(f"it answered otherwise than greencc does ({one_line(error)})") from error
+        self._run_seconds = MOST_COPIES * sum(found.reference)
+        return found
 
     def close(self) -> None:
         """See Device. The server is free again when the measurement that is under way has ended."""
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            _hang_up(session)
 
     def _open(self, offer: Offer, token: str) -> Mapping[str, object]:
         session = rpc.connect(*offer.address, offer.match_key, _SESSION_SECONDS)
         try:
-            challenge = session.get_function(CHALLENGE)
-        except AttributeError as error:
-            raise Refused("it is no device that greencc serves") from error
+            fields = _introduce(session, token)
+        except BaseException:
+            _hang_up(session)
+            raise
+        self._session = session
+        return fields
+
+
+def _introduce(session: Any, token: str) -> Mapping[str, object]:
+    """Show the token to a server, and ask what it is."""
+    try:
+        challenge = session.get_function(CHALLENGE)
+    except AttributeError as error:
+        raise Refused("it is no device that greencc serves") from error
+    try:
         answer = json.loads(str(session.get_function(DESCRIBE)(proof(token, str(challenge())))))
         if "refused" in answer:
             raise Refused(str(answer["refused"]))
-        if answer["tvm"] != version("apache-tvm"):
-            raise Refused(f"it runs TVM {answer['tvm']}, this session {version('apache-tvm')}")
-        self._session = session
+        for name, own in (("TVM", version("apache-tvm")), ("greencc", __version__)):
+            if answer[name.lower()] != own:
+                raise Refused(f"it runs {name} {answer[name.lower()]}, this session {own}")
         fields: Mapping[str, object] = answer["describes"]
-        return fields
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(f"it answers otherwise than greencc does ({one_line(error)})") from error
+    return fields
+
+
+def _hang_up(session: Any) -> None:
+    """End a session, as soon as nothing is under way in it: references to it may live on in errors."""
+
+    def end() -> None:
+        with suppress(*_FAULTS):
+            session.get_function("CloseRPCConnection")()
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 class Fleet:
@@ -150,13 +193,25 @@ class Fleet:
         self._log, self._seconds = log, seconds
         self._refused: dict[Address, float] = {}
         self.pool = Pool((), patience, log)
-        reasons = self._look()
+        reasons = self._first_look(patience)
         if not self.pool.devices:
             where = f"no device under --rpc-key {key} at {self._tracker}"
             if reasons:
                 raise UserError(f"{where} can be used: {'; '.join(reasons)}")
             raise UserError(f"{where} is free: start one with greencc serve-device --rpc {tracker} --rpc-key {key}")
         threading.Thread(target=self._keep_looking, daemon=True, name="greencc-fleet").start()
+
+    def _first_look(self, patience: float) -> list[str]:
+        """Wait for a first device: those that were started together with this session take a while."""
+        until, told = time.monotonic() + patience, False
+        while True:
+            reasons = self._look()
+            if self.pool.devices or reasons or time.monotonic() >= until:
+                return reasons
+            if not told:
+                self._log(f"waiting for a device under --rpc-key {self._key} at {self._tracker}")
+            told = True
+            time.sleep(_LOOK_SECONDS / 4)
 
     def _keep_looking(self) -> None:
         reachable = True
@@ -186,7 +241,7 @@ class Fleet:
                 break
             name = f"{offer.address[0]}:{offer.address[1]}"
             try:
-                device = RemoteDevice(offer, self._token)
+                device = RemoteDevice(offer, self._token, self._seconds)
                 held.append(device)
                 self._check(device)
             except (Refused, DeviceLost) as error:
@@ -238,7 +293,7 @@ def in_time(work: Callable[[], T], seconds: float) -> T:
     if isinstance(result, Refused):
         raise result
     if isinstance(result, BaseException):
-        raise DeviceLost(one_line(result)) from result
+        raise DeviceLost(f"its server failed, or has gone ({one_line(result)})") from result
     return result
 
 

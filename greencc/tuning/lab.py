@@ -8,6 +8,7 @@ from greencc.targets.base import Target
 from greencc.targets.tuning.planned import Decision
 from greencc.tuning import builders
 from greencc.tuning.builders import Build, Builders, BuildFailed, Built
+from greencc.tuning.devices import ReferenceFailed
 from greencc.tuning.measure import Measurement
 from greencc.tuning.pool import Job, Pool
 from greencc.tuning.program import Program
@@ -45,7 +46,7 @@ class Workshop:
         opened = self._open(task, thorough)
         builds = [Build(opened, each.rule, each.plan) for each in planned]
         decision_of = {id(build): decision for build, decision in zip(builds, planned, strict=True)}
-        failed: list[tuple[Decision, str]] = []
+        failed: list[tuple[Decision | None, Failed]] = []
 
         def jobs() -> Iterator[Job]:
             if None in decisions:
@@ -54,14 +55,29 @@ class Workshop:
                 if isinstance(built, Program):
                     yield Job(built, reference, thorough, decision_of[id(build)])
                 else:
-                    failed.append((decision_of[id(build)], built.reason))
+                    failed.append((decision_of[id(build)], Failed(f"it can't be built: {built.reason}")))
 
         for job, outcome in self._pool.measure(jobs() if self._overlap else list(jobs())):
             if isinstance(outcome, Measurement):
-                yield job.key, _judged(task, outcome), ""
+                yield job.key, _judged(task, outcome), outcome.device
+            elif isinstance(outcome, ReferenceFailed):
+                failed = [(None, Failed(str(outcome)))]
+                break
             else:
-                yield job.key, Failed(str(outcome)), ""
-        yield from ((decision, Failed(f"it can't be built: {reason}"), "") for decision, reason in failed)
+                failed.append((job.key, Failed(str(outcome))))
+        if any(decision is not None for decision, _ in failed):
+            # A full disk or a lack of memory is no plan's fault: then the default schedule fails as well.
+            problem = self._problem(task, thorough)
+            failed = failed if problem is None else [(None, Failed(problem))]
+        yield from ((decision, outcome, "") for decision, outcome in failed)
+
+    def _problem(self, task: Task, thorough: bool) -> str | None:
+        """Why the default schedule can't be built and measured any more, or None."""
+        (again,) = self._makers.build_all([Build(self._open(task, thorough))])
+        if isinstance(again, BuildFailed):
+            return again.reason
+        ((_, outcome),) = self._pool.measure([Job(again, again)])
+        return None if isinstance(outcome, Measurement) else str(outcome)
 
     def _made(self, builds: Sequence[Build]) -> Iterable[tuple[Build, Built]]:
         if self._overlap:

@@ -64,7 +64,8 @@ def trial_json(trial: Trial) -> dict[str, Any]:
     )
     sizes = {name: list(values) for name, values in sorted(trial.sizes.items())}
     key = {"trial": trial.workload, "sizes": sizes, "rule": trial.rule, "plan": plan}
-    return {**key, **measured, "device": trial.device, "at": trial.at}
+    careful = {"thorough": True} if trial.thorough else {}
+    return {**key, **measured, **careful, "device": trial.device, "at": trial.at}
 
 
 def note_json(note: WorkloadNote) -> dict[str, Any]:
@@ -126,8 +127,11 @@ def trial_of(document: Mapping[str, Any]) -> Trial:
     else:
         seconds, spread, reference = (_numbers(document[name]) for name in ("seconds", "spread", "reference"))
         outcome = Measured(seconds, spread, reference)
-        if any(len(values) != len(seconds) for values in sizes.values()):
-            raise ValueError("sizes and seconds don't go together")
+    points = {len(values) for values in sizes.values()} or {1}
+    if isinstance(outcome, Measured):
+        points.add(len(outcome.seconds))
+    if len(points) > 1:
+        raise ValueError("sizes and seconds don't go together")
     plan = document["plan"]
     if plan is not None:
         for value in _object(plan).values():
@@ -136,7 +140,8 @@ def trial_of(document: Mapping[str, Any]) -> Trial:
     at = _text(document["at"])
     if len(at) != _TIME_LENGTH or datetime.fromisoformat(at).utcoffset() != timedelta(0):
         raise ValueError("no time as `now` writes it")
-    return Trial(_text(document["trial"]), sizes, _text(document["rule"]), plan, outcome, _text(document["device"]), at)
+    kernel, rule, device = (_text(document[name]) for name in ("trial", "rule", "device"))
+    return Trial(kernel, sizes, rule, plan, outcome, device, at, document.get("thorough") is True)
 
 
 def note_of(document: Mapping[str, Any]) -> WorkloadNote:

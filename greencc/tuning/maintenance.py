@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def listing(folders: Sequence[Path]) -> dict[str, Any]:
         "trials": sum(scope["trials"] for scope in scopes),
         "failures": sum(scope["failures"] for scope in scopes),
         "files": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": sum(map(_bytes, folders)),
         "damaged": contents.damaged,
     }
 
@@ -143,7 +144,12 @@ def _load(folders: Sequence[Path]) -> Contents:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in record_files(folder))
+    """Bytes of a folder's files; one that is taken away meanwhile has none."""
+    total = 0
+    for file in record_files(folder):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 def _scope_listing(found: ScopeRecords) -> dict[str, Any]:

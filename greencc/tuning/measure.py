@@ -33,6 +33,8 @@ _CLEARLY_SLOWER = 1.3
 _TURNS_TO_BE_SURE = 2
 _TWO_SIDED_95 = 1.96
 _MOST_RUNS = 200
+# Runs that tell how many fill a block: one alone may have waited for others that compute.
+_TRIES = 3
 # Weights lie in so much more memory than the last-level cache holds, within these bounds.
 _CACHES = 2
 _DEFAULT_CACHE = 32 << 20
@@ -51,11 +53,11 @@ class Measurement:
     """Times of a candidate; an entry for each size of the programs.
 
     Attributes:
-        seconds: median of one launch.
+        seconds: of one launch, the median of blocks, of which each counts with its fastest run.
         spread: how far the ratio of the two may be from what it seems to be, relative (95%): from the ratios of all
             turns, of which the median's standard error is about 0.93 times their interquartile range over the root of
             their number (as of a normal distribution).
-        reference: the reference's median, measured in the same turns.
+        reference: the same of the reference, measured in the same turns.
         device: name of the device that measured; empty where it isn't one of several.
     """
 
@@ -85,7 +87,7 @@ class Effort:
 
 
 QUICK = Effort(least=3, most=8, seconds=0.06, block=0.003, gives_up=True)
-THOROUGH = Effort(least=10, most=40, seconds=0.8, block=0.006, gives_up=False)
+THOROUGH = Effort(least=10, most=40, seconds=0.5, block=0.005, gives_up=False)
 
 
 class Loaded:
@@ -116,13 +118,11 @@ class Loaded:
         runs = (self._machine.run(inputs, self._sets[0]) for inputs in self._inputs)
         self.results = [[output.copy() for output in outputs] for outputs in runs]
 
-    def seconds(self, size: int, runs: int) -> float:
-        """Wall time of so many runs, of as many launches each as the program has."""
-        total = 0.0
-        for _ in range(runs):
-            total += self._machine.seconds(self._inputs[size], self._sets[self._next], 1)
-            self._next = (self._next + 1) % len(self._sets)
-        return total
+    def seconds(self, size: int) -> float:
+        """Wall time of a run, of as many launches as the program has."""
+        taken = self._machine.seconds(self._inputs[size], self._sets[self._next], 1)
+        self._next = (self._next + 1) % len(self._sets)
+        return taken
 
     def _place(self, executable: Executable) -> list[Any]:
         arrays = [_copied(weight) for _ in range(self.contents.copies) for weight in self.contents.weights]
@@ -209,15 +209,23 @@ def _by_turns(candidate: Loaded, reference: Loaded, size: int, effort: Effort) -
 
 
 def _block(program: Loaded, size: int, runs: int) -> float:
-    """Seconds of a launch, from one block."""
+    """Seconds of a launch, in the fastest run of a block.
+
+    Noise only adds: beside six busy processes on two cores, medians of runs were up to thirty times what they are on an
+    idle machine, with interquartile ranges as large as they; the fastest of eight runs stayed within 3% of it.
+    """
     if runs > 1:
-        program.seconds(size, 1)  # the other program's data fill the caches, and its threads may sleep
-    return program.seconds(size, runs) / runs / program.contents.copies
+        program.seconds(size)  # the other program's data fill the caches, and its threads may sleep
+    return min(program.seconds(size) for _ in range(runs)) / program.contents.copies
 
 
 def _runs_per_block(program: Loaded, size: int, effort: Effort) -> int:
-    once = program.seconds(size, 1)
-    return int(np.clip(effort.block / max(once, 1e-9), 1, _MOST_RUNS))
+    once = program.seconds(size)
+    if once < effort.block * _TRIES:
+        once = min(once, *(program.seconds(size) for _ in range(_TRIES - 1)))
+    # Of runs that fill most of a block, a few, so that one of them is undisturbed; of longer ones no more than one.
+    least = _TRIES if once <= effort.block else 1
+    return int(np.clip(effort.block / max(once, 1e-9), least, _MOST_RUNS))
 
 
 def _is_clearly_slower(ours: Sequence[float], theirs: Sequence[float]) -> bool:

@@ -113,7 +113,7 @@ class Pool:
                 if job is not None:
                     ongoing.put(job)
                     pending += 1
-            if not pending:
+            if not (more or pending):
                 return
             alone_since = None if devices else alone_since or time.monotonic()
             if alone_since is not None and time.monotonic() - alone_since >= self._patience:

@@ -17,6 +17,8 @@ from greencc.artifact.bundle import Array
 from greencc.errors import GreenccError
 from greencc.runtime.binding import aligned_empty
 
+MOST_COPIES = 8
+"""Launches of a program."""
 _VERSION = 1
 _HEADER, _CODE = "program.json", "code.so"
 _KERNELS, _WEIGHTS = "kernels/", "weights/"
@@ -80,7 +82,7 @@ class Contents:
     def inputs(self, size: int, seed: int = 0) -> list[Array]:
         """Operands for one of the sizes: the same ones wherever they are made."""
         rng = np.random.default_rng((seed, size))
-        return [random_array(operand.shapes[size], operand.dtype, rng) for operand in self.operands]
+        return [random_array(operand.shapes[size], operand.dtype, rng, wide=True) for operand in self.operands]
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ class Program:
             raise ProgramError(f"not a program to be timed: {error}") from error
 
 
-def random_array(shape: Sequence[int], dtype: str, rng: np.random.Generator) -> Array:
-    """An operand: floats are normally distributed, narrow integers small.
+def random_array(shape: Sequence[int], dtype: str, rng: np.random.Generator, *, wide: bool = False) -> Array:
+    """An operand: floats are normally distributed, narrow integers small, or where they are `wide` all that bytes hold.
 
     Wide integers and truth values are zeros, because they may be indices, or say what is computed.
     """
@@ -156,9 +158,9 @@ def random_array(shape: Sequence[int], dtype: str, rng: np.random.Generator) -> 
     if kind.kind == "f":
         array[...] = rng.standard_normal(array.shape, np.float32)
     elif kind.kind in "iu" and kind.itemsize <= 2:
-        # All of them are levels of 4 bits, too.
+        # Small ones are levels of 4 bits, too.
         low, high = (-8, 8) if kind.kind == "i" else (0, 16)
-        array[...] = rng.integers(low, high, array.shape)
+        array[...] = rng.integers(*((16 * low, 16 * high) if wide else (low, high)), array.shape)
     else:
         array[...] = 0
     return array

@@ -152,6 +152,7 @@ class Trial:
         outcome: the measurement, or why there is none.
         device: the name of what ran it.
         at: when, as `now` writes it.
+        thorough: whether it was measured carefully enough to count, and at sizes in between as well.
     """
 
     workload: str
@@ -161,6 +162,7 @@ class Trial:
     outcome: Measured | Failed
     device: str
     at: str
+    thorough: bool = False
 
     @property
     def sizes_key(self) -> SizesKey:

@@ -32,6 +32,8 @@ BATCH = 16
 """Plans that are proposed at a time."""
 _POPULATION = 128
 _GENERATIONS = 3
+# Populations that are bred for a batch, until there is something new in one.
+_ROUNDS = 3
 # A mutation moves a number to a neighbouring value; otherwise any value is as likely.
 _NEIGHBOUR = 0.6
 # How often a mutation changes a second knob.
@@ -88,15 +90,17 @@ class KernelSearch:
         chosen: list[Decision] = []
         while self._seeds and len(chosen) < count:
             self._take(self._seeds.pop(0), chosen)
-        if len(chosen) < count and not self._exhausted:
+        for _ in range(_ROUNDS):
+            if chosen or self._exhausted:
+                break
             candidates = self._context.generate_measure_candidates() or []
             # MetaSchedule counts on an answer for every candidate; what came of them it reads from the database.
             self._context.notify_runner_results(candidates, [_unknown()] * len(candidates))
             for candidate in candidates:
                 if len(chosen) < count:
                     self._take(decision_of(candidate.sch, self.spaces), chosen)
-            if not chosen:
-                self._take_rest(count, chosen)
+        if not chosen:
+            self._take_rest(count, chosen)
             self._exhausted = not chosen
         return chosen
 

@@ -32,10 +32,11 @@ from tvm import rpc
 
 from greencc.errors import GreenccError, UserError
 from greencc.tuning.credentials import proof
-from greencc.tuning.devices import Device, DeviceLost, LocalDevice, TrialFailed
+from greencc.tuning.devices import Device, DeviceLost, LocalDevice, ReferenceFailed, TrialFailed
 from greencc.tuning.fleet import CHALLENGE, DESCRIBE, MEASURE
 from greencc.tuning.program import Program
 from greencc.tuning.tracker import Address
+from greencc.version import __version__
 
 _LOOK_SECONDS = 0.5
 # A server that ends again and again is started after ever longer pauses.
@@ -174,7 +175,8 @@ class Session:
             return json.dumps({"refused": "it wants another token (--token-file)"})
         self._is_open = True
         _log("a tuner is connected")
-        return json.dumps({"describes": self._service.target.describe(), "tvm": version("apache-tvm")})
+        versions = {"tvm": version("apache-tvm"), "greencc": __version__}
+        return json.dumps({"describes": self._service.target.describe(), **versions})
 
     def measure(self, header: str, candidate: bytes, reference: bytes) -> str:
         """What `Device.measure` returns or raises, as JSON.
@@ -197,8 +199,9 @@ class Session:
             found = self._device.measure(Program(bytes(candidate)), self._reference, bool(question["thorough"]))
             return json.dumps(asdict(found))
         except TrialFailed as error:
-            _log(f"a candidate failed: {error}")
-            return json.dumps({"failed": str(error)})
+            of_reference = isinstance(error, ReferenceFailed)
+            _log(f"{'the reference' if of_reference else 'a candidate'} failed: {error}")
+            return json.dumps({"failed": str(error), "reference": of_reference})
         except (DeviceLost, GreenccError) as error:
             _log(f"the device is lost: {error}")
             return json.dumps({"lost": str(error)})
@@ -218,9 +221,11 @@ def parse_ports(text: str) -> range:
     Raises:
         UserError: it is not written so, or holds no port.
     """
-    low, _, high = text.partition("..")
-    if low.isdecimal() and (high or low).isdecimal() and 0 < int(low) <= int(high or low) < 65536:
-        return range(int(low), int(high or low) + 1)
+    low, dots, high = text.partition("..")
+    if not dots:
+        high = low
+    if low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high) < 65536:
+        return range(int(low), int(high) + 1)
     raise UserError(f"--port {text}: write a port, or bounds as in 9090..9199")
 
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from greencc.errors import GreenccError
 from greencc.targets.tuning.planned import Decision
 from greencc.tuning.costs import CostModel, Sample
 from greencc.tuning.database import Records
+from greencc.tuning.devices import DeviceLost
 from greencc.tuning.payback import Payback, SessionMeter, is_profitable
 from greencc.tuning.records import DEFAULT_RULE, Failed, Measured, Trial, WorkloadNote, now
 from greencc.tuning.search import BATCH, KernelSearch, Tried, decision_of
@@ -33,8 +35,10 @@ _SEEDS = 4
 _MOST_TEACHERS = 64
 # A kernel whose remaining gain is less than this share of the model's time is left.
 _LEAST_SHARE = 0.001
+# Of a gap, what a batch closes before anything is known.
+_USUAL_SHARE = 0.3
 # Of the time budget, kept for measuring the best plans again.
-_CLOSING_SHARE = 0.1
+_CLOSING_SHARE = 0.15
 
 
 class Lab(Protocol):
@@ -73,6 +77,7 @@ class Outcome:
         states: the tasks.
         stopped: why it ended, in words.
         was_interrupted: whether the user ended it.
+        error: what cut it off; None where it ended as it should.
         new_trials: plans that were tried in it.
         seconds: how long it took.
         payback: energy spent and saved.
@@ -82,6 +87,7 @@ class Outcome:
     states: Sequence[TaskState]
     stopped: str = ""
     was_interrupted: bool = False
+    error: Exception | None = None
     new_trials: int = 0
     seconds: float = 0.0
     payback: Payback = field(default_factory=lambda: Payback(None, None, "estimate"))
@@ -119,6 +125,7 @@ class Session:
         threads: of a run of the model, for estimates of energy.
         listen: told of every event, a dictionary whose `event` says what happened.
         meter: of the session's energy.
+        is_local: whether this machine measures: the power of others isn't known.
     """
 
     def __init__(
@@ -132,33 +139,52 @@ class Session:
         threads: int,
         listen: Listener,
         meter: SessionMeter | None = None,
+        is_local: bool = True,
     ) -> None:
         self._lab, self._records, self._writer = lab, records, writer
         self._budget, self._threads, self._listen = budget, threads, listen
         self._meter = SessionMeter() if meter is None else meter
-        self.states = [TaskState(task) for task in tasks]
+        self.states = [TaskState(task, records.failed(task.key)) for task in tasks]
         self._searches: dict[str, KernelSearch] = {}
         self._costs: CostModel | None = None
         self._new = 0
         self._batches: list[_Batch] = []
+        self._before = 0.0
+        self._known: set[str] = set()
+        self._is_local = is_local
+        self._told: tuple[float, Payback] = (-1.0, Payback(None, None, self._meter.method))
         self.outcome = Outcome(self.states)
 
     def run(self) -> Outcome:
         """Tune until the budget is spent or nothing is left to gain.
 
-        An interruption (Ctrl-C) ends it like a spent budget, but for the thorough comparison at the end.
+        An interruption (Ctrl-C) ends it like a spent budget, a second one also the thorough comparisons at the end.
         """
         outcome = self.outcome
         try:
-            self._resume()
-            self._measure_defaults()
-            outcome.stopped = self._search()
+            outcome.stopped = self._tune()
             self._confirm()
         except KeyboardInterrupt:
             outcome.stopped, outcome.was_interrupted = "interrupted", True
+        except (GreenccError, DeviceLost) as error:
+            # What was measured is on record, and what it brought is told all the same.
+            outcome.stopped, outcome.error = "cut off by an error", error
         outcome.new_trials, outcome.seconds = self._new, self._meter.seconds
         outcome.payback = self._payback()
+        self._tell("end", trials=self.trials)
         return outcome
+
+    def _tune(self) -> str:
+        """Everything but the last comparisons; says why it ended."""
+        try:
+            self._resume()
+            self._measure_defaults()
+            self._note_time()
+            return self._search()
+        except KeyboardInterrupt:
+            self.outcome.was_interrupted = True
+            self._note("measuring the best plans again; Ctrl-C once more ends it at once")
+            return "interrupted"
 
     @property
     def trials(self) -> int:
@@ -173,13 +199,17 @@ class Session:
             note = WorkloadNote(task.key, task.text, task.launches, task.traits, limit)
             if self._records.note(task.key) is None:
                 self._writer.note(note)
+        self._before = self.outcome.best_seconds
+        self._known = {_id(state.task) for state in self.states if state.default is not None}
         self._tell("start", tasks=[summary(state) for state in self.states], trials=self.trials)
 
     def _measure_defaults(self) -> None:
         """Trial 0 of every kernel."""
         for state in self.states:
-            if not state.trials and not self._spent():
+            if state.default is None and not self._spent():
                 self._try(state, [None])
+                if state.failure is not None:
+                    self._tell("task-done", task=summary(state))
 
     def _search(self) -> str:
         while True:
@@ -188,28 +218,36 @@ class Session:
                 return spent
             state = self._most_promising()
             if state is None:
-                return "nothing is left to gain"
+                failing = all(state.failure is not None for state in self.states)
+                return "no default schedule can be measured" if failing else "nothing is left to gain"
             if not self._pays(state):
                 return f"further gains don't pay within {self._budget.runs} runs"
-            left = BATCH if self._budget.trials is None else min(BATCH, self._budget.trials - self.trials)
+            left = self._batch()
             search = self._search_of(state)
             plans = search.propose(left)
             state.is_exhausted = search.is_exhausted
             before, energy = state.gap, self._meter.joules
             if plans:
                 self._try(state, plans)
+            self._note_time()
             self._note_batch(before, before - state.gap, energy)
             if state.finished is not None:
                 self._tell("task-done", task=summary(state))
 
     def _confirm(self) -> None:
-        """Measure the best plans again, thoroughly, until the best has been: of many, one looks better than it is."""
-        for state in self.states:
+        """Measure the best plans again, thoroughly, until the best has been: of many, one looks better than it is.
+
+        Those come first that save most; the time budget ends it.
+        """
+        for state in sorted(self.states, key=lambda state: -(_per_run(state, state.seconds) * (1 - state.ratio))):
             for _ in range(_FINALISTS):
+                if self._budget.seconds is not None and self._meter.seconds >= self._budget.seconds:
+                    return
                 best = state.best
-                if best is None or best.plan is None or state.is_confirmed(best):
+                if best is None or best.plan is None or best.thorough:
                     break
                 self._measure(state, [Decision(best.rule, best.plan)], thorough=True)
+        self._note_time()
 
     def _try(self, state: TaskState, decisions: Sequence[Decision | None]) -> None:
         outcomes = self._measure(state, decisions)
@@ -217,6 +255,18 @@ class Session:
         search = self._searches.get(_id(state.task))
         if search is not None:
             search.learn([Tried(d, _ratio(outcome)) for d, outcome in outcomes if d is not None])
+
+    def _batch(self) -> int:
+        """How many plans to try next: fewer where the trials, or the time, come to their end."""
+        budget, size = self._budget, BATCH
+        if budget.trials is not None:
+            size = min(size, budget.trials - self.trials)
+        if budget.seconds is not None and self._new:
+            left = budget.seconds * (1 - _CLOSING_SHARE) - self._meter.seconds
+            size = max(1, min(size, int(left * self._new / self._meter.seconds)))
+        return size
+
+    def _note_time(self) -> None:
         self.outcome.history.append((self._meter.seconds, self.outcome.best_seconds))
 
     def _measure(
@@ -229,7 +279,7 @@ class Session:
                 state.failure = outcome.reason
                 continue
             rule, plan = (DEFAULT_RULE, None) if decision is None else (decision.rule, decision.plan)
-            trial = Trial(state.task.key, state.task.sizes, rule, plan, outcome, device, now())
+            trial = Trial(state.task.key, state.task.sizes, rule, plan, outcome, device, now(), thorough)
             self._writer.append(trial)
             state.add([trial])
             outcomes.append((decision, outcome))
@@ -295,9 +345,11 @@ class Session:
         """Whether the next batch is expected to pay within the runs that the user states."""
         if self._budget.runs is None or not self._batches:
             return True
-        # Of a gap, a batch closes the share that batches have closed so far; of the first one nothing is known.
-        gap = sum(batch.gap for batch in self._batches)
-        rate = sum(batch.gain for batch in self._batches) / gap if gap else 0.0
+        # Of a gap, a batch closes the share that batches have closed so far, and one more with the usual share: the
+        # first one may have been out of luck.
+        gap, gain = (sum(getattr(batch, name) for batch in self._batches) for name in ("gap", "gain"))
+        usual = gap / len(self._batches)
+        rate = (gain + _USUAL_SHARE * usual) / (gap + usual) if gap else 0.0
         energies = [batch.joules for batch in self._batches if batch.joules is not None]
         energy = sum(energies) / len(energies) if energies else None
         return is_profitable(state.expected_gain * rate, self._meter.watts(self._threads), energy, self._budget.runs)
@@ -307,19 +359,27 @@ class Session:
         self._batches.append(_Batch(gap, gain, None if joules is None or now_ is None else now_ - joules))
 
     def _payback(self) -> Payback:
-        watts = self._meter.watts(self._threads)
-        saved = None if watts is None else (self.outcome.default_seconds - self.outcome.best_seconds) * watts
+        """Energy of this session, and what a run saves by what it found: what earlier ones found was theirs."""
+        watts = self._meter.watts(self._threads) if self._is_local or self._meter.method == "estimate" else None
+        # Kernels that were measured for the first time now have their defaults as what was before.
+        first = sum(_per_run(s, s.seconds) for s in self.states if _id(s.task) not in self._known)
+        saved = None if watts is None else (self._before + first - self.outcome.best_seconds) * watts
         return Payback(self._meter.joules, saved, self._meter.method)
 
+    def _note(self, message: str) -> None:
+        self._tell("note", message=message)
+
     def _tell(self, event: str, **what: Any) -> None:
-        payback = self._payback()
+        # Counting the CPU time of all processes takes a while.
+        if self._meter.seconds - self._told[0] > 1 or event == "end":
+            self._told = self._meter.seconds, self._payback()
         self._listen(
             {
                 "event": event,
                 "seconds": self._meter.seconds,
                 "model_ms": self.outcome.best_seconds * 1e3,
                 "default_ms": self.outcome.default_seconds * 1e3,
-                "payback": payback.as_json(),
+                "payback": self._told[1].as_json(),
                 **what,
             }
         )

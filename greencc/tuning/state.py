@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Collection, Iterable
 
+from greencc.tuning.database import is_faster, weight
 from greencc.tuning.records import DEFAULT_RULE, Failed, Measured, PlanKey, Trial
 from greencc.tuning.search import BATCH
 from greencc.tuning.tasks import Task
@@ -23,6 +25,10 @@ FADING = 0.6
 class TaskState:
     """A task and its trials, in the order in which they were made.
 
+    Args:
+        task: the task.
+        refused: plans that failed at other sizes: they are no answer here either.
+
     Attributes:
         task: the task.
         curve: after each plan, the best one's seconds over the default's.
@@ -30,62 +36,56 @@ class TaskState:
         failure: why the default schedule can't be measured; None where it can.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, refused: Collection[PlanKey] = ()) -> None:
         self.task = task
+        self._refused = refused
         self.curve: list[float] = []
         self.is_exhausted = False
         self.failure: str | None = None
-        self._newest: dict[PlanKey, Trial] = {}
-        self._again: set[PlanKey] = set()
+        self._counting: dict[PlanKey, Trial] = {}
+        self._faster: list[Trial] = []
         self._since_news = 0
 
     def add(self, trials: Iterable[Trial]) -> None:
-        """Take note of trials, old ones or new. Of a plan that is measured again, the newest measurement counts."""
+        """Take note of trials, old ones or new. Of a plan that is measured again, the thorough measurement counts."""
         for trial in trials:
-            before, is_new = self.ratio, trial.plan_key not in self._newest
-            self._newest[trial.plan_key] = trial
-            if not is_new:
-                self._again.add(trial.plan_key)
-            else:
+            before, known = self.ratio, self._counting.get(trial.plan_key)
+            if known is not None and weight(known) > weight(trial) and isinstance(trial.outcome, Measured):
+                continue
+            self._counting[trial.plan_key] = trial
+            if known in self._faster:
+                self._faster.remove(known)
+            if is_faster(trial) and trial.plan_key not in self._refused:
+                insort(self._faster, trial, key=_ratio)
+            if known is None:
                 self.curve.append(self.ratio)
                 self._since_news = 0 if self.ratio < before * (1 - NEWS) else self._since_news + 1
 
     @property
     def trials(self) -> int:
         """Number of plans tried, the default among them."""
-        return len(self._newest)
+        return len(self._counting)
 
     @property
     def failures(self) -> int:
         """Number of plans that failed."""
-        return sum(isinstance(trial.outcome, Failed) for trial in self._newest.values())
+        return sum(isinstance(trial.outcome, Failed) for trial in self._counting.values())
 
     @property
     def tried(self) -> tuple[Trial, ...]:
         """What counts of every plan but the default."""
-        return tuple(trial for trial in self._newest.values() if trial.plan is not None)
+        return tuple(trial for trial in self._counting.values() if trial.plan is not None)
 
     @property
     def default(self) -> Measured | None:
         """The default schedule's measurement, None before it has been made or where it fails."""
-        trial = self._newest.get((DEFAULT_RULE, None))
+        trial = self._counting.get((DEFAULT_RULE, None))
         return trial.outcome if trial is not None and isinstance(trial.outcome, Measured) else None
-
-    def is_confirmed(self, trial: Trial) -> bool:
-        """Whether the plan was measured a second time."""
-        return trial.plan_key in self._again
-
-    @property
-    def ranking(self) -> list[Trial]:
-        """The plans that beat the default by more than their spread, the best first."""
-        faster = [trial for trial in self.tried if isinstance(trial.outcome, Measured) and trial.outcome.is_faster]
-        return sorted(faster, key=_ratio)
 
     @property
     def best(self) -> Trial | None:
-        """The best plan, None while nothing beats the default."""
-        ranking = self.ranking
-        return ranking[0] if ranking else None
+        """The plan that beats the default by most, and by more than its spread; None while there is none."""
+        return self._faster[0] if self._faster else None
 
     @property
     def ratio(self) -> float:
@@ -135,7 +135,7 @@ class TaskState:
         if self.default is None:
             return None
         if self.is_exhausted:
-            return "all plans tried"
+            return "nothing new to try"
         share = self.share_of_limit
         if share is not None and share >= CLOSE_ENOUGH:
             return "at the limit"

@@ -20,7 +20,7 @@ from greencc.targets.lower import RULE_ATTR, constant_parameters, fuse, kernel_c
 from greencc.targets.origins import label_values, restore_labels
 from greencc.targets.tir import as_int, i64, substitute, walk
 from greencc.targets.tuning.alone import Kernel
-from greencc.targets.tuning.space import Space, TunableRule
+from greencc.targets.tuning.space import Space, SpaceError, TunableRule
 from greencc.targets.tuning.workload import workload_key
 
 Sizes = Mapping[str, tuple[int, ...]]
@@ -28,7 +28,8 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 # Sizes that a dimension is tuned at where the user names none: one short sequence and one of usual length.
 USUAL_SIZES = (16, 128)
-# Up to this upper bound a dimension is taken for a batch: it is tuned at its lower bound.
+# Up to this upper bound a dimension is taken for a batch, and so is an input's first one that has none: it is tuned at
+# its lower bound.
 MOST_BATCH = 16
 
 
@@ -44,7 +45,8 @@ class Task:
         nodes: the source model's nodes that its first launch computes.
         launches: how often a run of the model launches it.
         spaces: what can be chosen, by rule; never empty.
-        limits: seconds that one launch takes at least at each point, by the machine's limits; None where unknown.
+        limits: seconds that one launch takes at least at each point, by the machine's limits: its arithmetic, or its
+            constants, which come from memory (the rest may lie in a cache); None where that is unknown.
         guards: further values of the kernel's symbols, in their order, at which a plan must not be slower than the
             default schedule.
     """
@@ -126,15 +128,16 @@ def extract_tasks(
         arguments = call.args[1].fields if isinstance(call.args[1], relax.Tuple) else [call.args[1]]
         kernel = Kernel(func, fixed, len(func.params) - len(arguments))
         reason = "it is a number's" if len(call.args) > 2 else kernel.problem()
-        own = {} if reason else _kernel_points(kernel, call, points)
+        calls_ = [call for call, _ in launched]
+        own = {} if reason else _points_of_all(kernel, calls_, points)
         spaces = _spaces(func, fixed, target) if own else {}
         if not spaces:
             reason = reason or ("nothing can be chosen" if own else "its sizes are known at run time only")
             untuned.append(Untuned(name, len(launched), reason))
             continue
         sizes = {f"s{i}": tuple(column) for i, column in enumerate(zip(*own, strict=True))}
-        least = _least_seconds(call_cost(module, call), list(own.values()), limits)
-        guarded = tuple(values for values in _kernel_points(kernel, call, guards) if values not in own)
+        least = _least_seconds(call_cost(module, call), kernel, list(own.values()), limits)
+        guarded = tuple(values for values in _points_of_all(kernel, calls_, guards) if values not in own)
         key = workload_key(func, fixed)
         task = Task(key, sizes, kernel, name, nodes, len(launched), spaces, least, guarded)
         same = (task.key, tuple(sizes.items()))
@@ -158,7 +161,9 @@ def tuning_points(module: tvm.IRModule, tune_at: Mapping[str, Sequence[int]]) ->
         for size in sizes:
             if size < low or (high is not None and size > high):
                 raise UserError(f"--tune-at {name}={size}: the dimension goes from {low} to {high or 'any size'}")
-    choices = {name: tuple(tune_at.get(name) or _usual(*bound)) for name, bound in bounds.items()}
+    shapes = [shape_of(param.ty) or [] for param in module["main"].params]
+    first = {shape[0].name for shape in shapes if shape and isinstance(shape[0], tirx.Var)}
+    choices = {name: tuple(tune_at.get(name) or _usual(*bound, name in first)) for name, bound in bounds.items()}
     return [dict(zip(choices, sizes, strict=True)) for sizes in itertools.product(*choices.values())]
 
 
@@ -177,10 +182,18 @@ def guard_points(module: tvm.IRModule, tune_at: Mapping[str, Sequence[int]]) -> 
     return found
 
 
-def _usual(low: int, high: int | None) -> tuple[int, ...]:
-    if high is not None and high <= MOST_BATCH:
+def _usual(low: int, high: int | None, is_first: bool) -> tuple[int, ...]:
+    if (high is None and is_first) or (high is not None and high <= MOST_BATCH):
         return (low,)
     return tuple(sorted({min(max(size, low), high or size) for size in USUAL_SIZES}))
+
+
+def _points_of_all(
+    kernel: Kernel, calls: Sequence[relax.Call], points: Sequence[Mapping[str, int]]
+) -> dict[tuple[int, ...], Mapping[str, int]]:
+    """The points of all launches of a kernel; empty where those of one stay open."""
+    found = [_kernel_points(kernel, call, points) for call in calls]
+    return {values: point for own in found for values, point in own.items()} if all(found) else {}
 
 
 def _kernel_points(
@@ -217,24 +230,35 @@ def _spaces(func: tirx.PrimFunc, constants: frozenset[int], target: Target) -> d
             continue
         try:
             space = rule.space(func, constants)
-        except s_tir.ScheduleError:  # an imperative kernel has no blocks to take apart
+        except (s_tir.ScheduleError, SpaceError):  # an imperative kernel has no blocks to take apart
             continue
         if isinstance(space, Space) and space.size > 1:
             found[rule.name] = space
     return found
 
 
-def _least_seconds(cost: Cost, points: Sequence[Mapping[str, int]], limits: Limits | None) -> tuple[float, ...] | None:
-    """Seconds by the roofline at each point: the longer of arithmetic and memory."""
+def _least_seconds(
+    cost: Cost, kernel: Kernel, points: Sequence[Mapping[str, int]], limits: Limits | None
+) -> tuple[float, ...] | None:
+    """See Task.limits."""
     if limits is None or cost.operations is None:
         return None
+    constants = sum(_bytes_of(kernel.func.params[i]) for i in kernel.constants)
     found = []
     for point in points:
         operations, moved = _at(cost.operations, point), _at(cost.bytes, point)
         if operations is None or moved is None:
             return None
-        found.append(max(operations / limits.operations(cost.arithmetic), moved / limits.bandwidth))
+        # Of a table, and of levels that fill parts of bytes, fewer bytes are read than the parameter has.
+        from_memory = min(constants, moved)
+        found.append(max(operations / limits.operations(cost.arithmetic), from_memory / limits.bandwidth))
     return tuple(found)
+
+
+def _bytes_of(param: tirx.Var) -> int:
+    """Bytes of a parameter of known size."""
+    dims = [as_int(dim) or 0 for dim in param.ty.shape]
+    return math.prod(dims) * ((int(tvm.DataType(str(param.ty.dtype)).bits) + 7) // 8)
 
 
 def _shape_text(param: tirx.Var) -> str:

@@ -9,12 +9,17 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from tvm import tirx
 
+from greencc.errors import GreenccError
 from greencc.targets.base import Declined, Rule, Scheduled
 
 Value: TypeAlias = int | str
 """A choice, as JSON holds it."""
 Plan: TypeAlias = Mapping[str, Value]
 """A value for every knob of a space, by the knob's name."""
+
+
+class SpaceError(GreenccError):
+    """A space that isn't one: a fault of its rule."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Space:
 
     Attributes:
         knobs: the choices.
-        default: what the rule takes without a tuning record; each value is one of its knob's.
+        default: where a search begins; each value is one of its knob's. It is what the rule takes without a tuning
+            record, if it takes the kernel then.
         traits: numbers that say which kernel it is, to a model of costs that learns from several: sizes, counts.
         refuses: why values don't go together, or None; cheap, because a search asks often. A rule may still decline.
         features: numbers that follow from a plan and decide about time, such as the share of work that is padding.
@@ -59,7 +65,7 @@ class Space:
     def __post_init__(self) -> None:
         for knob in self.knobs:
             if self.default[knob.name] not in knob.values:
-                raise ValueError(f"the default of '{knob.name}', {self.default[knob.name]}, is none of its values")
+                raise SpaceError(f"the default of '{knob.name}', {self.default[knob.name]}, is none of its values")
 
     @property
     def size(self) -> int:

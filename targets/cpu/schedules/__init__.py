@@ -11,6 +11,8 @@ from greencc.targets.cpu.schedules.depthwise.rule import DepthwiseRule
 from greencc.targets.cpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.cpu.schedules.fallback import FallbackRule
 from greencc.targets.cpu.schedules.matmul import MatmulRule
+from greencc.targets.cpu.schedules.quantize_rows import NORMALIZE_RULE, QUANTIZE_RULE
+from greencc.targets.cpu.schedules.quantize_rows_rule import QuantizeRowsRule
 from greencc.targets.cpu.schedules.rows.rule import RowsRule
 from greencc.targets.cpu.schedules.rowwise import RowwiseRule
 from greencc.targets.cpu.schedules.tiled_reduction import TiledReductionRule
@@ -34,4 +36,6 @@ def rules(target: CpuTarget) -> tuple[Rule, ...]:
         ElementwiseRule(target),
         FallbackRule(target),
         AttentionRule(target),
+        QuantizeRowsRule(target, QUANTIZE_RULE),
+        QuantizeRowsRule(target, NORMALIZE_RULE),
     )

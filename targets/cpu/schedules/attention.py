@@ -57,7 +57,7 @@ def planned_kernel(
         result = T.arg("out", T.buffer(tuple(result_shape), "float32"))
         T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
         blocks = tirx.ceildiv(rows, i64(emitter.task_rows))
-        with T.parallel(i64(0), batch * i64(attrs.heads) * blocks) as task:
+        with (T.parallel if chosen.parallel else T.serial)(i64(0), batch * i64(attrs.heads) * blocks) as task:
             block = tirx.floormod(task, blocks)
             head = tirx.floormod(tirx.floordiv(task, blocks), i64(attrs.heads))
             element = tirx.floordiv(task, blocks * i64(attrs.heads))
@@ -65,7 +65,7 @@ def planned_kernel(
             mask = masks[0] if masks else None
             emitter.task(Task(element, i64(0), rows, keys, element, head, q, k, v, mask, result), block)
     pairs = batch * i64(attrs.heads) * rows * keys
-    made = ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(_operations_per_pair(attrs)))
+    made = ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(operations_per_pair(attrs)))
     return with_recipe(made, asdict(attrs))
 
 
@@ -95,10 +95,10 @@ def packed_attention_kernel(
                 emitter.task(Task(i64(0), first, length, length, element, head, q, k, v, None, result), block)
     # The count for sequences of equal length: those of the others are known when it runs.
     pairs = i64(attrs.heads) * tokens * tirx.ceildiv(tokens, batch)
-    return ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(_operations_per_pair(attrs)))
+    return ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(operations_per_pair(attrs)))
 
 
-def _operations_per_pair(attrs: AttentionAttrs) -> int:
+def operations_per_pair(attrs: AttentionAttrs) -> int:
     """Two products, and for every score: scale, maximum, difference, exponential, sum."""
     return 2 * (attrs.head_dim + attrs.value_dim) + 5
 

@@ -31,6 +31,7 @@ class AttentionPlan:
         rows: of such a tile: queries where lanes are keys, and keys where they are queries.
         block: keys that a task takes at once. Fewer than that many are surely all, where their number is known.
         task_rows: queries of a task where lanes are keys. (Where they are queries, that many as its vectors hold.)
+        parallel: whether threads share tasks.
     """
 
     across: Literal["keys", "queries"]
@@ -39,6 +40,7 @@ class AttentionPlan:
     rows: int
     block: int
     task_rows: int
+    parallel: bool = True
 
 
 def default_plan(

@@ -9,7 +9,7 @@ from tvm import tirx
 
 from greencc.ops import AttentionAttrs
 from greencc.targets.base import Declined, Scheduled
-from greencc.targets.cpu.schedules.attention import RULE, planned_kernel
+from greencc.targets.cpu.schedules.attention import RULE, operations_per_pair, planned_kernel
 from greencc.targets.cpu.schedules.attention_plan import AttentionPlan, default_plan, whole_tiles
 from greencc.targets.cpu.schedules.attention_task import masks_rows
 from greencc.targets.cpu.target import CpuTarget
@@ -19,6 +19,8 @@ from greencc.targets.tuning.space import Knob, Plan, Space, nearby
 
 # Bytes of the scores of a panel of queries: more leave the second-level cache.
 MAX_SCORES = 1 << 19
+# Operations that one thread may be done with before several have started: some twenty microseconds.
+MAX_SERIAL = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class _Form:
     @property
     def keys(self) -> int | None:
         return as_int(self.shapes[1][1])
+
+    @property
+    def operations(self) -> int | None:
+        """None where a size is open."""
+        batch = as_int(self.shapes[0][0])
+        if batch is None or self.rows is None or self.keys is None:
+            return None
+        return batch * self.attrs.heads * self.rows * self.keys * operations_per_pair(self.attrs)
 
 
 @dataclass(frozen=True)
@@ -92,14 +102,16 @@ def attention_space(target: CpuTarget, form: _Form) -> Space:
         Knob("rows", nearby((1, 2, 3, 4, 5, 6, 8, 10, 12), default.rows)),
         Knob("block", nearby(tuple(known), default.block)),
         Knob("task_rows", nearby(tuple(tasks), default.task_rows)),
+        Knob("threads", ("all", "one") if (form.operations or MAX_SERIAL) < MAX_SERIAL else ("all",)),
     )
-    values = {
+    values: dict[str, int | str] = {
         "across": default.across,
         "vector_bits": target.vector_bits,
         "vectors": default.vectors,
         "rows": default.rows,
         "block": default.block,
         "task_rows": default.task_rows,
+        "threads": "all",
     }
     kept = tuple(knob for knob in knobs if len(knob.values) > 1)
     return Space(
@@ -120,6 +132,7 @@ def _chosen(form: _Form, plan: Plan) -> AttentionPlan:
         rows=int(plan["rows"]),
         block=int(plan.get("block", default.block)),
         task_rows=int(plan.get("task_rows", default.task_rows)),
+        parallel=plan.get("threads", "all") == "all",
     )
     if chosen.across == "queries":
         return chosen
@@ -127,6 +140,7 @@ def _chosen(form: _Form, plan: Plan) -> AttentionPlan:
 
 
 def _problem(target: CpuTarget, form: _Form, plan: AttentionPlan) -> str | None:
+    # One more than there are registers: LLVM keeps a value that all lanes share in memory.
     if plan.rows * plan.vectors + plan.vectors + 1 > target.vector_registers + 1:
         return "the sums don't fit the registers"
     if plan.across == "keys":
@@ -159,7 +173,7 @@ def _traits(form: _Form) -> Mapping[str, float]:
 
 
 def _features(target: CpuTarget, form: _Form, plan: AttentionPlan) -> Mapping[str, float]:
-    """Registers of sums, bytes of scores, and for known sizes what tiles and threads have too much."""
+    """Registers of sums, bytes of scores; for known sizes what tiles have too much, and tasks of the busiest thread."""
     width, queries = plan.vectors * plan.lanes, plan.across == "queries"
     panel = width if queries else plan.rows
     found: dict[str, float] = {
@@ -169,7 +183,8 @@ def _features(target: CpuTarget, form: _Form, plan: AttentionPlan) -> Mapping[st
     if form.rows and form.keys:
         found["padding"] = _share(form.rows, panel) * (1.0 if queries else _share(form.keys, width))
         blocks = -(-form.rows // (width if queries else plan.task_rows))
-        found["imbalance"] = _share(form.attrs.heads * blocks * (as_int(form.shapes[0][0]) or 1), target.threads)
+        threads = target.threads if plan.parallel else 1
+        found["rounds"] = -(-form.attrs.heads * blocks * (as_int(form.shapes[0][0]) or 1) // threads)
     return found
 
 

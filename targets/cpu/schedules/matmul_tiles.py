@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import ir, tirx
+from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from greencc.targets.cpu.schedules.columns import Columns
@@ -12,7 +12,7 @@ from greencc.targets.cpu.schedules.matmul_form import Product
 from greencc.targets.cpu.schedules.matmul_plan import MatmulPlan, tile_heights
 from greencc.targets.cpu.schedules.registers import Register, register, registers
 from greencc.targets.kernel import Tail
-from greencc.targets.tir import i64, rewrite, unravel
+from greencc.targets.tir import i64, unravel
 
 
 @dataclass(frozen=True)
@@ -146,19 +146,5 @@ class Tiles:
         first = self.panel * i64(self.plan.columns) + i64(number * self.plan.lanes + start)
         with T.vectorized(i64(0), i64(lanes)) as lane:
             position = [*self.batch, *unravel(row, self.row_dims), first + lane]
-            value = self._tail_value(sums, i64(start) + lane, position)
+            value = self.tail.value_at(sums.lane(i64(start) + lane), position, self.buffers)
             T.buffer_store(self.buffers[self.tail.output], value, position)
-
-    def _tail_value(self, sums: Register, lane: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
-        """The tail's expression at one output position; the product is read from its lane of the accumulator."""
-        where = dict(zip(self.tail.axes, position, strict=True))
-
-        def replace(node: tirx.Expr) -> tirx.Expr | None:
-            if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
-                return sums.lane(lane)
-            if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
-                indices = [rewrite(index, replace) for index in node.indices]
-                return tirx.BufferLoad(self.buffers[node.source], indices)
-            return where.get(node) if isinstance(node, tirx.Var) else None
-
-        return rewrite(self.tail.value, replace)

@@ -21,7 +21,9 @@ from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.int8.levels import levels_of, padded_depth, store_scheme
 from greencc.targets.tir import as_int, i64, ramp, splat, unravel, vector_type, volume, with_own_symbols
+from greencc.targets.tuning.recipes import with_recipe
 
+QUANTIZE_RULE, NORMALIZE_RULE = "cpu-quantize-rows", "cpu-normalize-rows"
 # Rows of a task: some microseconds of work.
 TASK_ROWS = 8
 
@@ -34,7 +36,7 @@ def quantize_rows_kernel(
     It writes q [..., K filled up] in `dot.activation`, scale [..., 1] float32 and zero [..., 1] int32, such that
     x is about (q - zero) * scale. Where bytes are signed, q and zero are 128 less.
     """
-    return _rows_kernel(x, target, dot, with_factors, epsilon=None)
+    return planned_rows_kernel(list(x.shape.values), target, dot, with_factors, epsilon=None)
 
 
 def normalize_rows_kernel(
@@ -45,14 +47,25 @@ def normalize_rows_kernel(
     It writes y = (x - mean) / sqrt(variance + epsilon) * gamma + beta, of x's type, the mean and the variance being a
     row's (layer normalisation), and behind it what quantize_rows_kernel makes of y.
     """
-    return _rows_kernel(x, target, dot, with_factors, epsilon)
+    return planned_rows_kernel(list(x.shape.values), target, dot, with_factors, epsilon)
 
 
-def _rows_kernel(
-    x: relax.TensorType, target: CpuTarget, dot: DotProduct, with_factors: bool, epsilon: float | None
+def is_parallel(shape: list[tirx.Expr]) -> bool:
+    """Whether threads share rows by default."""
+    elements = as_int(volume(shape))
+    return elements is None or elements >= MIN_PARALLEL_ELEMENTS
+
+
+def planned_rows_kernel(
+    shape: list[tirx.Expr],
+    target: CpuTarget,
+    dot: DotProduct,
+    with_factors: bool,
+    epsilon: float | None,
+    parallel: bool | None = None,
 ) -> tirx.PrimFunc:
-    """Quantised rows; with an epsilon, of normalised ones."""
-    ((*lead, last),) = with_own_symbols([list(x.shape.values)])
+    """Quantised rows of x; with an epsilon, of normalised ones. `parallel` None is what `is_parallel` says."""
+    ((*lead, last),) = with_own_symbols([shape])
     depth, rows = int(last), volume(lead)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         source = given = T.arg("x", T.buffer((*lead, depth), "float32"))
@@ -64,10 +77,9 @@ def _rows_kernel(
         quantized = T.arg("q", T.buffer((*lead, padded_depth(depth, dot)), dot.activation))
         scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
         zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
-        rule = "cpu-quantize-rows" if epsilon is None else "cpu-normalize-rows"
+        rule = QUANTIZE_RULE if epsilon is None else NORMALIZE_RULE
         T.func_attr({"tirx.noalias": True, "greencc.rule": rule})
-        count = as_int(rows)
-        loop = T.parallel if count is None or count * depth >= MIN_PARALLEL_ELEMENTS else T.serial
+        loop = T.parallel if (is_parallel(shape) if parallel is None else parallel) else T.serial
         emitter = _Row(source, factors, quantized, scale, zero, depth, target.lanes(), dot)
         # TVM looks for reshapes among kernels of one operand, and expects a block.
         with T.sblock("root"), loop(i64(0), tirx.ceildiv(rows, i64(TASK_ROWS))) as task:
@@ -81,7 +93,8 @@ def _rows_kernel(
     # Two comparisons, a product, a sum and a rounding for every element; to normalise it, a sum, a difference, its
     # square and that one's sum, two products and a sum.
     operations = 5 if epsilon is None else 12
-    return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
+    made = ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
+    return with_recipe(made, {"with_factors": with_factors, "epsilon": epsilon})
 
 
 class _Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from greencc.targets.base import Rule
 from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.schedules.attention_rule import AttentionRule
 from greencc.targets.gpu.schedules.convolution.rule import ConvolutionRule, WindowRule
 from greencc.targets.gpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.gpu.schedules.fallback import FallbackRule
@@ -13,7 +14,10 @@ from greencc.targets.gpu.schedules.tensor_core import TensorCoreRule
 
 
 def rules(target: GpuTarget) -> tuple[Rule, ...]:
-    """Products and convolutions first (they hold the time), then passes over rows, then the rest."""
+    """Products and convolutions first (they hold the time), then passes over rows, then the rest.
+
+    Behind those come the rules of kernels that are emitted with their schedule, which alone are asked for them.
+    """
     return (
         TensorCoreRule(target),
         MatmulRule(target),
@@ -23,4 +27,5 @@ def rules(target: GpuTarget) -> tuple[Rule, ...]:
         RowwiseRule(target),
         ElementwiseRule(target),
         FallbackRule(target),
+        AttentionRule(target),
     )

@@ -8,19 +8,22 @@ both sums down. Where a sequence has few queries (decoding), there are too few r
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.ops import AttentionAttrs
 from greencc.targets.cost import OPERATIONS_ATTR
-from greencc.targets.gpu.capabilities import GpuTarget
-from greencc.targets.gpu.schedules.attention_decode import DecodeEmitter, fits_decode
+from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
+from greencc.targets.gpu.schedules.attention_decode import DecodeEmitter, decode_threads, fits_decode
 from greencc.targets.gpu.schedules.attention_sequence import Sequence
-from greencc.targets.gpu.schedules.attention_tile import FlashEmitter, choose_tile
+from greencc.targets.gpu.schedules.attention_tile import FlashEmitter, FlashTile, choose_tile
 from greencc.targets.gpu.schedules.shared_tiles import ceiling
 from greencc.targets.gpu.schedules.threads import launch
 from greencc.targets.tir import as_int, i64, with_own_symbols
+from greencc.targets.tuning.recipes import with_recipe
 
 RULE = "gpu-attention"
 
@@ -32,31 +35,49 @@ def attention_kernel(
 
     They are float32, or of a type that is stored narrower and computed in float32.
     """
-    *shapes, result_shape = with_own_symbols([list(ty.shape.values) for ty in (*args, out)])
+    return planned_kernel(attrs, [(list(ty.shape.values), str(ty.dtype)) for ty in (*args, out)], target, None)
+
+
+def planned_kernel(
+    attrs: AttentionAttrs, types: list[tuple[list[tirx.Expr], str]], target: GpuTarget, plan: FlashTile | int | None
+) -> tirx.PrimFunc:
+    """The kernel of `attention_kernel` by its parameters' shapes and types.
+
+    `plan` is a tile, or, where sequences have few queries, a number of threads; None is the default plan.
+    """
+    *shapes, result_shape = with_own_symbols([shape for shape, _ in types])
+    kinds = [kind for _, kind in types]
     batch, rows, keys = shapes[0][0], shapes[0][1], shapes[1][1]
-    decodes = fits_decode(attrs, rows, target.gpu)
-    tile = choose_tile(attrs, target.gpu, as_int(batch), as_int(rows))
+    chosen = plan or default_plan(attrs, batch, rows, target.gpu)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         operands = [
-            T.arg(name, T.buffer(tuple(shape), str(ty.dtype)))
-            for name, shape, ty in zip(["q", "k", "v", "mask"], shapes, args, strict=False)
+            T.arg(name, T.buffer(tuple(shape), kind))
+            for name, shape, kind in zip(["q", "k", "v", "mask"], shapes, kinds, strict=False)
         ]
-        result = T.arg("out", T.buffer(tuple(result_shape), str(out.dtype)))
+        result = T.arg("out", T.buffer(tuple(result_shape), kinds[-1]))
         T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
         q, k, v, *masks = operands
         mask = masks[0] if masks else None
-        if decodes:
-            decode = DecodeEmitter(attrs, target.gpu, as_int(batch), as_int(rows) or 1)
+        if isinstance(chosen, int):
+            decode = DecodeEmitter(attrs, chosen, as_int(rows) or 1)
             with launch([batch, i64(attrs.kv_heads)], decode.threads) as ((element, head), thread):
                 sequence = Sequence(attrs, element, i64(0), rows, keys, element, q, k, v, mask, result)
                 decode.emit(sequence, head, thread)
         else:
-            blocks = ceiling(rows, tile.rows)
-            with launch([batch, i64(attrs.heads), blocks], tile.threads) as ((element, head, block), thread):
+            blocks = ceiling(rows, chosen.rows)
+            with launch([batch, i64(attrs.heads), blocks], chosen.threads) as ((element, head, block), thread):
                 sequence = Sequence(attrs, element, i64(0), rows, keys, element, q, k, v, mask, result)
-                FlashEmitter(sequence, tile, head, thread).emit(block * i64(tile.rows))
+                FlashEmitter(sequence, chosen, head, thread).emit(block * i64(chosen.rows))
     pairs = batch * i64(attrs.heads) * rows * keys
-    return ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(_operations_per_pair(attrs)))
+    made = ib.get().with_attr(OPERATIONS_ATTR, pairs * i64(_operations_per_pair(attrs)))
+    return with_recipe(made, asdict(attrs))
+
+
+def default_plan(attrs: AttentionAttrs, batch: tirx.Expr, rows: tirx.Expr, gpu: Capabilities) -> FlashTile | int:
+    """The tile, or the number of threads for few queries, that is taken without a tuning record."""
+    if fits_decode(attrs, rows, gpu):
+        return decode_threads(attrs, gpu, as_int(batch), as_int(rows) or 1)
+    return choose_tile(attrs, gpu, as_int(batch), as_int(rows))
 
 
 def packed_attention_kernel(

@@ -39,10 +39,28 @@ def fits_decode(attrs: AttentionAttrs, rows: tirx.Expr, gpu: Capabilities) -> bo
     if count is None or count > MAX_QUERIES:
         return False
     width = count * (attrs.heads // attrs.kv_heads)
-    return width <= MAX_ROWS and _shared_bytes(attrs, width, FEW_THREADS) <= gpu.shared_bytes
+    return width <= MAX_ROWS and decode_bytes(attrs, width, FEW_THREADS) <= gpu.shared_bytes
 
 
-def _shared_bytes(attrs: AttentionAttrs, rows: int, threads: int) -> int:
+def decode_threads(attrs: AttentionAttrs, gpu: Capabilities, batch: int | None, queries: int) -> int:
+    """Threads of a workgroup for `batch` sequences, if known, of so many queries each."""
+    rows = decode_rows(attrs, queries)
+    threads = FEW_THREADS
+    if (batch or 1) * attrs.kv_heads < CORE_GROUPS * gpu.cores:
+        while (
+            threads * 2 <= min(gpu.max_threads, MANY_THREADS)
+            and decode_bytes(attrs, rows, threads * 2) <= gpu.shared_bytes
+        ):
+            threads *= 2
+    return threads
+
+
+def decode_rows(attrs: AttentionAttrs, queries: int) -> int:
+    """Rows of all heads that read the same keys."""
+    return queries * (attrs.heads // attrs.kv_heads)
+
+
+def decode_bytes(attrs: AttentionAttrs, rows: int, threads: int) -> int:
     """Shared memory of a workgroup, at most."""
     return 4 * (rows * (attrs.head_dim + threads + PARTS) + threads * 4 * -(-attrs.value_dim // threads))
 
@@ -52,21 +70,13 @@ class DecodeEmitter:
 
     Args:
         attrs: the operator's attributes.
-        gpu: what the device can do.
-        batch: how many sequences there are, if known.
-        queries: how many rows each has.
+        threads: of a workgroup.
+        queries: how many rows each sequence has.
     """
 
-    def __init__(self, attrs: AttentionAttrs, gpu: Capabilities, batch: int | None, queries: int) -> None:
-        self.attrs, self.queries = attrs, queries
-        self.rows = queries * (attrs.heads // attrs.kv_heads)
-        self.threads = FEW_THREADS
-        if (batch or 1) * attrs.kv_heads < CORE_GROUPS * gpu.cores:
-            while (
-                self.threads * 2 <= min(gpu.max_threads, MANY_THREADS)
-                and _shared_bytes(attrs, self.rows, self.threads * 2) <= gpu.shared_bytes
-            ):
-                self.threads *= 2
+    def __init__(self, attrs: AttentionAttrs, threads: int, queries: int) -> None:
+        self.attrs, self.threads, self.queries = attrs, threads, queries
+        self.rows = decode_rows(attrs, queries)
 
     def emit(self, sequence: Sequence, kv_head: tirx.Expr, thread: tirx.Expr) -> None:
         """All rows of the heads that read keys of head `kv_head`."""

@@ -37,7 +37,7 @@ class FlashTile:
     Attributes:
         teams, lanes: threads along rows, and along keys or columns.
         own_rows: neighbouring rows of a thread, a multiple of 4.
-        keys_per_thread: neighbouring keys of a thread.
+        keys: how many are seen at a time, a multiple of the lanes.
         depth: columns of queries and keys in shared memory at a time, in `chunks` parts.
         resident: whether all columns of the queries stay there.
         value_keys: rows of values in shared memory at a time.
@@ -47,7 +47,7 @@ class FlashTile:
     teams: int
     lanes: int
     own_rows: int
-    keys_per_thread: int
+    keys: int
     depth: int
     chunks: int
     resident: bool
@@ -66,6 +66,11 @@ class FlashTile:
         return self.teams * self.lanes
 
     @property
+    def keys_per_thread(self) -> int:
+        """Neighbouring keys of a thread."""
+        return self.keys // self.lanes
+
+    @property
     def row_pitch(self) -> int:
         """Elements from one column of the transposed queries (or powers) to the next."""
         return self.rows + BANK_PADDING
@@ -73,7 +78,7 @@ class FlashTile:
     @property
     def key_pitch(self) -> int:
         """Elements from one column of the transposed keys to the next."""
-        return BLOCK_KEYS + BANK_PADDING
+        return self.keys + BANK_PADDING
 
     @property
     def value_pitch(self) -> int:
@@ -93,7 +98,7 @@ class FlashTile:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a workgroup."""
-        powers = BLOCK_KEYS * self.row_pitch
+        powers = self.keys * self.row_pitch
         return 4 * (self.query_size + self.operand_size + powers + self.rows * self.lanes)
 
 
@@ -102,27 +107,36 @@ def choose_tile(attrs: AttentionAttrs, gpu: Capabilities, batch: int | None, row
     teams = 8
     lanes = 8 if attrs.value_dim <= 64 else 16
     if rows is not None and -(-rows // (teams * MANY_ROWS)) * attrs.heads * (batch or 1) >= CORE_GROUPS * gpu.cores:
-        wide = _tile(attrs, teams, lanes, MANY_ROWS, resident=True)
+        wide = flash_tile(attrs, teams, lanes, MANY_ROWS, resident=True)
         if wide.shared_bytes <= gpu.shared_bytes:
             return wide
     if rows is not None and rows <= teams * FEW_ROWS // 2:
         teams //= 2
-    tile = _tile(attrs, teams, lanes, FEW_ROWS, resident=True)
-    return tile if tile.shared_bytes <= gpu.shared_bytes else _tile(attrs, teams, lanes, FEW_ROWS, resident=False)
+    tile = flash_tile(attrs, teams, lanes, FEW_ROWS, resident=True)
+    return tile if tile.shared_bytes <= gpu.shared_bytes else flash_tile(attrs, teams, lanes, FEW_ROWS, resident=False)
 
 
-def _tile(attrs: AttentionAttrs, teams: int, lanes: int, own_rows: int, *, resident: bool) -> FlashTile:
-    chunks = -(-attrs.head_dim // MAX_DEPTH)
+def flash_tile(
+    attrs: AttentionAttrs,
+    teams: int,
+    lanes: int,
+    own_rows: int,
+    *,
+    resident: bool,
+    keys: int = BLOCK_KEYS,
+    most_depth: int = MAX_DEPTH,
+) -> FlashTile:
+    """A tile, with as much of a head at a time as `most_depth` columns take."""
+    chunks = -(-attrs.head_dim // most_depth)
     depth = -(-attrs.head_dim // chunks)
     if attrs.head_dim % 4 == 0:
         depth = -(-depth // 4) * 4  # whole vectors
     value_lanes = next(n for n in (4, 2, 1) if attrs.value_dim % n == 0)
     parts = -(-attrs.value_dim // (lanes * value_lanes))
     # As many values at a time as fit where the keys were.
-    value_keys = BLOCK_KEYS
-    while value_keys > 4 and value_keys * lanes * value_lanes * parts > MAX_DEPTH * (BLOCK_KEYS + BANK_PADDING):
+    value_keys = keys
+    while value_keys > 4 and value_keys * lanes * value_lanes * parts > most_depth * (keys + BANK_PADDING):
         value_keys //= 2
-    keys = BLOCK_KEYS // lanes
     return FlashTile(teams, lanes, own_rows, keys, depth, chunks, resident, value_keys, value_lanes, parts)
 
 
@@ -145,7 +159,7 @@ class FlashEmitter:
         self.lane = tirx.floormod(thread, i64(tile.lanes))
         self.queries = shared(tile.query_size, "float32")
         self.operand = shared(tile.operand_size, "float32")
-        self.powers = shared(BLOCK_KEYS * tile.row_pitch, "float32")
+        self.powers = shared(tile.keys * tile.row_pitch, "float32")
         self.gathered = shared(tile.rows * tile.lanes, "float32")
         self.scores = local(tile.own_rows * tile.keys_per_thread, "float32")
         self.sums = local(tile.own_rows * tile.value_lanes * tile.value_parts, "float32")
@@ -162,8 +176,8 @@ class FlashEmitter:
         if sequence.attrs.causal:  # no row of the block sees a key behind the one that its last row sees last
             last = first + i64(tile.rows) + sequence.keys - sequence.rows
             seen = tirx.max(tirx.min(seen, last), i64(0))
-        with T.serial(i64(0), ceiling(seen, BLOCK_KEYS)) as block:
-            key = block * i64(BLOCK_KEYS)
+        with T.serial(i64(0), ceiling(seen, tile.keys)) as block:
+            key = block * i64(tile.keys)
             self._products(first, key)
             self._gather_peaks(first, key)
             self._weigh()
@@ -196,7 +210,7 @@ class FlashEmitter:
         def load(row: tirx.Expr, column: tirx.Expr, lanes: int) -> tirx.Expr:
             return self.sequence.key(first + row, self.kv_head, column, lanes)
 
-        self._load_transposed(self.operand, load, BLOCK_KEYS, self.tile.key_pitch, start, self.tile.depth)
+        self._load_transposed(self.operand, load, self.tile.keys, self.tile.key_pitch, start, self.tile.depth)
 
     def _load_transposed(
         self,
@@ -293,7 +307,7 @@ class FlashEmitter:
         tile, sequence = self.tile, self.sequence
         lanes = min(sequence.value_lanes, tile.value_lanes)
         own = tile.value_lanes * tile.value_parts
-        with T.serial(i64(0), i64(BLOCK_KEYS // tile.value_keys)) as chunk:
+        with T.serial(i64(0), i64(tile.keys // tile.value_keys)) as chunk:
             start = chunk * i64(tile.value_keys)
 
             def load(row: tirx.Expr, column: tirx.Expr, start: tirx.Expr = start) -> tirx.Expr:

@@ -21,7 +21,8 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.elementwise import are_one_map, map_launch
 from greencc.targets.gpu.schedules.launch import in_sequence, one_thread
-from greencc.targets.gpu.schedules.rowwise import find_rows, rows_launch
+from greencc.targets.gpu.schedules.rows import find_rows
+from greencc.targets.gpu.schedules.rowwise import rows_launch
 from greencc.targets.gpu.schedules.stages import (
     Stage,
     allocated,

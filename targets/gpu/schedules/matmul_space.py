@@ -20,7 +20,7 @@ LEAST_THREADS = 16
 # Sums of a thread: their products are written out one behind the other.
 MOST_SUMS = 256
 # Without an instruction for it, a dot product of words of four bytes is as long as so many multiply-adds.
-_WORD_WORK = 4
+WORD_WORK = 4
 # Elements of the next step that a thread holds in registers.
 _MOST_HELD = 128
 # What symbolic sizes are taken for, where it is about few rows, many rows, and all else.
@@ -158,7 +158,7 @@ class _TileSpace:
         columns = as_int(self.product.columns.size)
         if _is_beyond(tile.rows, self.rows, _FEW_ROWS) or (columns and _is_beyond(tile.columns, columns, _MANY)):
             return "most of a tile lies behind the last row or column"
-        work = _WORD_WORK if self.product.is_int8 and not self.gpu.has_dot4 else 1
+        work = WORD_WORK if self.product.is_int8 and not self.gpu.has_dot4 else 1
         if tile.thread_rows * tile.thread_columns * work > MOST_SUMS:
             return "a thread has too many sums"
         if (tile.rows + tile.columns) * tile.depth > _MOST_HELD * tile.slice_threads:

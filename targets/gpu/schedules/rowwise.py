@@ -21,21 +21,16 @@ from tvm.tirx.script import builder as T
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.combine import combined, elements_of, updated
+from greencc.targets.gpu.schedules.convolution.form import match_contraction, read_reduction
 from greencc.targets.gpu.schedules.elementwise import overwritable
-from greencc.targets.gpu.schedules.launch import barrier, below, ceildiv, launch, power_of_two, when
-from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, reads, updates_in_place
-from greencc.targets.tir import as_int, i64, rewrite, split_index, substitute, uses_var, volume
-
-_GROUP = 128
-# Elements that a lane has at least, where that leaves enough lanes.
-_PER_LANE = 4
-# A reduction of no more elements than this has one lane.
-_SHORT = 16
-# With this many rows side by side there is enough work without lanes.
-_MANY_ROWS = 1 << 14
-_SYMBOLIC_LANES = 64
-# Fewer rows than this leave most of a GPU idle: what has more elements than this in each is better done apart.
-_FEW_ROWS, _WIDE = 16, 1 << 13
+from greencc.targets.gpu.schedules.launch import barrier, below, ceildiv, launch, when
+from greencc.targets.gpu.schedules.products import match_product
+from greencc.targets.gpu.schedules.row_groups import Groups, default_groups, rows_space
+from greencc.targets.gpu.schedules.rows import Rows, find_rows, long_axes, position_of, rows_are_neighbours
+from greencc.targets.gpu.schedules.stages import Stage, inlined, read_stages, updates_in_place
+from greencc.targets.kernel import inline_tail
+from greencc.targets.tir import as_int, i64, rewrite, split_index, substitute, volume
+from greencc.targets.tuning.space import Plan, Space
 
 
 @dataclass(frozen=True)
@@ -46,80 +41,71 @@ class RowwiseRule:
 
     @property
     def name(self) -> str:
-        """Name in reports."""
+        """Name in reports and tuning records."""
         return "gpu-rowwise"
 
-    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+    def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
+        """See TunableRule."""
+        found = _read(func)
+        if isinstance(found, Declined):
+            return found
+        if is_product(func):
+            return Declined("a product or convolution: each of its elements would be a row")
+        return rows_space(*found, self.target.gpu)
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
         """Schedule a kernel whose reductions and outputs all are of the same rows, or decline."""
-        stages = read_stages(func)
-        if not stages:
-            return Declined("it has no root block with plain blocks under it")
-        if updates_in_place(func, stages):
-            return Declined("it updates a parameter in place")
-        left = inlined(stages, func.params)
-        rows = find_rows(left)
-        if isinstance(rows, str):
-            return Declined(rows)
-        overwrites = _overwrites(func, left, rows)
-        body = rows_launch(left, rows, self.target, func.params)
+        found = _read(func)
+        if isinstance(found, Declined):
+            return found
+        groups = None
+        if plan is not None:
+            space = self.space(func, constants)
+            problem = space.reason if isinstance(space, Declined) else space.problem(plan)
+            if problem is not None:
+                return Declined(problem)
+            groups = Groups(int(plan["lanes"]), int(plan["rows"]))
+        stages, rows = found
+        overwrites = _overwrites(func, stages, rows)
+        body = rows_launch(stages, rows, self.target, func.params, groups)
         return Scheduled(func.with_body(body), self.name, overwrites=overwrites)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows that stages have in common.
-
-    Attributes:
-        extents: sizes of the axes that tell rows apart.
-        axes: for each stage, its axes that do, in the order of `extents`.
-    """
-
-    extents: tuple[tirx.Expr, ...]
-    axes: tuple[tuple[tirx.Var, ...], ...]
+def is_product(func: tirx.PrimFunc) -> bool:
+    """Whether a kernel is one of those that other rules share data in."""
+    tail = inline_tail(func)
+    if not isinstance(tail, str) and not isinstance(match_product(tail), str):
+        return True
+    reduction = read_reduction(func)
+    return not isinstance(reduction, str) and not isinstance(match_contraction(reduction[1]), str)
 
 
-def find_rows(stages: Sequence[Stage]) -> Rows | str:
-    """The rows of stages, or why they have none in common. At least one stage must reduce."""
-    if any(stage.is_opaque for stage in stages):
-        return "a block is no plain store"
-    first = next((stage for stage in stages if stage.is_reduction), None)
-    if first is None:
-        return "no reduction"
-    kept = _long_axes(first)
-    extents = tuple(extent for _, extent in kept)
-    results: dict[tirx.Var, list[int | None]] = {}
-    all_axes = []
-    for stage in stages:
-        axes = _row_axes(stage, results, extents)
-        if axes is None:
-            return "its reductions and outputs are of different rows"
-        if stage.is_reduction and len(_long_axes(stage)) != len(axes):
-            return "its reductions run over different axes"
-        written = {buffer for other in stages for buffer in other.writes} - set(results) - set(stage.writes)
-        if any(reads(stage, buffer) for buffer in written):
-            return "a stage reads what another one stores"
-        if stage.is_reduction and stage.is_in_order:
-            for buffer in stage.writes:
-                results[buffer] = [_position(axis, axes) for axis in stage.axes]
-        elif any(reads(other, buffer) for buffer in stage.writes for other in stages if other is not stage):
-            return "a stage reads what another one stores"
-        if not stage.is_reduction and _is_too_much(stage, axes, volume(list(extents))):
-            return "an output is too large for the workgroups of so few rows"
-        all_axes.append(axes)
-    return Rows(extents, tuple(all_axes))
+def _read(func: tirx.PrimFunc) -> tuple[list[Stage], Rows] | Declined:
+    """The stages of a kernel and their rows, or why it isn't row-wise."""
+    stages = read_stages(func)
+    if not stages:
+        return Declined("it has no root block with plain blocks under it")
+    if updates_in_place(func, stages):
+        return Declined("it updates a parameter in place")
+    left = inlined(stages, func.params)
+    rows = find_rows(left)
+    return Declined(rows) if isinstance(rows, str) else (left, rows)
 
 
-def rows_launch(stages: Sequence[Stage], rows: Rows, target: GpuTarget, outputs: Sequence[tirx.Var]) -> tirx.Stmt:
+def rows_launch(
+    stages: Sequence[Stage],
+    rows: Rows,
+    target: GpuTarget,
+    outputs: Sequence[tirx.Var],
+    chosen: Groups | None = None,
+) -> tirx.Stmt:
     """One launch for stages with common rows; `outputs` are the buffers that others than these stages read."""
     count = volume(list(rows.extents))
     if as_int(count) == 0:
         return tirx.Evaluate(tirx.const(0, "int32"))
-    side_by_side = _rows_are_neighbours(stages)
-    lanes = _lanes(stages, count, side_by_side, target)
-    per_group = max(1, min(_GROUP, target.gpu.max_threads) // lanes)
-    known = as_int(count)
-    if known is not None:
-        per_group = min(per_group, power_of_two(known))
+    side_by_side = rows_are_neighbours(stages)
+    size = chosen or default_groups(stages, count, target.gpu)
+    lanes, per_group = size.lanes, size.rows
     groups = ceildiv(count, per_group)
 
     def body(group: tirx.Expr, thread: tirx.Expr) -> None:
@@ -180,7 +166,7 @@ class _Rows:
         followed = own if self._threads.exists is None else split_index(tirx.min(row, last), extents)
         for stage, axes in zip(self._stages, self._rows.axes, strict=True):
             if stage.is_reduction:
-                single = {axis: i64(0) for axis in stage.axes if _position(axis, axes) is None}
+                single = {axis: i64(0) for axis in stage.axes if position_of(axis, axes) is None}
                 self._reduce(stage, single | dict(zip(axes, followed, strict=True)))
                 self._store(stage, single | dict(zip(axes, own, strict=True)))
             else:
@@ -279,82 +265,6 @@ def _both(a: tirx.Expr | None, b: tirx.Expr | None) -> tirx.Expr | None:
     return b if a is None else a if b is None else tirx.And(a, b)
 
 
-def _long_axes(stage: Stage) -> list[tuple[tirx.Var, tirx.Expr]]:
-    return [(axis, extent) for axis, extent in zip(stage.axes, stage.extents, strict=True) if as_int(extent) != 1]
-
-
-def _position(axis: tirx.Var, axes: Sequence[tirx.Var]) -> int | None:
-    return next((n for n, own in enumerate(axes) if own.same_as(axis)), None)
-
-
-def _row_axes(
-    stage: Stage, results: dict[tirx.Var, list[int | None]], extents: tuple[tirx.Expr, ...]
-) -> tuple[tirx.Var, ...] | None:
-    """Which axes of a stage number the rows: those by which it reads results, else its first."""
-    found: dict[int, tirx.Var] = {}
-    reads = [load for load in stage.reads() if load.source in results]
-    for load in reads:
-        for index, row in zip(load.indices, results[load.source], strict=True):
-            if row is None:
-                continue
-            if not any(index.same_as(axis) for axis in stage.axes):
-                return None
-            if not found.setdefault(row, index).same_as(index):
-                return None
-    if not reads:
-        found = {n: axis for n, (axis, _) in enumerate(_long_axes(stage)[: len(extents)])}
-    if sorted(found) != list(range(len(extents))) or len(set(found.values())) != len(extents):
-        return None
-    sizes = dict(zip(stage.axes, stage.extents, strict=True))
-    analyzer = sym.Analyzer()
-    if not all(analyzer.can_prove_equal(sizes[found[n]], extent) for n, extent in enumerate(extents)):
-        return None
-    return tuple(found[n] for n in range(len(extents)))
-
-
-def _is_too_much(stage: Stage, axes: Sequence[tirx.Var], rows: tirx.Expr) -> bool:
-    """Whether a map has so much in each of so few rows that it deserves a launch of its own."""
-    inner = [extent for axis, extent in zip(stage.axes, stage.extents, strict=True) if _position(axis, axes) is None]
-    count, each = as_int(rows), as_int(volume(inner))
-    return count is not None and count < _FEW_ROWS and each is not None and each > _WIDE
-
-
-def _rows_are_neighbours(stages: Sequence[Stage]) -> bool:
-    """Whether the first reduction reads elements of different rows next to each other."""
-    first = next(stage for stage in stages if stage.is_reduction)
-    own = first.writes
-    for load in first.reads():
-        if not load.indices or any(load.source.same_as(buffer) for buffer in own):
-            continue
-        if any(uses_var(load.indices[-1], axis) for axis in first.reduced):
-            return False
-    return bool(_long_axes(first))
-
-
-def _lanes(stages: Sequence[Stage], count: tirx.Expr, side_by_side: bool, target: GpuTarget) -> int:
-    """Threads for each row: a power of two."""
-    reductions = [stage for stage in stages if stage.is_reduction]
-    if any(elements_of(stage) is None for stage in reductions):
-        return 1
-    most = 1 << (min(target.gpu.max_threads, 256).bit_length() - 1)
-    known = as_int(count)
-    lengths = [as_int(volume(list(stage.reduced_extents))) for stage in reductions]
-    longest = max((length for length in lengths if length is not None), default=0)
-    symbolic = None in lengths
-    if side_by_side:
-        if known is not None and known >= _MANY_ROWS:
-            return 1
-        most = max(1, _GROUP // 32) if known is None or known >= 32 else most // power_of_two(known)
-    if symbolic:
-        return min(most, _SYMBOLIC_LANES)
-    if longest <= _SHORT:
-        return 1
-    wanted = power_of_two(-(-longest // _PER_LANE))
-    while wanted * len(reductions) * 16 * max(1, _GROUP // wanted) > target.gpu.shared_bytes:
-        wanted //= 2
-    return max(1, min(most, wanted))
-
-
 def _overwrites(func: tirx.PrimFunc, stages: Sequence[Stage], rows: Rows) -> tuple[int, ...]:
     """Parameters that the only output may overwrite: the reductions read nothing of them but their own row."""
     *before, last = stages
@@ -362,7 +272,7 @@ def _overwrites(func: tirx.PrimFunc, stages: Sequence[Stage], rows: Rows) -> tup
     if len(outputs) != 1 or last.is_reduction or not last.is_in_order:
         return ()
     foreign: set[tirx.Var] = set()
-    leading = rows.axes[-1] == tuple(axis for axis, _ in _long_axes(last))[: len(rows.extents)]
+    leading = rows.axes[-1] == tuple(axis for axis, _ in long_axes(last))[: len(rows.extents)]
     for stage, own in zip(before, rows.axes, strict=False):
         for load in stage.reads():
             at = [i for i, size in zip(load.indices, load.source.ty.shape, strict=True) if as_int(size) != 1]
@@ -370,5 +280,3 @@ def _overwrites(func: tirx.PrimFunc, stages: Sequence[Stage], rows: Rows) -> tup
             if not leading or not of_row:
                 foreign.add(load.source)
     return tuple(n for n in overwritable(func, last) if func.params[n] not in foreign)
-
-

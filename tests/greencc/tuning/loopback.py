@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,10 +18,13 @@ import psutil
 from greencc.errors import UserError
 from greencc.tuning.tracker import Tracker
 
-KEY = "test"
 _TRACKER = (
     "import sys; from tvm.rpc.tracker import PopenTrackerServerState as S; "
     "S('127.0.0.1', int(sys.argv[1]), int(sys.argv[1]) + 1, silent=True)"
+)
+_PLAIN = (
+    "import sys; from tvm.rpc.server import PopenRPCServerState as S; port = int(sys.argv[1]); "
+    "S('127.0.0.1', port, port + 1, False, ('127.0.0.1', int(sys.argv[2])), sys.argv[3], silent=True)"
 )
 _SERVER = Path(__file__).with_name("served_device.py")
 _START_SECONDS = 60.0
@@ -33,6 +37,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server's process, and the name that its device has."""
+
+    process: subprocess.Popen[bytes]
+    name: str
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes that it started, and those that they did."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
 class Loopback:
     """A tracker with servers. Ends all of them when it is left."""
 
@@ -43,6 +59,7 @@ class Loopback:
 
     def __enter__(self) -> Loopback:
         self._run("-c", _TRACKER, str(self.tracker.address[1]))
+        self.wait_for("", 0)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -56,17 +73,24 @@ class Loopback:
                 process.kill()
                 process.wait()
 
-    def serve(self, target: Mapping[str, object], seconds: float = 0.0, token: str = "") -> subprocess.Popen[bytes]:
-        """Start a server."""
-        options = ("--port", free_port(), "--target", json.dumps(dict(target)), "--seconds", seconds, "--token", token)
-        return self._run(str(_SERVER), str(self.tracker.address[1]), *map(str, options))
+    def serve(self, key: str, target: Mapping[str, object], seconds: float = 0.0, token: str = "") -> Server:
+        """Start a server of a key, that sleeps for a while in each measurement."""
+        port = free_port()
+        options = ("--key", key, "--port", port, "--target", json.dumps(dict(target)), "--seconds", seconds)
+        arguments = (self.tracker.address[1], *options, "--token", token)
+        return Server(self._run(str(_SERVER), *map(str, arguments)), f"127.0.0.1:{port}")
 
-    def wait_for(self, free: int) -> None:
-        """Wait until so many servers are free."""
+    def serve_plainly(self, key: str) -> None:
+        """Start a server of TVM's own."""
+        port = free_port()
+        self._run("-c", _PLAIN, str(port), str(self.tracker.address[1]), key)
+
+    def wait_for(self, key: str, free: int) -> None:
+        """Wait until so many servers of a key are free."""
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
-                if self.tracker.servers(KEY)[1] >= free:
+                if self.tracker.servers(key)[1] >= free:
                     return
             except UserError:
                 if time.monotonic() > deadline:
@@ -80,8 +104,3 @@ class Loopback:
         process = subprocess.Popen([sys.executable, *arguments], env=environment)
         self._processes.append(process)
         return process
-
-
-def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """All processes that a process started."""
-    return psutil.Process(process.pid).children(recursive=True)

@@ -38,7 +38,8 @@ def trial(
     """A trial of the plan of a number; 0 is the default schedule."""
     result = measured(outcome) if isinstance(outcome, float) else outcome
     plan = {"rows": number, "order": "panels"} if number else None
-    return Trial(workload, sizes or {}, "cpu-matmul" if number else DEFAULT_RULE, plan, result, "a processor", at)
+    rule = "cpu-matmul" if number else DEFAULT_RULE
+    return Trial(workload, sizes or {}, rule, plan, result, "a processor", at, thorough=True)
 
 
 def note(workload: str = "9f3a5b7c1d2e4f60", **traits: float) -> WorkloadNote:

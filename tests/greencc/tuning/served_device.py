@@ -18,7 +18,7 @@ class SlowDevice(LocalDevice):
     """Measures as a local device does, after a while in which it does nothing."""
 
     def __init__(self, target: Described, seconds: float) -> None:
-        super().__init__(target, timeout=5.0)
+        super().__init__(target, timeout=2.5)
         self._seconds = seconds
 
     def measure(self, candidate: Program, reference: Program, thorough: bool = False) -> Measurement:
@@ -31,7 +31,7 @@ def main() -> None:
     """Serve until a signal comes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tracker", type=int)
-    parser.add_argument("--key", default="test")
+    parser.add_argument("--key", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--target", type=json.loads, required=True)
     parser.add_argument("--seconds", type=float, default=0.0)

@@ -91,3 +91,16 @@ def build(func: tirx.PrimFunc, copies: int = 2) -> Program:
     alone = build_alone(Kernel(func, frozenset({1}), 1), Scheduled(func, "test"), target(), {1: WEIGHT}, copies)
     operands = (Operand("float32", ((COUNT,),)),)
     return Program.pack(Contents(alone.code.library, alone.weights, alone.copies, operands))
+
+
+@T.prim_func(s_tir=True)
+def symbolic_product(x: T.handle, w: T.handle, y: T.handle):
+    """The product of arrays whose size is known at run time."""
+    n = T.int64()
+    x_ = T.match_buffer(x, (n,), "float32")
+    w_ = T.match_buffer(w, (n,), "float32")
+    y_ = T.match_buffer(y, (n,), "float32")
+    for i in range(n):
+        with T.sblock("product"):
+            vi = T.axis.spatial(n, i)
+            y_[vi] = x_[vi] * w_[vi]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from greencc.targets.tuning.planned import Decision
-from greencc.targets.tuning.space import Knob, Plan, Space
+from greencc.targets.tuning.space import Knob, Plan, Space, SpaceError
 from greencc.tuning.costs import CostModel, Sample
 from greencc.tuning.search import BATCH, KernelSearch, Tried, decision_of
 
@@ -128,5 +128,5 @@ def test_a_plan_that_is_none_of_the_space_is_named(plan: dict[str, int], problem
 
 
 def test_a_default_outside_its_knob_is_a_fault() -> None:
-    with pytest.raises(ValueError, match="rows"):
+    with pytest.raises(SpaceError, match="rows"):
         Space((Knob("rows", (1, 2)),), {"rows": 3})

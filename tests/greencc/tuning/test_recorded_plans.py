@@ -51,7 +51,7 @@ def another_plan(kernel: Kernel) -> tuple[str, Plan]:
 
 def record(folder: Path, kernel: Kernel, rule: str, plan: Plan | None, outcome: Measured) -> None:
     with Database(folder).writer(Scope.of(TARGET)) as writer:
-        writer.append(Trial(workload_key(*kernel), {}, rule, plan, outcome, "a processor", now()))
+        writer.append(Trial(workload_key(*kernel), {}, rule, plan, outcome, "a processor", now(), thorough=True))
 
 
 def scheduled(folder: Path, kernels: list[Kernel]) -> tuple[list[Scheduled], int, int]:

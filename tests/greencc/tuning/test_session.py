@@ -10,6 +10,7 @@ from fake_lab import RULE, FakeLab, seconds, task
 
 from greencc.targets.tuning.planned import Decision
 from greencc.tuning.database import Database
+from greencc.tuning.devices import DeviceLost
 from greencc.tuning.payback import Payback
 from greencc.tuning.records import Scope
 from greencc.tuning.session import Budget, Outcome, Session
@@ -76,7 +77,7 @@ def test_the_default_is_trial_0_and_the_best_plan_is_found_and_confirmed(tmp_pat
     assert state.best.plan == {"rows": 4, "vectors": 3, "tail": "registers"}
     assert state.ratio == pytest.approx(20 / seconds(None) / 1e6)
     assert [each for each in lab.measured if each[2]] == [("a", Decision(RULE, state.best.plan), True)]
-    assert state.finished == "all plans tried"
+    assert state.finished == "nothing new to try"
     best = Database(tmp_path).records(SCOPE).best("a", {})
     assert best is not None
     assert best.plan == state.best.plan
@@ -208,3 +209,51 @@ def test_break_even() -> None:
     assert Payback(100.0, 0.02, "estimate").runs == 5000
     assert Payback(100.0, 0.0, "estimate").runs is None
     assert Payback(None, 1.0, "rapl").runs is None
+
+
+def test_one_batch_without_luck_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """Of eight kernels the one that is tried first can't be improved."""
+    tasks = [task("stubborn", launches=50), *(task(name) for name in "abcdefg")]
+
+    class Stubborn(FakeLab):
+        def measure(self, task: Task, decisions: Any, thorough: bool = False) -> Any:
+            self._cost = (lambda plan: 32e-6) if task.key == "stubborn" else seconds
+            return super().measure(task, decisions, thorough)
+
+    outcome, _ = run(tmp_path, tasks, Stubborn(), runs=10**15)
+    assert all(state.best is not None for state in outcome.states if state.task.key != "stubborn")
+
+
+def test_a_lost_default_is_measured_again(tmp_path: Path) -> None:
+    run(tmp_path, [task("a")], FakeLab(), trials=6)
+    (file,) = tmp_path.iterdir()
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if '"plan":null' not in line))
+    outcome, _ = run(tmp_path, [task("a")], FakeLab())
+    assert outcome.states[0].default is not None
+    assert outcome.states[0].best is not None
+
+
+def test_only_thorough_measurements_are_answers(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="power"):
+        run(tmp_path, [task("a")], FakeLab(stop_after=20, stop=RuntimeError("power")))
+    assert Database(tmp_path).records(SCOPE).best("a", {}) is None
+    outcome, _ = run(tmp_path, [task("a")], FakeLab(), trials=20)
+    best = Database(tmp_path).records(SCOPE).best("a", {})
+    assert best is not None
+    assert outcome.states[0].best == best
+
+
+def test_an_error_ends_a_session_with_its_report(tmp_path: Path) -> None:
+    outcome, events = run(tmp_path, [task("a")], FakeLab(stop_after=9, stop=DeviceLost("no device is left")))
+    assert str(outcome.error) == "no device is left"
+    assert outcome.states[0].trials == 9
+    assert events[-1]["event"] == "end"
+
+
+def test_what_earlier_sessions_found_is_not_this_one_s_gain(tmp_path: Path) -> None:
+    first, _ = run(tmp_path, [task("a")], FakeLab())
+    assert first.payback.saved is not None
+    assert first.payback.saved == pytest.approx((seconds(None) - 20e-6) * 10)
+    again, _ = run(tmp_path, [task("a")], FakeLab())
+    assert again.payback.saved == 0
+    assert again.payback.runs is None

@@ -5,16 +5,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from running import normal, targets
+from running import Runner, function, normal, targets
 from test_attention import ATOL, fused, reference
 from tvm import relax, tirx
 
-from greencc.ops import AttentionAttrs
+from greencc.ops import AttentionAttrs, attention
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.attention_rule import AttentionRule
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tuning.alone import Kernel, build_alone
+from greencc.targets.tuning.planned import Decision, PlannedTarget
 from greencc.targets.tuning.space import Plan, Space
 from greencc.verification import Library
 
@@ -131,3 +132,25 @@ def test_packed_attention_is_not_tuned() -> None:
     types = [relax.TensorType((1, tokens, 96), "float32")] * 3 + [relax.TensorType((batch, longest), "int64")]
     func = packed_attention_kernel(fused(2, 2, 16, 16), types, relax.TensorType((1, tokens, 32), "float32"), target)
     assert isinstance(AttentionRule(target).space(func, frozenset()), Declined)
+
+
+class _ByQueries:
+    """Plans that say of every attention kernel that lanes are queries."""
+
+    def __init__(self, rule: AttentionRule) -> None:
+        self._rule = rule
+
+    def decision(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Decision | None:
+        space = self._rule.space(func, constants)
+        return Decision(self._rule.name, {**space.default, "across": "queries"}) if isinstance(space, Space) else None
+
+
+def test_a_model_follows_a_recorded_plan() -> None:
+    attrs, target = fused(3, 3, 26, 26), targets()[0]
+    y = normal(2, 9, 234)
+    sizes = tuple(tirx.Var(name, "int64") for name in "bs")
+    module = function({"y": ((*sizes, 234), "float32")}, lambda emit, v: emit(attention(v, v, v, None, attrs)))
+    runner = Runner(module, PlannedTarget(target, _ByQueries(AttentionRule(target))))  # type: ignore[arg-type]
+    assert runner.rules == {"cpu-attention"}
+    assert len(runner.lowered.tuned) == 1
+    np.testing.assert_allclose(runner(y)[0], reference(y, attrs, None), atol=ATOL, rtol=0)

@@ -26,6 +26,7 @@ from greencc.targets.tuning.space import Plan, Space
 from tests.targets.cpu.int8_reference import CONVOLUTIONS
 
 FLAT = [Case((1, 24, 14, 14), 20), Case((1, 140, 7, 7), 34, groups=2), Case((1, 16, 6, 32), 24)]
+DEEP = Case((1, 130, 7, 7), 260)  # by default from panels
 
 
 class Drawn:
@@ -45,12 +46,12 @@ class Drawn:
 
     def draw(self, space: Space) -> list[Plan]:
         found: list[Plan] = []
-        for _ in range(6000):
+        for _ in range(400):
             plan = {knob.name: self.random.choice(knob.values) for knob in space.knobs}
             if space.problem(plan) is None:
                 assert all(np.isfinite(list(space.features(plan).values())))
                 found.append(plan)
-            if len(found) == 12:
+            if len(found) == 4:
                 break
         return found or [space.default]
 
@@ -77,7 +78,7 @@ def images(cases: list[Case]) -> tvm.IRModule:
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
 def test_any_plan_equals_onnx_runtime(target) -> None:
-    cases = [*CASES, *FLAT]
+    cases = [*CASES, *FLAT, DEEP]
     module, inputs, wanted = images(cases), [], []
     for case in cases:
         x, bare = normal(*case.shape), output(case, normal(*case.shape))
@@ -85,19 +86,19 @@ def test_any_plan_equals_onnx_runtime(target) -> None:
         inputs += [x, residual]
         wanted.append(np.maximum(bare + normal(1, case.filters, 1, 1, seed=2) - residual, 0))
     plans = Drawn(target, seed=1)
-    for _ in range(3):
+    for _ in range(2):
         runner = Runner(module, PlannedTarget(target, plans))
         for case, got, want in zip(cases, runner(*inputs), wanted, strict=True):
             np.testing.assert_allclose(got, want, atol=3e-4, rtol=2e-5, err_msg=f"{case}")
     drawn = {name: {value for knob, value in plans.made if knob == name} for name, _ in plans.made}
     assert drawn["over"] == {"channels", "positions"}
     assert drawn["finish"] == {"end", "flat", "registers", "rows"}
-    assert drawn["source"] == {"copy", "input"}
-    assert all(len(values) > 1 for name, values in drawn.items() if name != "lanes")
+    assert drawn["source"] == {"band", "copy", "input"}
+    assert not [name for name, values in drawn.items() if len(values) == 1 and name != "lanes"]
 
 
 @pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
-@pytest.mark.parametrize("name", [name for name in RUNNABLE if name in ("sse2", "avx2", "avx512vnni")])
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name in ("avx2", "avx512vnni")])
 def test_any_plan_is_exact_in_int8(name: str) -> None:
     params = {f"x{i}": (case.shape, "float32") for i, case in enumerate(CONVOLUTIONS)}
 
@@ -109,7 +110,7 @@ def test_any_plan_is_exact_in_int8(name: str) -> None:
 
     module, plans = function(params, body), Drawn(X86[name], seed=2)
     xs = [normal(*case.shape, seed=i) * 2 + 0.7 for i, case in enumerate(CONVOLUTIONS)]
-    for _ in range(2):
+    for _ in range(1):
         runner = Runner(module, PlannedTarget(X86[name], plans))
         assert runner.rules == {"cpu-convolution", "cpu-quantize-images"}
         for x, case, got in zip(xs, CONVOLUTIONS, runner(*xs), strict=True):
@@ -123,7 +124,7 @@ def test_a_symbolic_batch() -> None:
 
     def body(emit, *xs):
         pairs = zip(xs, cases, strict=True)
-        return [emit(relax.op.nn.conv2d(x, relax.const(c.weight), padding=c.pads[0])) for x, c in pairs]
+        return [emit(relax.op.nn.conv2d(x, relax.const(case.weight), padding=case.pads[0])) for x, case in pairs]
 
     plans = Drawn(host(), seed=3)
     for _ in range(3):
@@ -167,7 +168,7 @@ def test_the_default_plan_is_the_schedule_without_a_plan(case: Case) -> None:
 @pytest.mark.parametrize(
     ("choices", "reason"),
     [
-        ({"rows": 16, "vectors": 4}, "the sums don't fit the registers"),
+        ({"rows": 14, "vectors": 4}, "the sums don't fit the registers"),
         ({"blocks": 8}, "there are fewer blocks"),
         ({"height": 7, "finish": "flat", "source": "copy"}, "rows of sums have gaps"),
         ({"over": "channels", "finish": "rows"}, "vectors over channels have no panels, and are transposed"),

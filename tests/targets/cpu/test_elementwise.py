@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tvm
 from running import Runner, function, host, normal
+from sampled_plans import SampledPlans, rule_of
 from tvm import relax
 
 from greencc.ir import constant
 from greencc.ops import quantized_take
+from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.lower import fuse, kernel_calls
+from greencc.targets.tuning.planned import PlannedTarget
+from greencc.targets.tuning.space import Space
 
 HALF = 4
 
@@ -71,3 +77,46 @@ def test_a_chain_that_would_grow_exponentially_is_not_written_out() -> None:
     for _ in range(8):
         wanted = wanted * np.sin(wanted) / (1 + np.exp(-wanted))
     np.testing.assert_allclose(runner(x)[0], wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "shared"), [(4, "one"), (4000, "all")])
+def test_threads_share_a_map_or_not_by_plan(rows: int, shared: str) -> None:
+    module = function({"x": ((rows, 48), "float32")}, lambda emit, x: emit(relax.op.nn.relu(x)))
+    lowered, _ = fuse(host().legalize(module))
+    (call,) = kernel_calls(lowered)
+    func, rule = lowered[call.args[0]], rule_of(host(), "cpu-elementwise")
+    space = rule.space(func, frozenset())
+    assert isinstance(space, Space)
+    assert space.default == {"threads": shared}
+    plain = rule.apply(func, frozenset())
+    for threads in ("all", "one"):
+        planned = rule.apply(func, frozenset(), {"threads": threads})
+        assert isinstance(plain, Scheduled)
+        assert isinstance(planned, Scheduled)
+        assert ("T.parallel" in planned.func.script()) == (threads == "all")
+        if threads == shared:
+            tvm.ir.assert_structural_equal(plain.func, planned.func)
+    assert rule.apply(func, frozenset(), {"threads": 2}) == Declined("threads is 2")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_by_index_and_a_long_chain_by_drawn_passes(seed: int) -> None:
+    """The chain's maps stay in registers: here it needn't be written out."""
+    rng = np.random.default_rng(0)
+    table, scale = rng.integers(-127, 128, (50, 37)).astype(np.int8), rng.random(50).astype(np.float32)
+
+    def body(emit, places, x):
+        taken = emit(quantized_take(constant(table), constant(scale), places, wrap=False))
+        return [taken, *waves(emit, x)]
+
+    plans = SampledPlans(rule_of(host(), "cpu-rows"), seed)
+    module = function({"places": ((3, 70), "int64"), "x": ((3, 40), "float32")}, body)
+    runner = Runner(module, PlannedTarget(host(), plans))
+    assert runner.rules == {"cpu-rows"}
+    places, x = rng.integers(0, 50, (3, 70)), normal(3, 40)
+    taken, chained = runner(places, x)
+    np.testing.assert_array_equal(taken, table[places].astype(np.float32) * scale[places][..., None])
+    chain = x.astype(np.float64)
+    for _ in range(8):
+        chain = chain * np.sin(chain) / (1 + np.exp(-chain))
+    np.testing.assert_allclose(chained, chain, rtol=1e-3, atol=1e-6)

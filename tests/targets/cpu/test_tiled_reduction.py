@@ -4,11 +4,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tvm
 from onnx import helper, numpy_helper
-from running import Runner, function, normal, targets
+from running import Runner, function, host, normal, targets
+from sampled_plans import SampledPlans, rule_of
 from tvm import relax, tirx
 
+from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.lower import fuse, kernel_calls
+from greencc.targets.tuning.planned import PlannedTarget
+from greencc.targets.tuning.space import Space
 
 CONVOLUTIONS = [
     # channels, outputs, height, width, kernel, stride, padding, groups
@@ -80,3 +86,42 @@ def test_max_pool_and_a_symbolic_width() -> None:
     weight = np.full((2, 2, 3, 3), 0.5, np.float32)
     want = run_onnx(b, weight, np.zeros(2, np.float32), 1, 1, 1)
     np.testing.assert_allclose(np.maximum(convolved, 0), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_pools_and_sums_by_drawn_plans(seed: int) -> None:
+    n = tirx.Var("n", "int64")
+
+    def body(emit, image, table):
+        pooled = emit(relax.op.nn.avg_pool2d(image, (3, 2), (3, 2)))
+        padded = emit(relax.op.nn.avg_pool2d(image, (3, 3), padding=(1, 1)))
+        return [pooled, padded, emit(relax.op.sum(table, axis=[1]))]
+
+    plans = SampledPlans(rule_of(host(), "cpu-tiled-reduction"), seed)
+    module = function({"image": ((2, 24, 9, 20), "float32"), "table": ((n, 7, 40), "float32")}, body)
+    runner = Runner(module, PlannedTarget(host(), plans))
+    assert runner.rules == {"cpu-tiled-reduction"}
+    assert len(plans.taken) == 3
+    image, table = normal(2, 24, 9, 20), normal(5, 7, 40)
+    pooled, padded, summed = runner(image, table)
+    np.testing.assert_allclose(pooled, image.reshape(2, 24, 3, 3, 10, 2).mean((3, 5)), atol=1e-6, rtol=0)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(image, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+    inside = np.lib.stride_tricks.sliding_window_view(np.pad(np.ones((9, 20)), 1), (3, 3)).sum((-1, -2))
+    np.testing.assert_allclose(padded, windows.sum((-1, -2)) / inside, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(summed, table.sum(1), atol=3e-6, rtol=0)
+
+
+def test_the_default_plan_is_the_schedule_without_one() -> None:
+    module = function(
+        {"x": ((2, 24, 9, 20), "float32")}, lambda emit, x: emit(relax.op.nn.avg_pool2d(x, (3, 2), (3, 2)))
+    )
+    lowered, _ = fuse(host().legalize(module))
+    (call,) = kernel_calls(lowered)
+    func, rule = lowered[call.args[0]], rule_of(host(), "cpu-tiled-reduction")
+    space = rule.space(func, frozenset())
+    assert isinstance(space, Space)
+    plain, planned = (rule.apply(func, frozenset(), plan) for plan in (None, space.default))
+    assert isinstance(plain, Scheduled)
+    assert isinstance(planned, Scheduled)
+    tvm.ir.assert_structural_equal(plain.func, planned.func)
+    assert rule.apply(func, frozenset(), {**space.default, "columns": 3}) == Declined("columns is 3")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from greencc.targets.cpu.schedules.convolution.corner import Corner
 from greencc.targets.cpu.schedules.convolution.emitter import Emitter
-from greencc.targets.cpu.schedules.convolution.tails import Corner, Sums
+from greencc.targets.cpu.schedules.convolution.tails import Sums
 from greencc.targets.cpu.schedules.registers import register, registers, transpose
 from greencc.targets.tir import i64, ramp, splat
 
@@ -52,14 +53,13 @@ class ChannelEmitter(Emitter):
         conv, plan, pitch = self.conv, self.plan, self.source.pitch
         places = [(i, j) for i in range(size[0]) for j in range(size[1])]
         tile = [registers(plan.vectors, plan.lanes, conv.taps.sums) for _ in places]
-        position = (corner.y + first[0]) * i64(pitch) + first[1]
+        start = first[0] * i64(pitch) + first[1]
 
         def step(c: tirx.Expr, r: tirx.Expr, q: tirx.Expr) -> None:
-            channel = corner.group * i64(conv.group_words) + c
             weight = self.buffers[conv.weight], [self.weights_of(corner), c, r, q]
             factors = [conv.taps.factors(*weight, v * plan.lanes, plan.lanes) for v in range(plan.vectors)]
             for (i, j), row in zip(places, tile, strict=True):
-                word = self.source.load(corner.n, channel, r, q, position + i64(i * pitch + j), 1)
+                word = self.source.load(corner, c, r, q, start + i64(i * pitch + j), 1)
                 words = splat(word, plan.lanes)
                 for total, factor in zip(row, factors, strict=True):
                     total.store(conv.taps.accumulate(total.value, words, factor, plan.lanes))

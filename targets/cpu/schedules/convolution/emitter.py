@@ -9,10 +9,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.cpu.schedules.convolution.corner import Corner
 from greencc.targets.cpu.schedules.convolution.form import Convolution
 from greencc.targets.cpu.schedules.convolution.plan import Plan
 from greencc.targets.cpu.schedules.convolution.source import Source
-from greencc.targets.cpu.schedules.convolution.tails import Corner, Tails, where
+from greencc.targets.cpu.schedules.convolution.tails import Tails, where
 from greencc.targets.cpu.schedules.matmul_space import MIN_PARALLEL_WORK
 from greencc.targets.kernel import Tail
 from greencc.targets.packing import ChannelBlocks, WordBlocks
@@ -71,7 +72,9 @@ class Emitter(ABC):
                 n, group = tirx.floordiv(image, i64(conv.groups)), tirx.floormod(image, i64(conv.groups))
                 # The last band overlaps the one before, so that all have the same height.
                 y0 = tirx.min(band * i64(plan.height), i64(conv.out_height - plan.height))
-                self.task(Corner(n, group, chunk, y0))
+                corner = Corner(n, group, chunk, y0)
+                self.source.prepare(corner)
+                self.task(corner)
         return ib.get()
 
     def for_each_block(self, corner: Corner, body: Callable[[Corner, tirx.Expr], None]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from greencc.targets.cpu.schedules.convolution.tails import Corner, Sums, where
+from greencc.targets.cpu.schedules.convolution.corner import Corner
+from greencc.targets.cpu.schedules.convolution.tails import Sums, where
 from greencc.targets.cpu.schedules.convolution.tiles import TileEmitter
 from greencc.targets.cpu.schedules.registers import registers
 from greencc.targets.tir import i64, ramp
@@ -29,8 +30,7 @@ class PanelEmitter(TileEmitter):
 
         def pieces(start: tirx.Expr, vectors: int) -> None:
             with T.serial(i64(0), i64(words // each)) as part:
-                first = corner.group * i64(words) + part * i64(each)
-                self._copy_panel(panel, corner, first, each, start, vectors)
+                self._copy_panel(panel, corner, part * i64(each), each, start, vectors)
                 self.for_each_block(
                     corner,
                     lambda own, number: self._accumulate_panel(
@@ -51,10 +51,9 @@ class PanelEmitter(TileEmitter):
     ) -> None:
         """The vectors of a tile for some words of channels, one behind the other."""
         lanes = self.plan.lanes
-        position = corner.y * i64(self.source.pitch) + start
         with T.serial(i64(0), i64(words)) as c:
             for v in range(vectors):
-                value = self.source.load(corner.n, first + c, i64(0), i64(0), position + i64(v * lanes), lanes)
+                value = self.source.load(corner, first + c, i64(0), i64(0), start + i64(v * lanes), lanes)
                 T.buffer_store(panel, value, [c, ramp(i64(v * lanes), lanes)])
 
     def _accumulate_panel(

@@ -38,7 +38,7 @@ class Plan:
         vectors: of a register tile, for each of its rows.
         lanes: elements of a vector.
         height: output rows of a band.
-        direct: whether the source is the input itself.
+        source: what taps read: the "input" itself, a padded "copy", or in each task one of its "band".
         blocks: blocks of channels that a task computes.
         panel: steps of the sum in a panel of the source that a task's blocks read; 0 where they read the source.
         outer: what tasks run over slowly: "bands", so that the source stays in the cache, or "blocks", so that the
@@ -53,7 +53,7 @@ class Plan:
     vectors: int
     lanes: int
     height: int
-    direct: bool
+    source: str
     blocks: int = 1
     panel: int = 0
     outer: str = "blocks"
@@ -61,6 +61,11 @@ class Plan:
     unroll: int = 1
     finish: str = "rows"
     over: str = "positions"
+
+    @property
+    def direct(self) -> bool:
+        """Whether taps read the input itself."""
+        return self.source == "input"
 
     @property
     def filters(self) -> int:
@@ -100,10 +105,14 @@ def choose_plan(target: CpuTarget, conv: Convolution) -> Plan:
             idle = imbalance(bands * blocks * conv.groups, target.threads)
             cost = tiles * feeding * (1 + 0.002 * bands) * idle
             if best is None or cost < best[0]:
-                best = cost, Plan(rows, fitting, lanes, height, direct)
+                best = cost, Plan(rows, fitting, lanes, height, _source(direct))
     assert best is not None  # a band of one row always fits
     # The vectors of larger filters overlap, and wait in the cache already.
     return replace(best[1], outer=outer, ahead=CHANNELS_AHEAD if conv.kernel == (1, 1) else 0)
+
+
+def _source(direct: bool) -> str:
+    return "input" if direct else "copy"
 
 
 def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None:
@@ -136,7 +145,7 @@ def _panel_plan(target: CpuTarget, conv: Convolution, pitch: int) -> Plan | None
             cost *= imbalance(bands * -(-blocks // readers) * conv.groups, target.threads)
             if best is None or cost < best[0]:
                 panel = min(PANEL_DEPTH, conv.group_words)
-                best = cost, Plan(rows, vectors, lanes, height, direct, readers, panel, finish="end")
+                best = cost, Plan(rows, vectors, lanes, height, _source(direct), readers, panel, finish="end")
     return None if best is None else best[1]
 
 

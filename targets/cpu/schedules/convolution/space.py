@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from greencc.targets.cpu.schedules.convolution.form import Convolution
-from greencc.targets.cpu.schedules.convolution.plan import Plan, choose_plan, imbalance, is_plain
+from greencc.targets.cpu.schedules.convolution.plan import CHANNELS_AHEAD, Plan, choose_plan, imbalance, is_plain
 from greencc.targets.cpu.schedules.convolution.tails import is_flat
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.kernel import Tail
@@ -15,6 +15,8 @@ from greencc.targets.tir import written_out
 from greencc.targets.tuning import space as tuning
 from greencc.targets.tuning.space import Knob, nearby
 
+# Bands that an image may fall into.
+BANDS = (1, 2, 3, 4, 7, 10, 14, 28, 56)
 # Multiply-adds that may be written out, and nodes of tails.
 MAX_BODY, MAX_TAILS = 288, 4000
 # Of all that a tile or a band computes, what isn't wanted is at most so many times what is.
@@ -32,11 +34,11 @@ def planned(plan: tuning.Plan) -> Plan:
     """What a plan of the space says."""
     numbers = {name: int(plan[name]) for name in _NUMBERS}
     words = {name: str(plan[name]) for name in _WORDS}
-    return Plan(direct=plan["source"] == "input", **numbers, **words)  # type: ignore[arg-type]
+    return Plan(**numbers, **words)  # type: ignore[arg-type]
 
 
 _NUMBERS = ("rows", "vectors", "lanes", "height", "blocks", "panel", "ahead", "unroll")
-_WORDS = ("outer", "finish", "over")
+_WORDS = ("source", "outer", "finish", "over")
 
 
 @dataclass(frozen=True)
@@ -50,26 +52,24 @@ class _Choices:
         channels = conv.out_channels // conv.groups
         single = conv.kernel == (1, 1)
         rows, columns = conv.kernel
-        heights = {-(-conv.out_height // bands) for bands in range(1, conv.out_height + 1)}
-        counts = nearby((1, 2, 4, 8, 16, 32, 64), default.blocks)
-        few = {height for height in heights if -(-conv.out_height // height) * height <= 1.15 * conv.out_height}
+        counts = nearby((1, 2, 4, 8, 16), default.blocks)
+        heights = nearby(tuple(-(-conv.out_height // bands) for bands in BANDS), default.height)
         lanes = conv.taps.lanes(self.target)
         knobs = (
             Knob("over", ("channels", "positions")),
-            Knob("rows", nearby((2, 4, 6, 7, 8, 9, 10, 12, 13, 14, 16), default.rows)),
+            Knob("rows", nearby((4, 6, 7, 8, 10, 12, 14), default.rows)),
             Knob("vectors", nearby((1, 2, 3, 4), default.vectors)),
             Knob("lanes", conv.taps.widths(self.target)),
-            Knob("height", nearby(tuple(few), default.height)),
-            Knob("source", ("copy", "input") if is_plain(conv) else ("copy",)),
+            Knob("height", heights),
+            Knob("source", ("band", "copy", "input") if is_plain(conv) else ("band", "copy")),
             Knob("blocks", tuple(count for count in counts if 2 * count <= max(channels, 2))),
-            Knob("panel", tuple(sorted({0, 64, 128, 256, default.panel})) if single else (0,)),
+            Knob("panel", tuple(sorted({0, default.panel}))),
             Knob("outer", ("bands", "blocks")),
-            Knob("ahead", (0, 4, 8, 16) if single else (0, 4)),
+            Knob("ahead", (0, CHANNELS_AHEAD) if single else (0,)),
             Knob("unroll", (1, 2, 4) if single else nearby((1, columns, rows * columns))),
             Knob("finish", ("end", "flat", "registers", "rows") if self._flat else ("end", "rows")),
         )
         own = {name: getattr(default, name) for name in (*_NUMBERS, *_WORDS)}
-        own["source"] = "input" if default.direct else "copy"
         traits = {
             "words": conv.group_words, "filters": channels, "groups": conv.groups, "taps": rows * columns,
             "positions": conv.out_height * conv.out_width, "width": conv.out_width, "stride": conv.stride[1],
@@ -136,8 +136,6 @@ class _Choices:
             return "a tile is longer than a band"
         if plan.panel and (plan.blocks == 1 or plan.ahead or plan.finish == "rows"):
             return "a panel is read once, or already in the cache"
-        if plan.panel > 64 and plan.panel >= 2 * self.conv.group_words:
-            return "there are fewer steps"
         if plan.finish == "registers":
             if not plan.direct and length % plan.lanes:
                 return "positions beyond the band would be stored"

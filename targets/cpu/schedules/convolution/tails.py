@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tvm import ir, tirx
 from tvm.tirx.script import builder as T
 
+from greencc.targets.cpu.schedules.convolution.corner import Corner
 from greencc.targets.cpu.schedules.convolution.form import Convolution
 from greencc.targets.cpu.schedules.convolution.plan import Plan
 from greencc.targets.cpu.schedules.convolution.source import in_vectors
 from greencc.targets.cpu.schedules.registers import Register
 from greencc.targets.kernel import Tail
 from greencc.targets.tir import as_int, i64, loads, rewrite, uses_var
-
-
-@dataclass(frozen=True)
-class Corner:
-    """Where results begin: image n, block of output channels of a group, output row y."""
-
-    n: tirx.Expr
-    group: tirx.Expr
-    block: tirx.Expr
-    y: tirx.Expr
-
-    def at_block(self, block: tirx.Expr) -> Corner:
-        """The same of another block."""
-        return replace(self, block=block)
 
 
 @dataclass(frozen=True)
@@ -129,21 +116,7 @@ class Tails:
         return inside, corner.group * i64(self.channels) + number
 
     def _store(self, total: tirx.Expr, place: list[tirx.Expr]) -> None:
-        T.buffer_store(self.buffers[self.tail.output], self._value(total, place), place)
-
-    def _value(self, total: tirx.Expr, place: list[tirx.Expr]) -> tirx.Expr:
-        """The tail's expression at one place of the output, where the sum is `total`."""
-        values = dict(zip(self.tail.axes, place, strict=True))
-
-        def replace_(node: tirx.Expr) -> tirx.Expr | None:
-            if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
-                return total
-            if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
-                indices = [rewrite(index, replace_) for index in node.indices]
-                return tirx.BufferLoad(self.buffers[node.source], indices)
-            return values.get(node) if isinstance(node, tirx.Var) else None
-
-        return rewrite(self.tail.value, replace_)
+        T.buffer_store(self.buffers[self.tail.output], self.tail.value_at(total, place, self.buffers), place)
 
 
 def _pieces(width: int, lanes: int, body: Callable[[tirx.Expr], None]) -> None:

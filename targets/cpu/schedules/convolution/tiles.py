@@ -6,8 +6,9 @@ import tvm
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from greencc.targets.cpu.schedules.convolution.corner import Corner
 from greencc.targets.cpu.schedules.convolution.emitter import Emitter
-from greencc.targets.cpu.schedules.convolution.tails import Corner, Sums
+from greencc.targets.cpu.schedules.convolution.tails import Sums
 from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.tir import i64, ramp
 
@@ -52,19 +53,16 @@ class TileEmitter(Emitter):
         """One register tile, from position `start` of the band on; without a buffer for sums, its tail too."""
         conv, plan = self.conv, self.plan
         tile = [registers(vectors, plan.lanes, conv.taps.sums) for _ in range(plan.rows)]
-        position = corner.y * i64(self.source.pitch) + start
 
         def step(c: tirx.Expr, r: tirx.Expr, q: tirx.Expr) -> None:
-            channel = corner.group * i64(conv.group_words) + c
             if plan.ahead:
                 for v in range(vectors + 1):
-                    self.source.ask_for(n, channel + i64(plan.ahead), position + i64(v * plan.lanes))
+                    self.source.ask_for(corner, c + i64(plan.ahead), start + i64(v * plan.lanes))
             columns = [
-                self.source.load(n, channel, r, q, position + i64(v * plan.lanes), plan.lanes) for v in range(vectors)
+                self.source.load(corner, c, r, q, start + i64(v * plan.lanes), plan.lanes) for v in range(vectors)
             ]
             self.multiply(tile, columns, [self.weights_of(corner), c, r, q])
 
-        n = corner.n
         self.steps(conv.group_words, step)
         if sums is None:
             self.tails.tile(tile, corner, start)

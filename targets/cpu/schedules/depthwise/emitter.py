@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tvm
-from tvm import ir, tirx
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
@@ -11,7 +11,7 @@ from greencc.targets.cpu.schedules.convolution.form import Convolution
 from greencc.targets.cpu.schedules.depthwise.plan import Tiling
 from greencc.targets.cpu.schedules.registers import Register, registers
 from greencc.targets.kernel import Tail
-from greencc.targets.tir import as_int, cover, i64, ramp, rewrite, splat, split_index, strided_load, volume
+from greencc.targets.tir import as_int, cover, i64, ramp, splat, split_index, strided_load, volume
 
 
 class DepthwiseEmitter:
@@ -145,18 +145,6 @@ class DepthwiseEmitter:
             with T.vectorized(i64(0), i64(lanes)) as lane:
                 at = lane + i64(start)
                 place = [*row, x + at]
-                T.buffer_store(self.buffers[self.tail.output], self._tail_value(sums, at, place), place)
+                value = self.tail.value_at(sums.lane(at), place, self.buffers)
+                T.buffer_store(self.buffers[self.tail.output], value, place)
             start, left = start + lanes, left - lanes
-
-    def _tail_value(self, sums: Register, lane: tirx.Expr, place: list[tirx.Expr]) -> tirx.Expr:
-        values = dict(zip(self.tail.axes, place, strict=True))
-
-        def replace(node: tirx.Expr) -> tirx.Expr | None:
-            if isinstance(node, ir.TensorLoad) and node.source.same_as(self.tail.intermediate):
-                return sums.lane(lane)
-            if isinstance(node, ir.TensorLoad) and node.source in self.buffers:
-                indices = [rewrite(index, replace) for index in node.indices]
-                return tirx.BufferLoad(self.buffers[node.source], indices)
-            return values.get(node) if isinstance(node, tirx.Var) else None
-
-        return rewrite(self.tail.value, replace)

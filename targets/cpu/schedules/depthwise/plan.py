@@ -12,6 +12,7 @@ from greencc.targets.tuning.space import Knob, Plan, Space
 MAX_UNROLLED = 512
 # Vectors narrower than this leave most of a register empty.
 LEAST_LANES = 4
+MAX_ROWS, MAX_VECTORS = 8, 5
 # Outputs of a band of a default plan: the copy that it reads fits the first cache.
 BAND_OUTPUTS = 4096
 
@@ -48,11 +49,11 @@ def tiling_space(target: CpuTarget, conv: Convolution, batch: int | None) -> Spa
         lanes.append(lanes[-1] // 2)
     bands = sorted({height, *(-(-height // parts) for parts in (2, 3, 4, 8))})
     planes = conv.words * (batch or 1)
-    # The largest makes one task of all: it runs on the calling thread.
+    # The largest makes one task of all channels, where each is one band: it runs on the calling thread.
     chunks = sorted({*(chunk for chunk in (1, 2, 4, 8, 16) if chunk < planes), planes})
     knobs = (
-        Knob("rows", tuple(rows for rows in (1, 2, 3, 4, 5, 6, 7, 8) if rows <= height)),
-        Knob("vectors", tuple(vectors for vectors in (1, 2, 3, 4, 5) if (vectors - 1) * lanes[-1] < width)),
+        Knob("rows", tuple(range(1, min(MAX_ROWS, height) + 1))),
+        Knob("vectors", tuple(range(1, min(MAX_VECTORS, -(-width // lanes[-1])) + 1))),
         Knob("lanes", tuple(reversed(lanes))),
         Knob("band", tuple(bands)),
         Knob("chunk", tuple(chunks)),
@@ -65,6 +66,8 @@ def tiling_space(target: CpuTarget, conv: Convolution, batch: int | None) -> Spa
             return "a row has fewer vectors"
         if tiling.vectors == 1 and tiling.lanes > LEAST_LANES and tiling.lanes // 2 >= width:
             return "half a vector holds a row"
+        if 2 * tiling.lanes < target.lanes() and 4 * tiling.lanes <= width:
+            return "wider vectors hold a row"
         if tiling.rows > tiling.band:
             return "a band has fewer rows"
         if tiling.rows * (tiling.vectors + 1) > target.vector_registers:
@@ -101,10 +104,13 @@ def tiling_space(target: CpuTarget, conv: Convolution, batch: int | None) -> Spa
 
 
 def _start(target: CpuTarget, conv: Convolution, bands: list[int], chunks: list[int]) -> Plan:
-    """Where a search begins: full vectors where a row has them, bands that stay in the first cache."""
-    width = conv.out_width
-    lanes = target.lanes()
+    """Where a search begins: tiles that fill rows, about a dozen sums each, and bands that stay in the first cache."""
+    width, lanes = conv.out_width, target.lanes()
     while lanes > LEAST_LANES and lanes // 2 >= width:
         lanes //= 2
+    sums = min(target.vector_registers // 2, MAX_UNROLLED // (conv.kernel[0] * conv.kernel[1]))
+    fitting = range(1, max(1, min(MAX_VECTORS, sums, width // lanes)) + 1)
+    vectors = min(fitting, key=lambda count: (-(-width // (count * lanes)) * count, -count))
     band = max((rows for rows in bands if rows * width <= BAND_OUTPUTS), default=bands[0])
-    return {"rows": min(2, band), "vectors": 1, "lanes": lanes, "band": band, "chunk": chunks[0]}
+    rows = min(sums // vectors, band, MAX_ROWS)
+    return {"rows": rows, "vectors": vectors, "lanes": lanes, "band": band, "chunk": chunks[0]}

@@ -10,7 +10,7 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.convolution.form import Convolution, match_convolution
 from greencc.targets.cpu.schedules.convolution.taps import FloatTaps
 from greencc.targets.cpu.schedules.depthwise.emitter import DepthwiseEmitter
-from greencc.targets.cpu.schedules.depthwise.plan import Tiling, tiling_space
+from greencc.targets.cpu.schedules.depthwise.plan import MAX_UNROLLED, Tiling, tiling_space
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.kernel import Tail, check_tail
 from greencc.targets.tir import as_int
@@ -60,4 +60,6 @@ class DepthwiseRule:
             return Declined(reason)
         if conv.depth != 1 or not isinstance(conv.taps, FloatTaps):
             return Declined("no depthwise convolution of float32")
+        if conv.kernel[0] * conv.kernel[1] > MAX_UNROLLED:
+            return Declined("the filters are too large to be written out")
         return tail, conv

@@ -11,6 +11,8 @@ from greencc.targets.tuning.space import Knob, Plan, Space
 
 # Bytes that the first cache has at least: a row that is kept in one of its own has to share it.
 FIRST_CACHE = 1 << 15
+# Elements that are passed over, below which a search begins without threads.
+LEAST_SHARED = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ def passing_space(target: CpuTarget, form: Rows, keepable: bool) -> Space:
             "row_share": width * 4 / FIRST_CACHE,
         }
 
-    default: Plan = {"lanes": lanes, "chains": 4, "chunk": min(chunks), "kept": "own"}
-    traits = {"rows": rows or 0, "width": width, "passes": len(form.passes()), "stages": len(form.stages)}
-    return Space(knobs, default, traits, features=features)
+    passes = len(form.passes())
+    small = rows is not None and rows * width * passes < LEAST_SHARED
+    start: Plan = {
+        "lanes": lanes,
+        "chains": 4,
+        "chunk": max(chunks) if small else min(chunks),
+        "kept": "output" if keepable else "own",
+    }
+    traits = {"rows": rows or 0, "width": width, "passes": passes, "stages": len(form.stages)}
+    return Space(knobs, start, traits, features=features)

@@ -43,7 +43,7 @@ class GemmEmitter:
         self.weight_type = "int32" if conv.words else str(conv.weight.ty.dtype)
         self.group_filters = conv.filters // conv.groups
         self.blocks = -(-self.group_filters // plan.rows)
-        self.step = plan.depth * plan.slices
+        self.step = plan.step
         self.lanes = 1 if packed is None else whole_lanes(plan.rows)  # weights that are read at once
 
     def emit(self) -> tirx.PrimFunc:

@@ -50,6 +50,11 @@ class Plan:
         return self.teams * self.lanes * self.slices
 
     @property
+    def step(self) -> int:
+        """Products of each sum between two barriers, of all slices."""
+        return self.depth * self.slices
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory of a workgroup."""
         sums = self.rows * self.columns * self.slices if self.slices > 1 else 0
@@ -84,10 +89,16 @@ PLANS = (
 
 def choose_plan(conv: Contraction, gpu: Capabilities) -> Plan:
     """The cheapest plan that the device can run."""
+    positions = likely_positions(conv)
+    fitting = [plan for plan in PLANS if plan.threads <= gpu.max_threads and plan.shared_bytes <= gpu.shared_bytes]
+    each = conv.filters // conv.groups
+    return min(fitting, key=lambda plan: plan.cost(each, positions, conv.groups, conv.depth, gpu.cores))
+
+
+def likely_positions(conv: Contraction) -> int:
+    """How many positions a convolution has, about, where that isn't known."""
     batch, *sizes = [as_int(extent) for extent in conv.positions]
     positions = batch or LIKELY_BATCH
     for size in sizes:
         positions *= size or LIKELY_SIZE
-    fitting = [plan for plan in PLANS if plan.threads <= gpu.max_threads and plan.shared_bytes <= gpu.shared_bytes]
-    each = conv.filters // conv.groups
-    return min(fitting, key=lambda plan: plan.cost(each, positions, conv.groups, conv.depth, gpu.cores))
+    return positions

@@ -21,8 +21,8 @@ THREADS = 128
 MAX_UNROLLED = 32
 
 
-def window_kernel(func: tirx.PrimFunc, tail: Tail) -> tirx.PrimFunc:
-    """The kernel of a reduction with its tail."""
+def window_kernel(func: tirx.PrimFunc, tail: Tail, threads: int = THREADS) -> tirx.PrimFunc:
+    """The kernel of a reduction with its tail, by workgroups of so many threads."""
     block = tail.producer
     kept = [axis.var for axis in block.iter_vars if int(axis.iter_type) == DATA_PARALLEL]
     reduced = [axis for axis in block.iter_vars if int(axis.iter_type) != DATA_PARALLEL]
@@ -36,11 +36,11 @@ def window_kernel(func: tirx.PrimFunc, tail: Tail) -> tirx.PrimFunc:
         # TVM looks into kernels of one operand for reshapes, and expects a block there.
         with (
             T.sblock("root"),
-            launch([ceiling(count, THREADS)], THREADS) as ((group,), thread),
+            launch([ceiling(count, threads)], threads) as ((group,), thread),
         ):
-            item = group * i64(THREADS) + thread
+            item = group * i64(threads) + thread
             known = as_int(count)
-            with when(item < count if known is None or known % THREADS else None):
+            with when(item < count if known is None or known % threads else None):
                 place = split_index(item, extents)
                 total = local(1, sums)
                 T.buffer_store(total, converted(operands.at(block.init.value, kept, place), sums), [i64(0)])
