@@ -8,6 +8,7 @@ from tvm import tirx
 
 from greencc.targets.base import Declined
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.lower import RULE_ATTR
 from greencc.targets.tuning.planned import Decision
 from greencc.targets.tuning.space import Plan, Space, TunableRule
 from greencc.targets.tuning.workload import workload_key
@@ -22,6 +23,8 @@ class SampledPlans:
 
     def decision(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Decision | None:
         """See Plans."""
+        if func.attrs and str(func.attrs.get(RULE_ATTR, self._rule.name)) != self._rule.name:
+            return None
         space = self._rule.space(func, constants)
         if isinstance(space, Declined):
             return None
