@@ -58,7 +58,7 @@ class Workshop:
 
         for job, outcome in self._pool.measure(jobs() if self._overlap else list(jobs())):
             if isinstance(outcome, Measurement):
-                yield job.key, _judged(task, outcome), ""
+                yield job.key, _judged(task, outcome), outcome.device
             else:
                 yield job.key, Failed(str(outcome)), ""
         yield from ((decision, Failed(f"it can't be built: {reason}"), "") for decision, reason in failed)

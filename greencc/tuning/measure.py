@@ -87,7 +87,7 @@ class Effort:
 
 
 QUICK = Effort(least=3, most=8, seconds=0.06, block=0.003, gives_up=True)
-THOROUGH = Effort(least=10, most=40, seconds=0.8, block=0.006, gives_up=False)
+THOROUGH = Effort(least=10, most=40, seconds=0.5, block=0.005, gives_up=False)
 
 
 class Loaded:

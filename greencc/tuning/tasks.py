@@ -44,7 +44,8 @@ class Task:
         nodes: the source model's nodes that its first launch computes.
         launches: how often a run of the model launches it.
         spaces: what can be chosen, by rule; never empty.
-        limits: seconds that one launch takes at least at each point, by the machine's limits; None where unknown.
+        limits: seconds that one launch takes at least at each point, by the machine's limits: its arithmetic, or its
+            constants, which come from memory (the rest may lie in a cache); None where that is unknown.
         guards: further values of the kernel's symbols, in their order, at which a plan must not be slower than the
             default schedule.
     """
@@ -133,7 +134,7 @@ def extract_tasks(
             untuned.append(Untuned(name, len(launched), reason))
             continue
         sizes = {f"s{i}": tuple(column) for i, column in enumerate(zip(*own, strict=True))}
-        least = _least_seconds(call_cost(module, call), list(own.values()), limits)
+        least = _least_seconds(call_cost(module, call), kernel, list(own.values()), limits)
         guarded = tuple(values for values in _kernel_points(kernel, call, guards) if values not in own)
         key = workload_key(func, fixed)
         task = Task(key, sizes, kernel, name, nodes, len(launched), spaces, least, guarded)
@@ -224,17 +225,28 @@ def _spaces(func: tirx.PrimFunc, constants: frozenset[int], target: Target) -> d
     return found
 
 
-def _least_seconds(cost: Cost, points: Sequence[Mapping[str, int]], limits: Limits | None) -> tuple[float, ...] | None:
-    """Seconds by the roofline at each point: the longer of arithmetic and memory."""
+def _least_seconds(
+    cost: Cost, kernel: Kernel, points: Sequence[Mapping[str, int]], limits: Limits | None
+) -> tuple[float, ...] | None:
+    """See Task.limits."""
     if limits is None or cost.operations is None:
         return None
+    constants = sum(_bytes_of(kernel.func.params[i]) for i in kernel.constants)
     found = []
     for point in points:
         operations, moved = _at(cost.operations, point), _at(cost.bytes, point)
         if operations is None or moved is None:
             return None
-        found.append(max(operations / limits.operations(cost.arithmetic), moved / limits.bandwidth))
+        # Of a table, and of levels that fill parts of bytes, fewer bytes are read than the parameter has.
+        from_memory = min(constants, moved)
+        found.append(max(operations / limits.operations(cost.arithmetic), from_memory / limits.bandwidth))
     return tuple(found)
+
+
+def _bytes_of(param: tirx.Var) -> int:
+    """Bytes of a parameter of known size."""
+    dims = [as_int(dim) or 0 for dim in param.ty.shape]
+    return math.prod(dims) * ((int(tvm.DataType(str(param.ty.dtype)).bits) + 7) // 8)
 
 
 def _shape_text(param: tirx.Var) -> str:

@@ -120,7 +120,8 @@ def _choices(target: CpuTarget, form: Form, default: MatmulPlan) -> dict[str, tu
     product, count = form.product, form.rows
     arithmetic = product.arithmetic
     most = -(-product.columns // default.lanes)
-    heights = [rows for rows in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24) if count is None or rows <= count]
+    # Of a symbolic number of rows there may be few, which leave a high tile almost empty.
+    heights = [rows for rows in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24) if rows <= (count or 12)]
     found: dict[str, tuple[Value, ...]] = {
         "rows": nearby(tuple(heights), default.rows),
         "vectors": nearby(tuple(range(1, min(most, 4) + 1)), default.vectors),
@@ -129,7 +130,9 @@ def _choices(target: CpuTarget, form: Form, default: MatmulPlan) -> dict[str, tu
         "task_rows": _task_rows(count),
         "order": ("panels", "rows"),
     }
-    if MIN_PARALLEL_WORK // _DOUBTFUL_WORK <= _work(form, default.columns) <= MIN_PARALLEL_WORK * _DOUBTFUL_WORK:
+    # Few rows of a symbolic number may be as fast on one thread, but many never are.
+    work = _work(form, default.columns)
+    if count is not None and MIN_PARALLEL_WORK // _DOUBTFUL_WORK <= work <= MIN_PARALLEL_WORK * _DOUBTFUL_WORK:
         found["parallel"] = (0, 1)
     if product.groups is not None:
         found["direct_rows"] = (0, count) if count is not None else (1, 2, FEW_ROWS, 8, 16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import ir, tirx
@@ -11,7 +10,7 @@ from tvm.tirx.script import builder as T
 from greencc.targets.cpu.schedules.columns import Columns
 from greencc.targets.cpu.schedules.matmul_form import Product
 from greencc.targets.cpu.schedules.matmul_plan import MatmulPlan, tile_heights
-from greencc.targets.cpu.schedules.registers import Register, registers
+from greencc.targets.cpu.schedules.registers import Register, register, registers
 from greencc.targets.kernel import Tail
 from greencc.targets.tir import i64, rewrite, unravel
 
@@ -56,11 +55,7 @@ class Tiles:
         """A block with a symbolic number of rows."""
         height = i64(self.plan.rows)
         if self.plan.rest == "even":
-            tiles = tirx.floordiv(count + height - i64(1), height)
-            least, more = tirx.floordiv(count, tiles), tirx.floormod(count, tiles)
-            with T.serial(i64(0), tiles) as step:
-                rows = least + tirx.Cast("int64", step < more)
-                self._tile_of(first + step * least + tirx.min(step, more), rows, self.plan.rows, step)
+            self._even_tiles(first, count)
             return
         full = tirx.floordiv(count, height)
         with T.serial(i64(0), full) as step:
@@ -75,6 +70,19 @@ class Tiles:
         """Rows one by one: where they are few, surplus ones would cost more than reading B again."""
         with T.serial(i64(0), count) as row:
             self.tile_at(first + row, 1, row)
+
+    def _even_tiles(self, first: tirx.Expr, count: tirx.Expr) -> None:
+        """Tiles whose heights differ by a row at most. What is divided is stored, or TVM would try to simplify it."""
+        tiles, left, row = (register(1, "int64") for _ in range(3))
+        tiles.store(tirx.floordiv(count + i64(self.plan.rows - 1), i64(self.plan.rows)))
+        left.store(count)
+        row.store(first)
+        with T.serial(i64(0), tiles.value) as step:
+            height = register(1, "int64")
+            height.store(tirx.floordiv(left.value, tiles.value - step))
+            self._tile_of(row.value, height.value, self.plan.rows, step)
+            left.store(left.value - height.value)
+            row.store(row.value + height.value)
 
     def _tile_of(self, first: tirx.Expr, rows: tirx.Expr, most: int, number: tirx.Expr) -> None:
         """A tile of a height that is known at run time only: code for each up to `most`."""
@@ -93,8 +101,8 @@ class Tiles:
             for r in range(rows):
                 row = [*self.batch, *unravel(sources[r], self.row_dims)]
                 word = arithmetic.word(self.buffers[self.product.a], row, step)
-                for register, column in zip(sums[r], columns, strict=True):
-                    register.store(arithmetic.accumulate(register.value, word, column, lanes))
+                for total, column in zip(sums[r], columns, strict=True):
+                    total.store(arithmetic.accumulate(total.value, word, column, lanes))
         for r in range(rows):
             if limit is None:
                 self._store_row(sums[r], positions[r])
@@ -117,17 +125,23 @@ class Tiles:
                     self._store_vectors(sums, row, self.plan.columns - surplus)
 
     def _store_vectors(self, sums: list[Register], row: tirx.Expr, columns: int) -> None:
-        base = self.panel * i64(self.plan.columns)
-        for v, register in enumerate(sums):
-            lanes = min(self.plan.lanes, columns - v * self.plan.lanes)
-            if lanes <= 0:
-                return
-            loop: Callable[..., object] = T.vectorized if lanes == self.plan.lanes else T.serial
-            with loop(i64(0), i64(lanes)) as lane:  # type: ignore[attr-defined]
-                column = base + i64(v * self.plan.lanes) + lane
-                position = [*self.batch, *unravel(row, self.row_dims), column]
-                value = self._tail_value(register, lane, position)
-                T.buffer_store(self.buffers[self.tail.output], value, position)
+        for v, vector in enumerate(sums):
+            filled = min(self.plan.lanes, columns - v * self.plan.lanes)
+            # What doesn't fill a vector is stored in narrower ones.
+            start, lanes = 0, self.plan.lanes
+            while start < filled:
+                while start + lanes > filled:
+                    lanes //= 2
+                self._store_lanes(vector, row, v, start, lanes)
+                start += lanes
+
+    def _store_lanes(self, sums: Register, row: tirx.Expr, number: int, start: int, lanes: int) -> None:
+        """Store some lanes of the sums of vector `number` of the panel's columns."""
+        first = self.panel * i64(self.plan.columns) + i64(number * self.plan.lanes + start)
+        with T.vectorized(i64(0), i64(lanes)) as lane:
+            position = [*self.batch, *unravel(row, self.row_dims), first + lane]
+            value = self._tail_value(sums, i64(start) + lane, position)
+            T.buffer_store(self.buffers[self.tail.output], value, position)
 
     def _tail_value(self, sums: Register, lane: tirx.Expr, position: list[tirx.Expr]) -> tirx.Expr:
         """The tail's expression at one output position; the product is read from its lane of the accumulator."""
