@@ -11,7 +11,7 @@ from typing import Any
 
 from greencc.errors import UserError
 from greencc.files import check_writable
-from greencc.limits import Limits, measure_limits
+from greencc.limits import Limits
 from greencc.model_options import ModelOptions
 from greencc.targets.base import Target
 from greencc.targets.cpu.target import CpuTarget
@@ -162,8 +162,10 @@ def _limits(target: Target, progress: Progress) -> Limits | None:
     """The limits of this machine's CPU; those of GPUs, and of other machines, are not measured."""
     if not isinstance(target, CpuTarget) or not target.runs_here:
         return None
+    from greencc.tuning.machine import limits_of
+
     progress("measuring the machine's limits")
-    return measure_limits(target)
+    return limits_of(target)
 
 
 def _open_lab(target: Target, request: TuneRequest, progress: Progress) -> Any:

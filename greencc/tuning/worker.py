@@ -45,7 +45,7 @@ def main(incoming: int, outgoing: int, options: Mapping[str, Any]) -> None:
     channel = Channel(incoming, outgoing)
     device = parse_device(options["device"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _ask_for_priority()
+    ask_for_priority()
     load_library()
     if not device.is_gpu:
         pin_threads(options["threads"])
@@ -86,7 +86,7 @@ class _Worker:
             return {"failed": one_line(error)}
 
 
-def _ask_for_priority() -> None:
+def ask_for_priority() -> None:
     """Let whatever else runs here wait, not what is timed: where the system grants it, mostly to root only."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
