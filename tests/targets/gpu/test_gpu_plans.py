@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from gpu_plans import SampledPlans, spaces_of
+from gpu_plans import SampledPlans, draw, spaces_of
 from gpu_running import GpuRunner, device
 from test_gpu_attention import apart, fused, reference, width
 from test_gpu_convolution import Case, output
@@ -32,8 +33,10 @@ from greencc.targets.cuda.target import CudaTarget
 from greencc.targets.fusion import PATTERN_ATTR
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.lower import constant_parameters, fuse, kernel_calls, lower, schedule_kernel
+from greencc.targets.tuning.alone import Kernel, build_alone
 from greencc.targets.tuning.planned import PlannedTarget
 from greencc.targets.vulkan.target import VulkanTarget
+from greencc.verification import Library
 from tests.targets.cpu.int8_reference import expected, quantized
 from tests.targets.cpu.running import function, normal
 
@@ -204,6 +207,23 @@ def test_a_plan_for_symbolic_rows_is_right_for_every_number_of_them(seed: int) -
 
 
 @pytest.mark.vulkan
+def test_a_kernel_alone_is_launched_with_each_set_of_weights() -> None:
+    rows = tirx.Var("s", "int64")
+    module = function(
+        {"x": ((rows, 70), "float32")}, lambda emit, x: emit(relax.op.matmul(x, relax.const(weight(70, 50))))
+    )
+    ((func, constants),) = kernels(module, device())
+    rule, space = spaces_of(func, constants, device())["gpu-matmul"]
+    scheduled = rule.apply(func, constants, draw(space, random.Random(5)))
+    assert isinstance(scheduled, Scheduled)
+    alone = build_alone(Kernel(func, constants, 1), scheduled, device(), {1: weight(70, 50)}, 3)
+    sets = {f"w{copy}": array * np.float32(copy) for copy in range(3) for array in alone.weights}
+    x = normal(40, 70)
+    (got,) = Library(alone.code, sets, device().place)([x])
+    np.testing.assert_allclose(got, 2 * (x.astype(np.float64) @ weight(70, 50)), atol=2 * ATOL, rtol=0)
+
+
+@pytest.mark.vulkan
 @pytest.mark.parametrize("seed", range(2))
 def test_levels_in_groups_by_any_plan(seed: int) -> None:
     sizes = [(rows, bits) for rows in (2, 40) for bits in (4, 8)]
@@ -355,8 +375,7 @@ def test_plans_for_a_small_device_fit_it(module: Callable[[], tvm.IRModule]) -> 
     assert target.build(lower(module(), target).module).kernels
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("module", ALL)
+@pytest.mark.parametrize(("module", "arch"), [(products, "sm_80"), *((module, "sm_90") for module in ALL)])
 def test_plans_compile_to_cubins(module: Callable[[], tvm.IRModule], arch: str) -> None:
     target = CudaTarget(arch)
     planned = PlannedTarget(target, SampledPlans(target, 1))
