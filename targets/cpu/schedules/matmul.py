@@ -6,9 +6,9 @@ A and B are float32, or bytes whose products are summed in int32; or B holds lev
 
 A register tile of `rows` x `columns` accumulators stays in vector registers over the whole k loop. Constant B is
 packed into column panels as wide as the tile, so that the inner loop reads it with unit stride; other B is read
-in place. Tasks are blocks of rows times column panels. Rows left over at the end of A get a tile of their own
-(static sizes) or a full tile whose surplus rows repeat the last row and are not stored (symbolic sizes), so that
-there is no slow path for tails.
+in place. Tasks are blocks of rows times column panels. By default, rows left over at the end of A get a tile of their
+own (static sizes) or a full tile whose surplus rows repeat the last row and are not stored (symbolic sizes), so that
+there is no slow path for tails. What else can be chosen is in matmul_plan.py.
 
 Levels in groups are given their values where they are read when A has few rows, so that no more than levels comes from
 memory; for more rows a task writes the values of its panel down once, and the tiles read those.
@@ -57,7 +57,7 @@ class MatmulRule:
             if problem is not None:
                 return Declined(problem)
             chosen = chosen_plan(chosen, plan)
-            form = planned_form(self.target, form, chosen)
+            form = planned_form(form, chosen)
         operands = pack_operands(func, form, chosen.columns)
         emitted = emit(func, form, chosen, operands)
         # A row is read again for every panel of columns, but a tail reads each element once.

@@ -20,7 +20,7 @@ class MatmulPlan:
         ahead: steps between asking for a part of packed B and reading it.
         burst: steps between requests for parts of the next panel of packed B; 0 where nothing is asked for.
         share: tiles among which those requests are divided.
-        direct_rows: up to so many rows, levels in groups are read anew by every tile, not written down as values once.
+        direct_rows: up to so many rows, levels in groups are read by every tile, not written down as values once.
         stored: element type of packed B.
     """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from greencc.targets.cpu.intrinsics.dot import dot_products
+import numpy as np
+
 from greencc.targets.cpu.schedules.matmul_form import Form
 from greencc.targets.cpu.schedules.matmul_plan import MatmulPlan, tile_heights
 from greencc.targets.cpu.schedules.multiply import DotArithmetic, weight_bytes
@@ -89,7 +90,7 @@ def _work(form: Form, width: int) -> int:
 
 def plan_space(target: CpuTarget, form: Form, default: MatmulPlan) -> Space:
     """The plans of a product."""
-    knobs = tuple(Knob(name, values) for name, values in _choices(target, form, default).items() if len(values) > 1)
+    knobs = tuple(Knob(name, values) for name, values in _choices(form, default).items() if len(values) > 1)
     chosen = {knob.name: getattr(default, knob.name) for knob in knobs}
     plans = _Plans(target, form, default)
     traits = {
@@ -107,16 +108,15 @@ def chosen_plan(default: MatmulPlan, plan: Plan) -> MatmulPlan:
     return replace(default, **plan)  # type: ignore[arg-type]
 
 
-def planned_form(target: CpuTarget, form: Form, plan: MatmulPlan) -> Form:
+def planned_form(form: Form, plan: MatmulPlan) -> Form:
     """`form` with the arithmetic that `plan` asks for."""
     arithmetic = form.product.arithmetic
     if not isinstance(arithmetic, DotArithmetic):
         return form
-    dot = next(dot for dot in dot_products(target) if dot.lanes == plan.lanes)
-    return replace(form, product=replace(form.product, arithmetic=DotArithmetic(dot, weight=plan.stored)))
+    return replace(form, product=replace(form.product, arithmetic=replace(arithmetic, weight=plan.stored)))
 
 
-def _choices(target: CpuTarget, form: Form, default: MatmulPlan) -> dict[str, tuple[Value, ...]]:
+def _choices(form: Form, default: MatmulPlan) -> dict[str, tuple[Value, ...]]:
     product, count = form.product, form.rows
     arithmetic = product.arithmetic
     most = -(-product.columns // default.lanes)
@@ -125,17 +125,17 @@ def _choices(target: CpuTarget, form: Form, default: MatmulPlan) -> dict[str, tu
     found: dict[str, tuple[Value, ...]] = {
         "rows": nearby(tuple(heights), default.rows),
         "vectors": nearby(tuple(range(1, min(most, 4) + 1)), default.vectors),
-        "lanes": _lanes(target, form, default),
+        "lanes": _lanes(form, default),
         "rest": ("exact", "even") if count is not None else ("padded", "exact", "even"),
         "task_rows": _task_rows(count),
         "order": ("panels", "rows"),
     }
-    # Few rows of a symbolic number may be as fast on one thread, but many never are.
-    work = _work(form, default.columns)
-    if count is not None and MIN_PARALLEL_WORK // _DOUBTFUL_WORK <= work <= MIN_PARALLEL_WORK * _DOUBTFUL_WORK:
+    # Of a symbolic size a few may be as fast on one thread, but many never are.
+    work, fixed = _work(form, default.columns), count is not None and as_int(volume(form.lead)) is not None
+    if fixed and MIN_PARALLEL_WORK // _DOUBTFUL_WORK <= work <= MIN_PARALLEL_WORK * _DOUBTFUL_WORK:
         found["parallel"] = (0, 1)
     if product.groups is not None:
-        found["direct_rows"] = (0, count) if count is not None else (1, 2, FEW_ROWS, 8, 16)
+        found["direct_rows"] = (0, count) if count is not None else (2, FEW_ROWS, 8)
     if form.packed:
         found["ahead"] = (_STEPS_AHEAD, 16, 32, 64)
     if form.packed and product.groups is None:
@@ -148,15 +148,12 @@ def _choices(target: CpuTarget, form: Form, default: MatmulPlan) -> dict[str, tu
     return found
 
 
-def _lanes(target: CpuTarget, form: Form, default: MatmulPlan) -> tuple[Value, ...]:
+def _lanes(form: Form, default: MatmulPlan) -> tuple[Value, ...]:
     """Those of the default, and half as many where a vector of B's last columns is then less empty."""
     half, columns = default.lanes // 2, form.product.columns
-    arithmetic = form.product.arithmetic
-    if not form.packed or half < 4 or -columns % half == -columns % default.lanes:
-        return (default.lanes,)
-    if isinstance(arithmetic, DotArithmetic) and all(dot.lanes != half for dot in dot_products(target)):
-        return (default.lanes,)
-    return half, default.lanes
+    empty, of_half = -columns % default.lanes, -columns % half
+    fixed = not form.packed or isinstance(form.product.arithmetic, DotArithmetic)
+    return (default.lanes,) if fixed or half < 4 or of_half == empty else (half, default.lanes)
 
 
 def _task_rows(count: int | None) -> tuple[Value, ...]:
@@ -186,10 +183,14 @@ class _Plans:
             return "the columns aren't whole tiles"
         if chosen.rows > chosen.task_rows:
             return "a tile is higher than a task"
-        if form.rows is None:
-            high = chosen.rows * (chosen.rows + 1) // 2 * chosen.vectors
-            return "there are tiles of too many heights" if chosen.rest != "padded" and high > _MOST_SUMS else None
-        return self._same(chosen, form.rows)
+        return self._problem_of_open_rows(chosen) if form.rows is None else self._same(chosen, form.rows)
+
+    def _problem_of_open_rows(self, chosen: MatmulPlan) -> str | None:
+        few = FEW_ROWS if chosen.rest == "padded" else chosen.rows
+        if self.form.product.groups is not None and chosen.direct_rows > few:
+            return "levels would be read too often"
+        high = chosen.rows * (chosen.rows + 1) // 2 * chosen.vectors
+        return "there are tiles of too many heights" if chosen.rest != "padded" and high > _MOST_SUMS else None
 
     def _same(self, chosen: MatmulPlan, count: int) -> str | None:
         """Which other plan is the same for a static number of rows."""
@@ -207,7 +208,7 @@ class _Plans:
         panels = -(-product.columns // chosen.columns)
         tasks = panels * -(-rows // task) * (as_int(volume(self.form.lead)) or 1)
         threads = self.target.threads if chosen.parallel else 1
-        panel_bytes = depth * chosen.columns * weight_bytes(product.arithmetic)
+        panel_bytes = depth * chosen.columns * np.dtype(chosen.stored).itemsize
         return {
             "padding": panels * chosen.columns / product.columns - 1,
             "idle_threads": -(-tasks // threads) * threads / tasks - 1,

@@ -140,7 +140,7 @@ def _task(tiles: Tiles, count: int | None, block: tirx.Expr) -> None:
         first, remaining = _symbolic_rows(tiles, block)
         with T.If(remaining <= i64(direct)):
             with T.Then():
-                tiles.single_rows(first, remaining)
+                tiles.few_rows(first, remaining)
             with T.Else():
                 _rows(_unpacked(tiles, columns), count, block)
     else:

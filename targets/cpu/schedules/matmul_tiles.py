@@ -66,8 +66,14 @@ class Tiles:
         with T.If(full * height < count), T.Then():
             self.tile_at(first + full * height, self.plan.rows, full, self.rows)
 
-    def single_rows(self, first: tirx.Expr, count: tirx.Expr) -> None:
-        """Rows one by one: where they are few, surplus ones would cost more than reading B again."""
+    def few_rows(self, first: tirx.Expr, count: tirx.Expr) -> None:
+        """Rows of a symbolic number up to the plan's `direct_rows`: one tile, or one by one where tiles are padded.
+
+        Surplus rows would then cost more than reading B again.
+        """
+        if self.plan.rest != "padded":
+            self._tile_of(first, count, self.plan.direct_rows, i64(0))
+            return
         with T.serial(i64(0), count) as row:
             self.tile_at(first + row, 1, row)
 
