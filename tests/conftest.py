@@ -15,12 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from benchmarks import bert_onnx, cache, export_minilm, models
 
 if TYPE_CHECKING:
     from greencc.runtime.model import Model
+
+# How long an example takes says more of what else runs on the machine than of the code.
+hypothesis.settings.register_profile("greencc", deadline=None)
+hypothesis.settings.load_profile("greencc")
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("greencc", "passes", "targets")

@@ -142,10 +142,10 @@ def _read_folder(folder: Path, only: Scope | None) -> list[RecordFile]:
         try:
             found = [read_file(file, only) for file in files]
         except UserError:
-            if all(file.exists() for file in files):
+            if all(map(os.path.lexists, files)):
                 raise
             continue
-        if all(file.exists() for file in files):
+        if all(map(os.path.lexists, files)):
             return found
 
 

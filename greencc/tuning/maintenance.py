@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -43,7 +43,7 @@ def listing(folders: Sequence[Path]) -> dict[str, Any]:
         "trials": sum(scope["trials"] for scope in scopes),
         "failures": sum(scope["failures"] for scope in scopes),
         "files": len(files),
-        "bytes": sum(map(_bytes, folders)),
+        "bytes": _size(files),
         "damaged": contents.damaged,
     }
 
@@ -144,9 +144,13 @@ def _load(folders: Sequence[Path]) -> Contents:
 
 
 def _bytes(folder: Path) -> int:
-    """Bytes of a folder's files; one that is taken away meanwhile has none."""
+    return _size(record_files(folder))
+
+
+def _size(files: Iterable[Path]) -> int:
+    """Bytes of files; one that is taken away meanwhile has none."""
     total = 0
-    for file in record_files(folder):
+    for file in files:
         with suppress(FileNotFoundError):
             total += file.stat().st_size
     return total

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import tvm
 from tvm import relax, te, tirx
@@ -11,21 +10,14 @@ from tvm import relax, te, tirx
 from greencc.affine import Scheme
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
+from greencc.targets.gpu.levels import SignedWords
 from greencc.targets.gpu.schedules.quantize_images import parts_of, range_kernel, scheme_kernel
 from greencc.targets.gpu.schedules.quantize_rows import normalize_rows_kernel, quantize_rows_kernel
-from greencc.targets.int8.levels import Levels, levels_of, quantized_rows_types, static_numbers
+from greencc.targets.int8.levels import levels_of, quantized_rows_types, static_numbers
 from greencc.targets.int8.lowering import Int8Lowering
 from greencc.targets.int8.norms import quantize_in_norms
 
 _ONES = (1, 1, 1)
-
-
-@dataclass(frozen=True)
-class SignedWords(Levels):
-    """Words of four signed bytes."""
-
-    depth: int = 4
-    activation: str = "int8"
 
 
 class GpuInt8Lowering(Int8Lowering):

@@ -9,6 +9,8 @@ from greencc.targets.gpu.schedules.convolution.rule import ConvolutionRule, Wind
 from greencc.targets.gpu.schedules.elementwise import ElementwiseRule
 from greencc.targets.gpu.schedules.fallback import FallbackRule
 from greencc.targets.gpu.schedules.matmul import FewRowsRule, MatmulRule
+from greencc.targets.gpu.schedules.quantize_rows import NORMALIZE_RULE, QUANTIZE_RULE
+from greencc.targets.gpu.schedules.quantize_rows_rule import QuantizeRowsRule
 from greencc.targets.gpu.schedules.rowwise import RowwiseRule
 from greencc.targets.gpu.schedules.tensor_core import TensorCoreRule
 
@@ -28,4 +30,6 @@ def rules(target: GpuTarget) -> tuple[Rule, ...]:
         ElementwiseRule(target),
         FallbackRule(target),
         AttentionRule(target),
+        QuantizeRowsRule(target, QUANTIZE_RULE),
+        QuantizeRowsRule(target, NORMALIZE_RULE),
     )

@@ -22,7 +22,7 @@ MOST_SUMS = 256
 # Without an instruction for it, a dot product of words of four bytes is as long as so many multiply-adds.
 WORD_WORK = 4
 # Elements of the next step that a thread holds in registers.
-_MOST_HELD = 128
+_MOST_HELD = 320
 # What symbolic sizes are taken for, where it is about few rows, many rows, and all else.
 _FEW, _MANY = 16, 128
 # Tiles for few rows have up to so many.

@@ -22,7 +22,9 @@ from greencc.targets.gpu.schedules.sources import BYTES
 from greencc.targets.gpu.schedules.threads import at, launch, local, put, shared
 from greencc.targets.int8.levels import Levels, levels_of, padded_depth, store_scheme
 from greencc.targets.tir import i64, ramp, volume, with_own_symbols
+from greencc.targets.tuning.recipes import with_recipe
 
+QUANTIZE_RULE, NORMALIZE_RULE = "gpu-quantize-rows", "gpu-normalize-rows"
 _BITS = 8
 Value = Callable[[tirx.Expr], tirx.Expr]
 """The float32 value at a place of what is searched."""
@@ -35,24 +37,34 @@ def quantize_rows_kernel(x: relax.TensorType, gpu: Capabilities, levels: Levels,
     It writes q [..., K filled up] int8, scale [..., 1] float32 and zero [..., 1] int32, such that x is about
     (q - zero) * scale.
     """
-    return _rows_kernel(x, gpu, levels, with_factors, epsilon=None)
+    return planned_rows_kernel(list(x.shape.values), gpu, levels, with_factors, None, None)
 
 
 def normalize_rows_kernel(
     x: relax.TensorType, epsilon: float, gpu: Capabilities, levels: Levels, with_factors: bool
 ) -> tirx.PrimFunc:
     """The kernel for x [..., K] float32, gamma [K], beta [K], and factors [K], if there are any; see NormKernel."""
-    return _rows_kernel(x, gpu, levels, with_factors, epsilon)
+    return planned_rows_kernel(list(x.shape.values), gpu, levels, with_factors, epsilon, None)
 
 
-def _rows_kernel(
-    x: relax.TensorType, gpu: Capabilities, levels: Levels, with_factors: bool, epsilon: float | None
+def default_threads(padded: int, gpu: Capabilities) -> int:
+    """Threads for a row of so many levels: a word for each, if there are as many."""
+    return min(gpu.max_threads, 256, max(32, power_of_two(padded // BYTES)))
+
+
+def planned_rows_kernel(
+    shape: list[tirx.Expr],
+    gpu: Capabilities,
+    levels: Levels,
+    with_factors: bool,
+    epsilon: float | None,
+    threads: int | None,
 ) -> tirx.PrimFunc:
-    """Quantised rows; with an epsilon, of normalised ones."""
-    ((*lead, last),) = with_own_symbols([list(x.shape.values)])
+    """Quantised rows of x; with an epsilon, of normalised ones. A row has so many threads, or as many as by default."""
+    ((*lead, last),) = with_own_symbols([shape])
     depth, rows = int(last), volume(lead)
     padded = padded_depth(depth, levels)
-    threads = min(gpu.max_threads, 256, max(32, power_of_two(padded // BYTES)))
+    threads = threads or default_threads(padded, gpu)
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         source = given = T.arg("x", T.buffer((*lead, depth), "float32"))
         names = ["gamma", "beta"] if epsilon is not None else []
@@ -63,7 +75,7 @@ def _rows_kernel(
         quantized = T.arg("q", T.buffer((*lead, padded), "int8"))
         scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
         zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
-        rule = "gpu-quantize-rows" if epsilon is None else "gpu-normalize-rows"
+        rule = QUANTIZE_RULE if epsilon is None else NORMALIZE_RULE
         T.func_attr({"tirx.noalias": True, "greencc.rule": rule})
         # TVM looks for reshapes among kernels of one operand, and expects a block.
         with T.sblock("root"), launch([rows], threads) as ((row,), thread):
@@ -74,7 +86,8 @@ def _rows_kernel(
     # Two comparisons, a product, a sum and a rounding for every element; to normalise it, a sum, a difference, its
     # square and that one's sum, two products and a sum.
     operations = 5 if epsilon is None else 12
-    return ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
+    made = ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
+    return with_recipe(made, {"with_factors": with_factors, "epsilon": epsilon})
 
 
 @dataclass(frozen=True)

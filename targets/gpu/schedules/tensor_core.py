@@ -30,61 +30,22 @@ from greencc.targets.gpu.schedules.epilogue import Epilogue
 from greencc.targets.gpu.schedules.launch import barrier, when
 from greencc.targets.gpu.schedules.matmul import Kernels, choose
 from greencc.targets.gpu.schedules.products import Factor, Product, match_product
+from greencc.targets.gpu.schedules.tensor_core_plan import (
+    AREA,
+    EDGE,
+    PADDING_BYTES,
+    WarpTiles,
+    choose_tiles,
+    read_tiles,
+    tile_space,
+)
 from greencc.targets.gpu.schedules.threads import at, divided, is_multiple, launch, local, put, shared
 from greencc.targets.kernel import Tail, check_tail, inline_tail, overwritable, parameter_index
 from greencc.targets.tir import as_int, i64, ramp, splat
+from greencc.targets.tuning.space import Plan, Space
 
-EDGE = 16
-"""Rows, columns and depth of a fragment."""
-_AREA = EDGE * EDGE
 # Fewer rows than this leave more than half of every fragment empty: other rules do those better.
 MIN_ROWS = 8
-# Bytes that a line of a tile is longer than it has to be: neighbouring lines lie in other banks of shared memory, and
-# a line still begins at a multiple of 16 bytes, as fragments have to.
-_PADDING_BYTES = 16
-# Result tiles that keep a large GPU busy: with fewer of them, tiles are smaller.
-_ENOUGH_TILES = 128
-# What a symbolic size is taken for when tiles are chosen: the tokens of some sequences.
-_USUAL_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How large tiles are, all in elements.
-
-    Attributes:
-        rows, columns: of a workgroup's tile.
-        warp_rows, warp_columns: of a warp's part of it.
-        depth: of a step.
-        warp: threads of a warp.
-    """
-
-    rows: int
-    columns: int
-    warp_rows: int
-    warp_columns: int
-    depth: int
-    warp: int
-
-    @property
-    def across(self) -> int:
-        """Warps next to each other along the columns."""
-        return self.columns // self.warp_columns
-
-    @property
-    def warps(self) -> int:
-        """Warps of a workgroup."""
-        return self.across * (self.rows // self.warp_rows)
-
-    @property
-    def threads(self) -> int:
-        """Threads of a workgroup."""
-        return self.warps * self.warp
-
-    def shared_bytes(self, width: int) -> int:
-        """Shared memory of a workgroup at most, for factors whose elements have `width` bytes."""
-        tiles = (self.rows + self.columns) * (self.depth * width + _PADDING_BYTES)
-        return tiles + self.warps * _AREA * 4
 
 
 @dataclass(frozen=True)
@@ -95,11 +56,33 @@ class TensorCoreRule:
 
     @property
     def name(self) -> str:
-        """Name in reports."""
+        """Name in reports and tuning records."""
         return "gpu-tensor-core"
 
-    def apply(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Scheduled | Declined:
+    def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
+        """See TunableRule."""
+        form = self._form(func)
+        return form if isinstance(form, Declined) else tile_space(form[1], form[2], self.target.gpu)
+
+    def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
         """Schedule a product with its tail, or decline."""
+        form = self._form(func)
+        if isinstance(form, Declined):
+            return form
+        tail, product, tiles = form
+        gpu = self.target.gpu
+        if plan is not None:
+            problem = tile_space(product, tiles, gpu).problem(plan)
+            if problem is not None:
+                return Declined(problem)
+            tiles = read_tiles(plan, tiles.warp)
+        # A factor is read again for every tile of the other one, but a tail reads each element once.
+        taken = [parameter_index(func, factor.buffer) for factor in (product.a, product.b)]
+        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
+        return Scheduled(emit(func, tail, product, tiles, gpu), self.name, {}, tuple(overwrites))
+
+    def _form(self, func: tirx.PrimFunc) -> tuple[Tail, Product, WarpTiles] | Declined:
+        """What a kernel computes, and its tiles by default."""
         gpu = self.target.gpu
         if not gpu.has_tensor_cores or gpu.subgroup is None:
             return Declined("the device has no matrix units")
@@ -112,13 +95,8 @@ class TensorCoreRule:
         reason = check_tail(tail) or _refusal(product, gpu)
         if reason is not None:
             return Declined(reason)
-        plan = choose_plan(product, gpu)
-        if plan is None:
-            return Declined("tiles don't fit into shared memory")
-        # A factor is read again for every tile of the other one, but a tail reads each element once.
-        taken = [parameter_index(func, factor.buffer) for factor in (product.a, product.b)]
-        overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in taken]
-        return Scheduled(emit(func, tail, product, plan, gpu), self.name, {}, tuple(overwrites))
+        tiles = choose_tiles(product, gpu)
+        return Declined("tiles don't fit into shared memory") if tiles is None else (tail, product, tiles)
 
 
 def _refusal(product: Product, gpu: Capabilities) -> str | None:
@@ -135,29 +113,7 @@ def _refusal(product: Product, gpu: Capabilities) -> str | None:
     return None
 
 
-def choose_plan(product: Product, gpu: Capabilities) -> Plan | None:
-    """The largest tiles that there are enough of and that fit on the device, None where none do."""
-    width = 1 if product.is_int8 else 2
-    warp, depth = gpu.subgroup or 1, 32 // width * 2
-    plans = [
-        Plan(128, 128, 64, 32, depth, warp),
-        Plan(64, 64, 32, 32, depth, warp),
-        Plan(32, 64, 16, 32, depth, warp),
-    ]
-    fitting = [p for p in plans if p.threads <= gpu.max_threads and p.shared_bytes(width) <= gpu.shared_bytes]
-    many = [p for p in fitting if _tiles(product, p) >= _ENOUGH_TILES]
-    return next(iter([*many, *fitting[-1:]]), None)
-
-
-def _tiles(product: Product, plan: Plan) -> int:
-    """Tiles of the result, as far as its sizes are known."""
-    sizes = as_int(product.batch.size), as_int(product.rows.size), as_int(product.columns.size)
-    usual = 1, _USUAL_ROWS, _USUAL_ROWS
-    batch, rows, columns = (other if size is None else size for size, other in zip(sizes, usual, strict=True))
-    return batch * -(-rows // plan.rows) * -(-columns // plan.columns)
-
-
-def emit(func: tirx.PrimFunc, tail: Tail, product: Product, plan: Plan, gpu: Capabilities) -> tirx.PrimFunc:
+def emit(func: tirx.PrimFunc, tail: Tail, product: Product, plan: WarpTiles, gpu: Capabilities) -> tirx.PrimFunc:
     """The scheduled PrimFunc. Where the number of rows is symbolic, one row gets a kernel without matrix units."""
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         buffers = {param: T.arg(param.name, param) for param in func.params}
@@ -191,7 +147,7 @@ class Tiles:
         self,
         tail: Tail,
         product: Product,
-        plan: Plan,
+        plan: WarpTiles,
         buffers: dict[tirx.Var, tirx.Var],
         batch: tirx.Expr,
         thread: tirx.Expr,
@@ -244,9 +200,9 @@ class Tiles:
     def _store(self, sums: tirx.Var, row: tirx.Expr, column: tirx.Expr) -> None:
         """Emit the tails: fragment by fragment through shared memory, because who holds which sum isn't said."""
         plan, product = self.plan, self.product
-        held = shared(plan.warps * _AREA, product.sums)
-        start = self.warp * i64(_AREA)
-        each = _AREA // plan.warp
+        held = shared(plan.warps * AREA, product.sums)
+        start = self.warp * i64(AREA)
+        each = AREA // plan.warp
         # A thread has neighbours of a row.
         line, inside = divided(self.lane * i64(each), EDGE)
         rows = product.rows.size
@@ -281,7 +237,7 @@ class Staged:
         buffer: tirx.Var,
         batch: tirx.Expr,
         first: tirx.Expr,
-        plan: Plan,
+        plan: WarpTiles,
         thread: tirx.Expr,
     ) -> None:
         deep, wide = factor.lanes(factor.depth), factor.lanes(factor.major)
@@ -294,7 +250,7 @@ class Staged:
         lines, length = (size, plan.depth) if self.along_depth else (plan.depth, size)
         self.length = length
         width = 1 if factor.dtype == "int8" else 2
-        self.stride = length + _PADDING_BYTES // width
+        self.stride = length + PADDING_BYTES // width
         self.chunks = lines * length // self.lanes
         self.each = -(-self.chunks // plan.threads)
         self.held = [local(self.lanes, factor.dtype) for _ in range(self.each)]
@@ -370,7 +326,7 @@ class Staged:
 
 def fragments(count: int, dtype: str, scope: str) -> tirx.Var:
     """Emit the declaration of fragments, which a warp holds together."""
-    return T.alloc_buffer((count * _AREA,), dtype, scope=scope)
+    return T.alloc_buffer((count * AREA,), dtype, scope=scope)
 
 
 def _fragment(buffer: tirx.Var, index: int) -> tuple[tirx.Expr, ...]:

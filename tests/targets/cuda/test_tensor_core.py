@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cuda.compile import compile_kernels
 from greencc.targets.cuda.target import CudaTarget
 from greencc.targets.gpu.schedules.tensor_core import TensorCoreRule
+from greencc.targets.tuning.space import Space
+from tests.targets.gpu.gpu_plans import draw
 
 Size = int | tirx.Var
 
@@ -50,10 +53,10 @@ def scheduled(func: tirx.PrimFunc, arch: str = "sm_80") -> tirx.PrimFunc:
 
 
 def values(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    random = np.random.default_rng(seed)
+    numbers = np.random.default_rng(seed)
     if dtype == "int8":
-        return random.integers(-128, 128, shape, np.int8)
-    return random.standard_normal(shape).astype(dtype)
+        return numbers.integers(-128, 128, shape, np.int8)
+    return numbers.standard_normal(shape).astype(dtype)
 
 
 # Rows, columns and depth that leave remainders of a tile, and that can't be read in vectors.
@@ -101,6 +104,30 @@ def test_the_result_is_rounded_to_its_type_before_what_follows(tmp_path: Path) -
     kernel(A=a, B=b, bias=bias, D=out)
     total = (a.astype(np.float32) @ b.astype(np.float32)).astype(np.float16)
     np.testing.assert_allclose(out, np.maximum(total + bias, 0), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("dtype", "seed"), [("float16", 0), ("int8", 1)])
+def test_plans_of_the_space_compute_the_same(tmp_path: Path, dtype: str, seed: int) -> None:
+    result = "int32" if dtype == "int8" else "float32"
+    rule, func = TensorCoreRule(CudaTarget("sm_80")), product(20, 40, 36, dtype, result)
+    space = rule.space(func, frozenset())
+    assert isinstance(space, Space)
+    assert space.problem(space.default) is None
+    assert rule.apply(func, frozenset(), {**space.default, "depth": 1}) == Declined("depth is 1")
+    a, b = values((20, 36), dtype, seed), values((36, 40), dtype, 9)
+    bias, wide = values((40,), "int8", 5).astype(result), np.int64 if dtype == "int8" else np.float64
+    expected = np.maximum(a.astype(wide) @ b.astype(wide) + bias, 0)
+    chance = random.Random(seed)
+    for index, plan in enumerate([draw(space, chance), draw(space, chance)]):
+        outcome = rule.apply(func, frozenset(), plan)
+        assert isinstance(outcome, Scheduled)
+        kernel = outcome.func.with_attr("global_symbol", "mm")
+        assert "kernels.cubin" in compile_kernels(device(kernel, arch="sm_90"), "sm_90")
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        out = np.full((20, 40), 77, result)
+        HostKernel(kernel, folder)(A=a, B=b, bias=bias, D=out)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=0 if dtype == "int8" else 1e-3, err_msg=str(plan))
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])

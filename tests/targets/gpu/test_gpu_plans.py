@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from gpu_plans import SampledPlans, spaces_of
+from gpu_plans import SampledPlans, draw, spaces_of
 from gpu_running import GpuRunner, device
 from test_gpu_attention import apart, fused, reference, width
 from test_gpu_convolution import Case, output
 from tvm import relax, tirx
 
 from greencc.ir import constant
-from greencc.ops import GroupAttrs, attention, grouped_matmul
+from greencc.ops import (
+    Conv2dAttrs,
+    GroupAttrs,
+    attention,
+    grouped_matmul,
+    integer_conv2d,
+    integer_matmul,
+    quantized_matmul,
+)
 from greencc.passes.grouped import round_to_nearest
+from greencc.passes.stored import quantize_channels
 from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cuda.target import CudaTarget
 from greencc.targets.fusion import PATTERN_ATTR
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.lower import constant_parameters, fuse, kernel_calls, lower, schedule_kernel
+from greencc.targets.tuning.alone import Kernel, build_alone
 from greencc.targets.tuning.planned import PlannedTarget
 from greencc.targets.vulkan.target import VulkanTarget
+from greencc.verification import Library
+from tests.targets.cpu.int8_reference import expected, quantized
 from tests.targets.cpu.running import function, normal
 
 # float32 sums of up to 400 products of standard normals, scaled to unit variance.
@@ -125,6 +138,34 @@ def attentions() -> tvm.IRModule:
     return function(params, body)
 
 
+SHAPES = [(2, 21, 37), (3, 37), (2, 5, 9, 8)]
+BYTES = np.random.default_rng(7)
+LEVELS = BYTES.integers(-127, 128, (37, 50)).astype(np.int8)
+FILTERS = BYTES.integers(-127, 128, (12, 5, 3, 3)).astype(np.int8)
+
+
+def integers() -> tvm.IRModule:
+    """Products of bytes with many rows and with few, a convolution, rows that are quantised, plain and normalised."""
+    params = {
+        **{name: (shape, "uint8") for name, shape in zip("abc", SHAPES, strict=True)},
+        "x": ((2, 9, 64), "float32"),
+    }
+    w, scale = map(constant, quantize_channels(weight(64, 48), 1))
+
+    def body(emit, a, b, c, x):
+        zero, attrs = constant(np.array(9, np.uint8)), Conv2dAttrs(padding=(1, 1, 1, 1))
+        y = emit(relax.op.nn.layer_norm(x, relax.const(normal(64, seed=1)), relax.const(normal(64)), axes=[-1]))
+        return [
+            emit(integer_matmul(a, zero, constant(LEVELS))),
+            emit(integer_matmul(b, zero, constant(LEVELS))),
+            emit(integer_conv2d(c, zero, constant(FILTERS), attrs)),
+            emit(quantized_matmul(x, w, scale)),
+            emit(quantized_matmul(y, w, scale)),
+        ]
+
+    return function(params, body)
+
+
 def kernels(module: tvm.IRModule, target) -> list[tuple[tirx.PrimFunc, frozenset[int]]]:
     fused, _ = fuse(target.legalize(module))
     constants = constant_parameters(fused)
@@ -163,6 +204,23 @@ def test_a_plan_for_symbolic_rows_is_right_for_every_number_of_them(seed: int) -
     for count in (1, 2, 17, 32, 33, 150):
         x = normal(1, count, 70)
         np.testing.assert_allclose(runner(x)[0], x.astype(np.float64) @ w, atol=ATOL, rtol=0, err_msg=str(decision))
+
+
+@pytest.mark.vulkan
+def test_a_kernel_alone_is_launched_with_each_set_of_weights() -> None:
+    rows = tirx.Var("s", "int64")
+    module = function(
+        {"x": ((rows, 70), "float32")}, lambda emit, x: emit(relax.op.matmul(x, relax.const(weight(70, 50))))
+    )
+    ((func, constants),) = kernels(module, device())
+    rule, space = spaces_of(func, constants, device())["gpu-matmul"]
+    scheduled = rule.apply(func, constants, draw(space, random.Random(5)))
+    assert isinstance(scheduled, Scheduled)
+    alone = build_alone(Kernel(func, constants, 1), scheduled, device(), {1: weight(70, 50)}, 3)
+    sets = {f"w{copy}": array * np.float32(copy) for copy in range(3) for array in alone.weights}
+    x = normal(40, 70)
+    (got,) = Library(alone.code, sets, device().place)([x])
+    np.testing.assert_allclose(got, 2 * (x.astype(np.float64) @ weight(70, 50)), atol=2 * ATOL, rtol=0)
 
 
 @pytest.mark.vulkan
@@ -249,7 +307,32 @@ def test_attention_by_any_plan(seed: int) -> None:
         np.testing.assert_allclose(got, want, atol=ATOL, rtol=0, err_msg=str(plans.chosen))
 
 
-ALL = [products, others, convolutions, attentions]
+@pytest.mark.vulkan
+@pytest.mark.parametrize("seed", range(2))
+def test_bytes_by_any_plan_are_exact(seed: int) -> None:
+    plans = SampledPlans(device(), seed)
+    runner = GpuRunner(integers(), PlannedTarget(device(), plans))
+    rules = {decision.rule for decision in plans.chosen.values() if decision is not None}
+    assert rules >= {"gpu-convolution", "gpu-quantize-rows", "gpu-normalize-rows"}
+    a, b, c = (np.random.default_rng(i).integers(0, 256, s).astype(np.uint8) for i, s in enumerate(SHAPES))
+    x = normal(2, 9, 64)
+    products, few, images, exact, normed = runner(a, b, c, x)
+    for given, got in ((a, products), (b, few)):
+        np.testing.assert_array_equal(got, (given.astype(np.int64) - 9) @ LEVELS.astype(np.int64), str(plans.chosen))
+    padded = np.pad(c.astype(np.int64) - 9, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    want = np.einsum("ncyxrq,kcrq->nkyx", windows, FILTERS.astype(np.int64))
+    np.testing.assert_array_equal(images, want, str(plans.chosen))
+    w, scale = quantize_channels(weight(64, 48), 1)
+    np.testing.assert_allclose(exact, expected(x, w, scale), rtol=1e-6, atol=1e-6, err_msg=str(plans.chosen))
+    deviation = x - x.mean(-1, keepdims=True, dtype=np.float64)
+    y = deviation / np.sqrt(np.square(deviation).mean(-1, keepdims=True) + 1e-5) * normal(64, seed=1) + normal(64)
+    # The levels are of y as it was computed: a level more or less where rounding differs.
+    one_level = quantized(y.astype(np.float32))[1] * 127 * scale
+    assert (np.abs(normed - expected(y.astype(np.float32), w, scale)) <= 2.01 * one_level).all(), plans.chosen
+
+
+ALL = [products, others, convolutions, attentions, integers]
 
 
 TARGETS = {"vulkan": VulkanTarget(Capabilities()), "small": SMALL, "cuda": CudaTarget("sm_80")}
@@ -274,8 +357,8 @@ def test_the_default_plan_is_what_is_made_without_one(target) -> None:
             assert tvm_ffi.get_first_structural_mismatch(*bare) is None
             assert plain.layouts == planned.layouts
             seen.add(rule.name)
-    names = ("matmul", "matmul-few-rows", "rowwise", "elementwise", "convolution", "window", "attention")
-    assert seen >= {f"gpu-{name}" for name in names}
+    products_and_others = "matmul", "matmul-few-rows", "rowwise", "elementwise", "convolution", "window"
+    assert seen >= {f"gpu-{name}" for name in (*products_and_others, "attention", "quantize-rows", "normalize-rows")}
 
 
 def test_what_a_small_device_lacks_is_no_plan() -> None:
@@ -292,8 +375,7 @@ def test_plans_for_a_small_device_fit_it(module: Callable[[], tvm.IRModule]) -> 
     assert target.build(lower(module(), target).module).kernels
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("module", ALL)
+@pytest.mark.parametrize(("module", "arch"), [(products, "sm_80"), *((module, "sm_90") for module in ALL)])
 def test_plans_compile_to_cubins(module: Callable[[], tvm.IRModule], arch: str) -> None:
     target = CudaTarget(arch)
     planned = PlannedTarget(target, SampledPlans(target, 1))
