@@ -121,7 +121,7 @@ def _choices(form: Form, default: MatmulPlan) -> dict[str, tuple[Value, ...]]:
     arithmetic = product.arithmetic
     most = -(-product.columns // default.lanes)
     # Of a symbolic number of rows there may be few, which leave a high tile almost empty.
-    heights = [rows for rows in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24) if rows <= (count or 12)]
+    heights = [rows for rows in (4, 5, 6, 8, 10, 12, 16, 20, 24) if rows <= (count or 12)]
     found: dict[str, tuple[Value, ...]] = {
         "rows": nearby(tuple(heights), default.rows),
         "vectors": nearby(tuple(range(1, min(most, 4) + 1)), default.vectors),
@@ -139,10 +139,10 @@ def _choices(form: Form, default: MatmulPlan) -> dict[str, tuple[Value, ...]]:
     if form.packed:
         found["ahead"] = (_STEPS_AHEAD, 16, 32, 64)
     if form.packed and product.groups is None:
-        dividing = tuple(steps for steps in (1, 2, 4, 8, 16, 32) if product.steps % steps == 0)
-        found["burst"] = (0, *dividing)
+        dividing = tuple(steps for steps in (1, 4, 16) if product.steps % steps == 0)
+        found["burst"] = (0, *nearby(dividing, default.burst))
         if count is None:
-            found["share"] = nearby((1, 2, 4, 8, 16), default.share)
+            found["share"] = nearby((1, 4, 16), default.share)
     if isinstance(arithmetic, DotArithmetic) and arithmetic.dot.factor != arithmetic.weight:
         found["stored"] = (arithmetic.weight, arithmetic.dot.factor)
     return found
@@ -159,7 +159,7 @@ def _lanes(form: Form, default: MatmulPlan) -> tuple[Value, ...]:
 def _task_rows(count: int | None) -> tuple[Value, ...]:
     """The default, even parts of static rows, and sizes that fit caches; the default is all rows that are fewer."""
     if count is None:
-        return (32, 64, TASK_ROWS, 256)
+        return (32, 64, TASK_ROWS)
     parts = [-(-count // parts) for parts in (2, 3, 4, 8)]
     sizes = [rows for rows in (32, 64, TASK_ROWS, 256) if rows < count]
     apart = [rows for rows in (*parts, *sizes) if 4 <= rows < count]
