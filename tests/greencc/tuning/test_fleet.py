@@ -197,7 +197,7 @@ def test_a_server_that_greencc_does_not_serve_is_refused(loopback: Loopback, ser
 
 def test_without_servers_it_says_what_to_do(loopback: Loopback) -> None:
     with pytest.raises(UserError, match=r"--rpc-key none .* is free: start one with greencc serve-device"):
-        Fleet(loopback.address, "none", PLACE)
+        Fleet(loopback.address, "none", PLACE, patience=1)
 
 
 def test_a_request_that_nobody_answers_is_left(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,9 +101,12 @@ def test_inputs_are_the_same_everywhere_and_fit_what_they_may_be() -> None:
     by_dtype = dict(zip(DTYPES, made.inputs(0), strict=True))
     assert abs(by_dtype["float32"].mean()) < 0.2
     assert 0.8 < by_dtype["float32"].std() < 1.2
-    # Levels of 4 bits, signed and not.
-    assert (by_dtype["int8"].min(), by_dtype["int8"].max()) == (-8, 7)
-    assert (by_dtype["uint8"].min(), by_dtype["uint8"].max()) == (0, 15)
+    # All that bytes hold, but of weights: those may be levels of 4 bits.
+    assert by_dtype["int8"].min() < -100
+    assert by_dtype["int8"].max() > 100
+    assert by_dtype["uint8"].max() > 240
+    small = random_array((1000,), "int8", np.random.default_rng(0))
+    assert (small.min(), small.max()) == (-8, 7)
     assert not by_dtype["int32"].any() | by_dtype["int64"].any() | by_dtype["bool"].any()
 
 

@@ -74,7 +74,7 @@ def test_outcomes_are_handed_on_and_the_reference_is_kept(session: Session) -> N
     assert ask(session, b"x") == {"lost": "it has another reference"}
     found = ask(session, b"x", REFERENCE.data, thorough=True)
     assert (found["seconds"], found["spread"], found["reference"]) == ([2.0], [0.5], [4.0])
-    assert ask(session, b"fail") == {"failed": "wrong result"}
+    assert ask(session, b"fail") == {"failed": "wrong result", "reference": False}
     assert ask(session, b"lose") == {"lost": "unplugged"}
     assert ask(session, b"x")["seconds"] == [1.0]
     other = json.dumps({"thorough": False, "reference": Program(b"other").digest})
