@@ -67,9 +67,10 @@ def tune_model(
     from greencc.optimize import optimize_model
     from greencc.tuning.check import check_model
     from greencc.tuning.database import Database
+    from greencc.tuning.events import summary
     from greencc.tuning.plans import RecordedPlans
     from greencc.tuning.records import Scope
-    from greencc.tuning.session import Session, summary
+    from greencc.tuning.session import Session
     from greencc.tuning.state import TaskState
     from greencc.tuning.tasks import extract_tasks, tuning_points
 
@@ -153,7 +154,7 @@ def _check(request: TuneRequest) -> None:
 
 
 def _report(outcome: Outcome, checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    from greencc.tuning.session import summary
+    from greencc.tuning.events import summary
 
     return {
         "dry_run": False,

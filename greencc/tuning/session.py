@@ -17,6 +17,7 @@ from greencc.targets.tuning.planned import Decision
 from greencc.tuning.costs import CostModel, Sample
 from greencc.tuning.database import Records
 from greencc.tuning.devices import DeviceLost
+from greencc.tuning.events import Event, ratio_of, summary, trial_event
 from greencc.tuning.payback import Payback, SessionMeter, is_profitable
 from greencc.tuning.records import DEFAULT_RULE, Failed, Measured, Trial, WorkloadNote, now
 from greencc.tuning.search import BATCH, KernelSearch, Tried, decision_of
@@ -24,7 +25,6 @@ from greencc.tuning.state import TaskState
 from greencc.tuning.tasks import Task
 from greencc.tuning.writer import Writer
 
-Event: TypeAlias = dict[str, Any]
 Listener: TypeAlias = Callable[[Event], None]
 
 # Plans of a kernel that are measured again at most, until the best one is one that was.
@@ -254,7 +254,7 @@ class Session:
         self._new += len(outcomes)
         search = self._searches.get(_id(state.task))
         if search is not None:
-            search.learn([Tried(d, _ratio(outcome)) for d, outcome in outcomes if d is not None])
+            search.learn([Tried(d, ratio_of(outcome)) for d, outcome in outcomes if d is not None])
 
     def _batch(self) -> int:
         """How many plans to try next: fewer where the trials, or the time, come to their end."""
@@ -283,7 +283,7 @@ class Session:
             self._writer.append(trial)
             state.add([trial])
             outcomes.append((decision, outcome))
-            self._tell("trial", task=summary(state), trial=_of_trial(trial), trials=self.trials, thorough=thorough)
+            self._tell("trial", task=summary(state), trial=trial_event(trial), trials=self.trials, thorough=thorough)
         return outcomes
 
     def _search_of(self, state: TaskState) -> KernelSearch:
@@ -302,7 +302,7 @@ class Session:
             number = 1 + len(self._searches)
             search = KernelSearch(_id(task), task.spaces, self._costs, [*seeds, *defaults], seed=number)
             search.learn(
-                [Tried(Decision(t.rule, t.plan), _ratio(t.outcome)) for t in state.tried if t.plan is not None]
+                [Tried(Decision(t.rule, t.plan), ratio_of(t.outcome)) for t in state.tried if t.plan is not None]
             )
             self._searches[_id(task)] = search
         return self._searches[_id(task)]
@@ -389,47 +389,6 @@ def _id(task: Task) -> str:
     return f"{task.key} {sorted(task.sizes.items())}"
 
 
-def _ratio(outcome: Measured | Failed) -> float | None:
-    return outcome.ratio if isinstance(outcome, Measured) else None
-
-
 def _per_run(state: TaskState, seconds: float | None) -> float:
     """Seconds of a run of the model, the mean over the timed sizes."""
     return 0.0 if seconds is None else state.task.launches * seconds / state.task.points
-
-
-def summary(state: TaskState) -> Event:
-    """A task as events and reports show it."""
-    default, best = state.default, state.best
-    return {
-        "workload": state.task.key,
-        "kernel": state.task.name,
-        "text": state.task.text,
-        "node": state.task.nodes[0] if state.task.nodes else None,
-        "sizes": {name: list(values) for name, values in state.task.sizes.items()},
-        "launches": state.task.launches,
-        "plans": sum(space.size for space in state.task.spaces.values()),
-        "trials": state.trials,
-        "failures": state.failures,
-        "default_us": None if default is None else [s * 1e6 for s in default.seconds],
-        "limit_us": None if state.task.limits is None else [s * 1e6 for s in state.task.limits],
-        "ratio": state.ratio,
-        "share_of_limit": state.share_of_limit,
-        "rule": None if best is None else best.rule,
-        "plan": None if best is None else best.plan,
-        "finished": state.finished,
-    }
-
-
-def _of_trial(trial: Trial) -> Event:
-    outcome = trial.outcome
-    return {
-        "rule": trial.rule,
-        "plan": trial.plan,
-        "device": trial.device,
-        "ratio": _ratio(outcome),
-        "seconds": list(outcome.seconds) if isinstance(outcome, Measured) else None,
-        "spread": list(outcome.spread) if isinstance(outcome, Measured) else None,
-        "error": outcome.reason if isinstance(outcome, Failed) else None,
-    }
-
