@@ -156,8 +156,8 @@ def _pipeline(options: ModelOptions) -> tuple[Pass, ...]:
         raise UserError(f"--epsilon {options.epsilon:g}: it quantises by itself: leave out --quantize and --max-drop")
     stored = options.max_drop is not None or options.epsilon is not None or options.quantize != "none"
     if options.cluster_weights is not None and stored:
-        others = "--quantize, --epsilon and --max-drop"
-        raise UserError(f"--cluster-weights {options.cluster_weights}: weights are stored one way: leave out {others}")
+        bits, others = options.cluster_weights, "--quantize, --epsilon and --max-drop"
+        raise UserError(f"--cluster-weights {bits}: weights are stored in one way: leave out {others}")
     chosen = default_pipeline() if options.passes is None else parse_pipeline(options.passes)
     pruning = _pruning(options.keep_layers, options.prune)
     clustering = () if options.cluster_weights is None else (ClusterWeights(options.cluster_weights),)

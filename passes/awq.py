@@ -46,5 +46,6 @@ def awq_factors(
 
 
 def _error(weight: np.ndarray, factors: np.ndarray, gram: np.ndarray, group: int, bits: int) -> float:
-    rounded = round_to_nearest(weight * factors[:, None], group, bits).values / factors[:, None]
-    return output_error(rounded - weight, gram)
+    # In double precision: differences of nearly equal numbers decide, and the factors are stored as they are.
+    levels = round_to_nearest(weight * factors[:, None], group, bits).values.astype(np.float64)
+    return output_error(levels / factors.astype(np.float64)[:, None] - weight, gram)
