@@ -64,6 +64,9 @@ def tune(
         UserError: the request doesn't fit the model, a package is missing, or nothing can measure.
         GreenccError: a fault of greencc. What was measured is in the database.
     """
+    from greencc.tuning.packages import require_packages
+
+    require_packages(report is not None)
     from greencc.tuning.command import TuneRequest, tune_model
     from greencc.tuning.session import Budget
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import tvm
+from tvm import tirx
 
 from greencc.energy.meter import choose_meter
 from greencc.golden import golden_inputs
 from greencc.targets.base import Target
-from greencc.targets.tuning.planned import PlannedTarget, Plans
+from greencc.targets.tuning.planned import Decision, PlannedTarget, Plans
+from greencc.targets.tuning.workload import workload_key
 from greencc.timing import measure, ratio_of
 from greencc.verification import TOLERANCE, Program, deviation
 
@@ -39,6 +41,11 @@ class Check:
     max_abs_difference: float
     agrees: bool
 
+    @property
+    def is_slower(self) -> bool:
+        """Whether the model is certain to be slower by the plans."""
+        return self.interval[0] > 1
+
     def as_json(self) -> dict[str, object]:
         """For reports."""
         return {
@@ -52,40 +59,60 @@ class Check:
         }
 
 
-def check_model(
-    module: tvm.IRModule,
-    target: Target,
-    plans: Plans,
-    points: Sequence[Mapping[str, int]],
-    progress: Callable[[str], None],
-) -> list[Check]:
-    """Time the model both ways, in turns, at each point.
+class Selected:
+    """Plans of some kernels only. See greencc.targets.tuning.planned.Plans."""
+
+    def __init__(self, plans: Plans, workloads: Collection[str]) -> None:
+        self._plans, self._workloads = plans, workloads
+
+    def decision(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Decision | None:
+        """See Plans."""
+        wanted = workload_key(func, constants) in self._workloads
+        return self._plans.decision(func, constants) if wanted else None
+
+
+class ModelCheck:
+    """Times a model by plans against itself by the default schedules.
 
     Args:
         module: the optimised model.
         target: runs here.
-        plans: what was found.
-        points: sizes of symbolic dimensions by name.
         progress: told what is being done.
     """
-    progress("compiling the model with and without what was found")
-    programs = {"default": Program(module, target), "tuned": Program(module, PlannedTarget(target, plans))}
-    meter = choose_meter().meter
-    found = []
-    for point in points:
-        inputs = golden_inputs(module, at=point)
-        outputs = {name: program(inputs) for name, program in programs.items()}
-        pairs = [(outputs["tuned"][name], wanted) for name, wanted in outputs["default"].items()]
-        apart = max((deviation(ours, wanted) for ours, wanted in pairs), default=0.0)
-        agrees = all(_agree(ours, wanted) for ours, wanted in pairs)
-        runs = {name: partial(_run, program, inputs) for name, program in programs.items()}
-        series = measure(runs, meter, None, progress)
-        ratio = ratio_of(series["tuned"], series["default"])
-        times = {name: float(each.summary()["median"]) for name, each in series.items()}
-        interval = (ratio.low, ratio.high)
-        difference = math.inf if math.isnan(apart) else apart
-        found.append(Check(point, times["default"], times["tuned"], ratio.value, interval, difference, agrees))
-    return found
+
+    def __init__(self, module: tvm.IRModule, target: Target, progress: Callable[[str], None]) -> None:
+        self._module, self._target, self._progress = module, target, progress
+        progress("compiling the model with and without what was found")
+        self._default = Program(module, target)
+
+    def compare(self, plans: Plans, points: Sequence[Mapping[str, int]]) -> list[Check]:
+        """Both, in turns, at each point: sizes of symbolic dimensions by name."""
+        programs = {"default": self._default, "tuned": Program(self._module, PlannedTarget(self._target, plans))}
+        meter = choose_meter().meter
+        found = []
+        for point in points:
+            inputs = golden_inputs(self._module, at=point)
+            outputs = {name: program(inputs) for name, program in programs.items()}
+            pairs = [(outputs["tuned"][name], wanted) for name, wanted in outputs["default"].items()]
+            apart = max((deviation(ours, wanted) for ours, wanted in pairs), default=0.0)
+            agrees = all(_agree(ours, wanted) for ours, wanted in pairs)
+            runs = {name: partial(_run, program, inputs) for name, program in programs.items()}
+            series = measure(runs, meter, None, self._progress)
+            ratio = ratio_of(series["tuned"], series["default"])
+            times = {name: float(each.summary()["median"]) for name, each in series.items()}
+            interval, difference = (ratio.low, ratio.high), math.inf if math.isnan(apart) else apart
+            found.append(Check(point, times["default"], times["tuned"], ratio.value, interval, difference, agrees))
+        return found
+
+    def culprits(self, plans: Plans, workloads: Sequence[str], point: Mapping[str, int]) -> dict[str, Check]:
+        """Of the kernels whose plans make the model slower at a point: how the model does with that one alone.
+
+        Where none does by itself, the one that does worst.
+        """
+        alone = {key: self.compare(Selected(plans, {key}), [point])[0] for key in workloads}
+        slower = {key: check for key, check in alone.items() if check.is_slower}
+        worst = sorted(alone.items(), key=lambda item: -item[1].ratio)
+        return slower or dict(worst[:1])
 
 
 def _agree(ours: np.ndarray, wanted: np.ndarray) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,33 @@ from greencc.errors import GreenccError, UserError
 from greencc.files import check_writable
 from greencc.limits import Limits
 from greencc.model_options import ModelOptions
+from greencc.optimize import optimize_model
 from greencc.targets.base import Target
 from greencc.targets.cpu.target import CpuTarget
-from greencc.tuning.session import Budget, Listener, Outcome
+from greencc.tuning.builders import Builders
+from greencc.tuning.check import Check, ModelCheck
+from greencc.tuning.credentials import read_token
+from greencc.tuning.database import Database
+from greencc.tuning.devices import LocalDevice
+from greencc.tuning.events import summary
+from greencc.tuning.fleet import Fleet
+from greencc.tuning.lab import Workshop
+from greencc.tuning.machine import limits_of
+from greencc.tuning.plans import RecordedPlans
+from greencc.tuning.pool import Pool
+from greencc.tuning.records import Failed, Scope, now
+from greencc.tuning.session import Budget, Listener, Outcome, Session
+from greencc.tuning.state import TaskState
+from greencc.tuning.tasks import extract_tasks, guard_points, tuning_points
+from greencc.tuning.tracker import check_key, parse_address
+from greencc.tuning.writer import Writer
 
 Progress = Callable[[str], None]
 
-_PACKAGES = ("xgboost", "psutil", "cloudpickle", "tornado")
 # What a trial takes, about, for the estimate of a dry run: a build and a measurement of a small kernel.
 _TRIAL_SECONDS = 0.4
+# How often plans are given up with which the whole model is slower.
+_MOST_REPAIRS = 4
 _USUAL_TRIALS = 100
 """Plans tried of a kernel until nothing better comes, about."""
 
@@ -60,19 +77,9 @@ def tune_model(
     Raises:
         UserError: a package is missing, the request doesn't fit the model, or nothing can measure.
     """
-    require_packages(request.report is not None)
     _check(request)
     if request.fleet is None and not target.runs_here and not request.dry_run:
         raise UserError(f"--target: this machine can't run code for {_title(target)}: give devices with --rpc")
-    from greencc.optimize import optimize_model
-    from greencc.tuning.check import check_model
-    from greencc.tuning.database import Database
-    from greencc.tuning.events import summary
-    from greencc.tuning.plans import RecordedPlans
-    from greencc.tuning.records import Scope
-    from greencc.tuning.session import Session
-    from greencc.tuning.state import TaskState
-    from greencc.tuning.tasks import extract_tasks, tuning_points
 
     optimized = optimize_model(model, options, target=target, progress=progress)
     limits = None if request.fleet is not None else _limits(target, progress)
@@ -113,14 +120,14 @@ def tune_model(
             outcome = session.run()
         finally:
             lab.close()
-    checks = []
-    if is_local and outcome.error is None and not outcome.was_interrupted:
-        plans = RecordedPlans(database.records(scope))
-        points = tuning_points(optimized.result.module, request.tune_at)
-        # What was found is on record by now: an interruption costs the comparison alone.
-        with suppress(KeyboardInterrupt):
-            checks = [c.as_json() for c in check_model(optimized.result.module, target, plans, points, progress)]
-    result = {**head, **_report(outcome, checks)}
+        checks: list[Check] = []
+        if is_local and outcome.error is None and not outcome.was_interrupted:
+            module = optimized.result.module
+            points = [*tuning_points(module, request.tune_at), *guard_points(module, request.tune_at)]
+            # What was found is on record by now: an interruption costs the comparison alone.
+            with suppress(KeyboardInterrupt):
+                checks = _settle(ModelCheck(module, target, progress), database, writer, outcome.states, points)
+    result = {**head, **_report(outcome, [check.as_json() for check in checks])}
     if request.report is not None:
         from greencc.tuning.report import write_report
 
@@ -140,9 +147,6 @@ def _check(request: TuneRequest) -> None:
     if request.token_file is not None and request.fleet is None:
         raise UserError(f"--token-file {request.token_file}: it is for devices: add --rpc and --rpc-key")
     if request.fleet is not None and request.fleet_key is not None:
-        from greencc.tuning.credentials import read_token
-        from greencc.tuning.tracker import check_key, parse_address
-
         parse_address(request.fleet)
         check_key(request.fleet_key)
         read_token(request.token_file)
@@ -153,9 +157,37 @@ def _check(request: TuneRequest) -> None:
         raise UserError(f"--db {request.database}: {folder} is not a folder that can be written to")
 
 
-def _report(outcome: Outcome, checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    from greencc.tuning.events import summary
+def _settle(
+    model: ModelCheck,
+    database: Database,
+    writer: Writer,
+    states: Sequence[TaskState],
+    points: Sequence[Mapping[str, int]],
+) -> list[Check]:
+    """Compare the whole model at every point, and give up plans with which it is slower than without.
 
+    A kernel that is faster alone may leave less of the caches to others, or wake threads that had better sleep.
+    """
+    for _ in range(_MOST_REPAIRS):
+        records = database.records(writer.scope)
+        plans = RecordedPlans(records)
+        checks = model.compare(plans, points)
+        worst = max((check for check in checks if check.is_slower), key=lambda check: check.ratio, default=None)
+        followed = {state.task.key: trial for state in states if (trial := records.answer(state.task.key)) is not None}
+        if worst is None or not followed:
+            return checks
+        at = ", ".join(f"{name}={size}" for name, size in worst.sizes.items())
+        for key, alone in model.culprits(plans, list(followed), worst.sizes).items():
+            reason = f"with it the whole model takes {alone.ratio:.3f} of its time" + (f" at {at}" if at else "")
+            trial = replace(followed[key], outcome=Failed(reason), at=now(), thorough=True)
+            writer.append(trial)
+            for state in states:
+                if (state.task.key, dict(state.task.sizes)) == (key, dict(trial.sizes)):
+                    state.add([trial])
+    return checks
+
+
+def _report(outcome: Outcome, checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "dry_run": False,
         "stopped": outcome.stopped,
@@ -174,21 +206,10 @@ def _report(outcome: Outcome, checks: Sequence[Mapping[str, Any]]) -> dict[str, 
     }
 
 
-def require_packages(with_report: bool = False) -> None:
-    """Raise UserError where a package of the `tune` extra, or the one that draws plots, is missing."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"tuning needs {', '.join(missing)}: pip install 'greencc[tune]'")
-    if with_report and importlib.util.find_spec("plotly") is None:
-        raise UserError("--report needs plotly: pip install 'greencc[report]'")
-
-
 def _limits(target: Target, progress: Progress) -> Limits | None:
     """The limits of this machine's CPU; None where they can't be measured. Those of GPUs are not."""
     if not isinstance(target, CpuTarget) or not target.runs_here:
         return None
-    from greencc.tuning.machine import limits_of
-
     progress("measuring the machine's limits")
     try:
         return limits_of(target)
@@ -197,22 +218,15 @@ def _limits(target: Target, progress: Progress) -> Limits | None:
         return None
 
 
-def _open_lab(target: Target, request: TuneRequest, progress: Progress) -> Any:
-    from greencc.tuning.builders import Builders
-    from greencc.tuning.devices import LocalDevice
-    from greencc.tuning.lab import Workshop
-    from greencc.tuning.pool import Pool
-
+def _open_lab(target: Target, request: TuneRequest, progress: Progress) -> Workshop:
     makers = Builders(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     if request.fleet is None:
         return Workshop(target, makers, Pool([LocalDevice(target)], log=progress), overlap=False)
-    from greencc.tuning.fleet import Fleet
-
     fleet = Fleet(request.fleet, request.fleet_key or "", target, token_file=request.token_file, log=progress)
     return Workshop(target, makers, fleet.pool, overlap=True)
 
 
-def _estimate(states: Sequence[Any], budget: Budget) -> str:
+def _estimate(states: Sequence[TaskState], budget: Budget) -> str:
     done = sum(state.trials for state in states)
     open_ = [state for state in states if state.finished is None]
     wanted = budget.trials if budget.trials is not None else done + _USUAL_TRIALS * len(open_)
@@ -225,7 +239,5 @@ def _estimate(states: Sequence[Any], budget: Budget) -> str:
 
 
 def _title(target: Target) -> str:
-    from greencc.tuning.records import Scope
-
     return Scope.of(target).title
 

@@ -43,6 +43,11 @@ class Writer:
                 self._noted.add(note.workload)
                 self._pending.append(line_of(note))
 
+    @property
+    def scope(self) -> Scope:
+        """Of what it writes."""
+        return self._scope
+
     def append(self, trial: Trial) -> None:
         """Write a trial. It is on the disk when this returns.
 
