@@ -178,7 +178,8 @@ def guard_points(module: tvm.IRModule, tune_at: Mapping[str, Sequence[int]]) -> 
         sizes = sorted({point[name] for point in points})
         between = [round(math.sqrt(a * b)) for a, b in itertools.pairwise(sizes)]
         beyond = [low, max(low, sizes[0] // 2), min(high or 2 * sizes[-1], sizes[-1] * 3 // 2)]
-        found += [{**points[0], name: size} for size in (*between, *beyond)]
+        guarded = dict.fromkeys(size for size in (*between, *beyond) if size not in sizes)
+        found += [{**points[0], name: size} for size in guarded]
     return found
 
 
