@@ -168,6 +168,7 @@ def test_an_open_size_is_tuned_at_several(tmp_path: Path) -> None:
     options = ModelOptions(dynamic={"tokens": (1, 64)})
     result = api.tune(model, tmp_path / "db", options=options, threads=2, trials=8, tune_at={"tokens": (5, 40)})
     assert {tuple(task["sizes"]["s0"]) for task in result["tasks"]} == {(5, 40)}
-    assert [check["sizes"] for check in result["check"]] == [{"tokens": 5}, {"tokens": 40}]
+    # The tuned sizes, then those between and beyond.
+    assert [check["sizes"]["tokens"] for check in result["check"]] == [5, 40, 14, 1, 2, 60]
     assert all(check["max_abs_difference"] < 1e-5 for check in result["check"])
     assert Database(tmp_path / "db")
