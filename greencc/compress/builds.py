@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import tvm
 import tvm_ffi
 
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR
-from greencc.targets.base import Code, Rule, Target
+from greencc.targets.base import Code, Target
+from greencc.targets.wrapped import WrappedTarget
 
 
-class RememberedBuilds:
+class RememberedBuilds(WrappedTarget):
     """A target that builds each module once, whatever its inputs and outputs are called. See Target."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        super().__init__(target)
         self._known: dict[int, list[tuple[tvm.IRModule, Code]]] = {}
-
-    @property
-    def kind(self) -> str:
-        """See Target."""
-        return self._target.kind
-
-    @property
-    def threads(self) -> int:
-        """See Target."""
-        return self._target.threads
-
-    @property
-    def runs_here(self) -> bool:
-        """See Target."""
-        return self._target.runs_here
-
-    @property
-    def place(self) -> str:
-        """See Target."""
-        return self._target.place
-
-    @property
-    def alignment(self) -> int:
-        """See Target."""
-        return self._target.alignment
-
-    def describe(self) -> dict[str, object]:
-        """See Target."""
-        return self._target.describe()
-
-    def legalize(self, module: tvm.IRModule) -> tvm.IRModule:
-        """See Target."""
-        return self._target.legalize(module)
-
-    def rules(self) -> Sequence[Rule]:
-        """See Target."""
-        return self._target.rules()
 
     def build(self, module: tvm.IRModule) -> Code:
         """See Target."""

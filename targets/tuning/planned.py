@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import tvm
 from tvm import tirx
 
-from greencc.targets.base import Code, Declined, Rule, Scheduled, Target
+from greencc.targets.base import Declined, Rule, Scheduled, Target
 from greencc.targets.tuning.space import Plan, TunableRule
+from greencc.targets.wrapped import WrappedTarget
 
 
 @dataclass(frozen=True)
@@ -28,54 +28,18 @@ class Plans(Protocol):
         """What is known of a kernel; arguments are those of `Rule.apply`."""
 
 
-class PlannedTarget:
+class PlannedTarget(WrappedTarget):
     """A target that asks `plans` first. See Target."""
 
     def __init__(self, target: Target, plans: Plans) -> None:
-        self._target, self._plans = target, plans
-
-    @property
-    def kind(self) -> str:
-        """See Target."""
-        return self._target.kind
-
-    @property
-    def threads(self) -> int:
-        """See Target."""
-        return self._target.threads
-
-    @property
-    def runs_here(self) -> bool:
-        """See Target."""
-        return self._target.runs_here
-
-    @property
-    def place(self) -> str:
-        """See Target."""
-        return self._target.place
-
-    @property
-    def alignment(self) -> int:
-        """See Target."""
-        return self._target.alignment
-
-    def describe(self) -> dict[str, object]:
-        """See Target."""
-        return self._target.describe()
-
-    def legalize(self, module: tvm.IRModule) -> tvm.IRModule:
-        """See Target."""
-        return self._target.legalize(module)
+        super().__init__(target)
+        self._plans = plans
 
     def rules(self) -> Sequence[Rule]:
         """The target's rules, asked for recorded plans first: a plan that no rule takes any more is left."""
         rules = self._target.rules()
         planned = (_PlannedRule(rule, self._plans) for rule in rules if isinstance(rule, TunableRule))
         return (*planned, *rules)
-
-    def build(self, module: tvm.IRModule) -> Code:
-        """See Target."""
-        return self._target.build(module)
 
 
 @dataclass(frozen=True)
