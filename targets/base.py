@@ -10,6 +10,9 @@ import numpy as np
 import tvm
 from tvm import tirx
 
+RULE_ATTR = "greencc.rule"
+"""Attribute of a PrimFunc that names the rule which emitted or scheduled it."""
+
 
 class Layout(Protocol):
     """How a schedule wants a constant weight stored. Packing applies it with numpy, at compile time."""

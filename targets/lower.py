@@ -18,13 +18,11 @@ from tvm import ir, relax, s_tir, tirx
 from greencc.artifact.bundle import KernelCall
 from greencc.errors import GreenccError
 from greencc.ir import bindings_of, constant_array, dim_text, rebuild_function, relax_functions
-from greencc.targets.base import Declined, Layout, Rule, Scheduled, Target
+from greencc.targets.base import RULE_ATTR, Declined, Layout, Rule, Scheduled, Target
 from greencc.targets.cost import call_cost
 from greencc.targets.fusion import keep_reductions_apart
 from greencc.targets.memory import OVERWRITES_ATTR, place_tensors
 from greencc.targets.origins import label_values, restore_labels, trace_origins
-
-RULE_ATTR = "greencc.rule"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from tvm import relax, s_tir, tirx
 from greencc.errors import UserError
 from greencc.ir import dim_text, shape_of, symbol_bounds
 from greencc.limits import Limits
-from greencc.targets.base import Target
+from greencc.targets.base import RULE_ATTR, Target
 from greencc.targets.cost import Cost, call_cost
-from greencc.targets.lower import RULE_ATTR, constant_parameters, fuse, kernel_calls
+from greencc.targets.lower import constant_parameters, fuse, kernel_calls
 from greencc.targets.origins import label_values, restore_labels
 from greencc.targets.tir import as_int, i64, substitute, walk
 from greencc.targets.tuning.alone import Kernel

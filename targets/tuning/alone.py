@@ -13,8 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from greencc.targets.base import Code, Scheduled, Target
-from greencc.targets.lower import RULE_ATTR
+from greencc.targets.base import RULE_ATTR, Code, Scheduled, Target
 from greencc.targets.memory import OVERWRITES_ATTR, place_tensors
 from greencc.targets.tir import i64, substitute, walk
 

@@ -7,8 +7,8 @@ import hashlib
 import tvm_ffi
 from tvm import tirx
 
-from greencc.targets.lower import RULE_ATTR
-from greencc.targets.tuning.recipes import RECIPE_ATTR
+from greencc.targets.base import RULE_ATTR
+from greencc.targets.tuning.emitted import RECIPE_ATTR
 
 
 def workload_key(func: tirx.PrimFunc, constants: frozenset[int]) -> str:
@@ -21,9 +21,9 @@ def workload_key(func: tirx.PrimFunc, constants: frozenset[int]) -> str:
         constants: indices of parameters that are compile-time constants: what can be packed.
     """
     kept = {name: func.attrs[name] for name in (RULE_ATTR, RECIPE_ATTR) if func.attrs and name in func.attrs}
-    plain = tirx.PrimFunc(func.params, func.body, func.ret_type).with_attrs(kept) if kept else tirx.PrimFunc(
-        func.params, func.body, func.ret_type
-    )
+    plain = tirx.PrimFunc(func.params, func.body, func.ret_type)
+    if kept:
+        plain = plain.with_attrs(kept)
     number = int(tvm_ffi.structural_hash(plain)) & (2**64 - 1)
     text = f"{number:016x} {sorted(constants)}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

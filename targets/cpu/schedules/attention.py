@@ -17,6 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.ops import AttentionAttrs
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.schedules.attention_keys import KeyLanes
 from greencc.targets.cpu.schedules.attention_plan import AttentionPlan, default_plan
@@ -24,7 +25,7 @@ from greencc.targets.cpu.schedules.attention_queries import QueryLanes
 from greencc.targets.cpu.schedules.attention_task import Task, TaskEmitter
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import i64, with_own_symbols
-from greencc.targets.tuning.recipes import with_recipe
+from greencc.targets.tuning.emitted import with_recipe
 
 RULE = "cpu-attention"
 
@@ -55,7 +56,7 @@ def planned_kernel(
             for name, shape in zip(["q", "k", "v", "mask"], operand_shapes, strict=False)
         ]
         result = T.arg("out", T.buffer(tuple(result_shape), "float32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: RULE})
         blocks = tirx.ceildiv(rows, i64(emitter.task_rows))
         with (T.parallel if chosen.parallel else T.serial)(i64(0), batch * i64(attrs.heads) * blocks) as task:
             block = tirx.floormod(task, blocks)
@@ -81,7 +82,7 @@ def packed_attention_kernel(
         q, k, v = (T.arg(name, T.buffer(tuple(shape), "float32")) for name, shape in zip("qkv", shapes, strict=False))
         starts = T.arg("starts", T.buffer(tuple(shapes[3]), "int64"))
         result = T.arg("out", T.buffer(tuple(result_shape), "float32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: RULE})
         blocks = tirx.ceildiv(longest, i64(emitter.task_rows))
         # Heads outermost: threads take neighbouring tasks, and each thread should get long and short sequences.
         with T.parallel(i64(0), i64(attrs.heads) * batch * blocks) as task:

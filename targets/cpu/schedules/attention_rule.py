@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tvm import tirx
 
 from greencc.ops import AttentionAttrs
-from greencc.targets.base import Declined, Scheduled
 from greencc.targets.cpu.schedules.attention import RULE, operations_per_pair, planned_kernel
 from greencc.targets.cpu.schedules.attention_plan import AttentionPlan, default_plan, whole_tiles
 from greencc.targets.cpu.schedules.attention_task import masks_rows
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int
-from greencc.targets.tuning.recipes import recipe_of
+from greencc.targets.tuning.emitted import EmittedRule
 from greencc.targets.tuning.space import Knob, Plan, Space, nearby
 
 # Bytes of the scores of a panel of queries: more leave the second-level cache.
@@ -49,44 +49,26 @@ class _Form:
 
 
 @dataclass(frozen=True)
-class AttentionRule:
-    """Emits attention kernels again; see the module's docstring."""
+class AttentionRule(EmittedRule[_Form]):
+    """Emits attention kernels again. Those over sequences of several lengths have one plan only."""
 
     target: CpuTarget
+    name: str = RULE
 
-    @property
-    def name(self) -> str:
-        """Name in reports."""
-        return RULE
-
-    def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
-        """See TunableRule."""
-        form = self._form(func)
-        return form if isinstance(form, Declined) else attention_space(self.target, form)
-
-    def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
-        """The kernel as it is, or by another plan."""
-        if plan is None:
-            return Scheduled(func, RULE)
-        form = self._form(func)
-        if isinstance(form, Declined):
-            return form
-        problem = attention_space(self.target, form).problem(plan)
-        if problem is not None:
-            return Declined(problem)
-        emitted = planned_kernel(form.attrs, form.shapes, self.target, _chosen(form, plan))
-        return Scheduled(emitted.without_attr("global_symbol"), RULE)
-
-    def _form(self, func: tirx.PrimFunc) -> _Form | Declined:
-        if not func.attrs or "greencc.rule" not in func.attrs or str(func.attrs["greencc.rule"]) != RULE:
-            return Declined("no attention")
-        recipe = recipe_of(func)
-        if recipe is None:
-            return Declined("attention over sequences of several lengths has one plan")
+    def form(self, func: tirx.PrimFunc, recipe: Mapping[str, Any]) -> _Form:
+        """See EmittedRule."""
         attrs = AttentionAttrs(**recipe)
         shapes = [list(param.ty.shape) for param in func.params]
         default = default_plan(attrs, self.target, shapes[0][0], shapes[0][1], shapes[1][1])
         return _Form(attrs, shapes, default)
+
+    def space_of(self, form: _Form) -> Space:
+        """See EmittedRule."""
+        return attention_space(self.target, form)
+
+    def emit(self, form: _Form, plan: Plan) -> tirx.PrimFunc:
+        """See EmittedRule."""
+        return planned_kernel(form.attrs, form.shapes, self.target, _chosen(form, plan))
 
 
 def attention_space(target: CpuTarget, form: _Form) -> Space:

@@ -13,6 +13,7 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
@@ -39,7 +40,7 @@ def channel_words_kernel(a: relax.TensorType, groups: int, target: CpuTarget, do
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         source = T.arg("a", T.buffer((batch, channels, height, width), kind))
         words = T.arg("words", T.buffer((batch, count, height, width, dot.depth), dot.activation))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-channel-words"})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: "cpu-channel-words"})
 
         def levels(n: tirx.Expr, channel: tirx.Expr, at: tirx.Expr, lanes: int) -> tirx.Expr:
             given = tirx.BufferLoad(source, [n, channel, i64(0), ramp(at, lanes)])

@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cpu.schedules.columns import Columns, Groups, InPlace, Packed
 from greencc.targets.cpu.schedules.matmul_form import Form, Product
 from greencc.targets.cpu.schedules.matmul_plan import MatmulPlan
@@ -85,7 +86,7 @@ def emit(
             columns = _columns(form, plan, buffers, batch, panel, panels)
             tiles = Tiles(tail, product, plan, columns, buffers, batch, form.row_dims, rows, panel, panels)
             _task(tiles, form.rows, block)
-    return ib.get().with_attr("greencc.rule", "cpu-matmul")
+    return ib.get().with_attr(RULE_ATTR, "cpu-matmul")
 
 
 def _blocks(form: Form, plan: MatmulPlan) -> tirx.Expr:

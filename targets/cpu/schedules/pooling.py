@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.ir import static_shape
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import cover, i64, ramp, splat, strided_load, with_own_symbols
@@ -79,7 +80,7 @@ def max_pool_kernel(data: relax.TensorType, pool: MaxPool, target: CpuTarget) ->
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         x = T.arg("x", T.buffer((*own, i64(height), i64(width)), kind))
         out = T.arg("out", T.buffer((*own, i64(out_height), i64(out_width)), kind))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-pool"})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: "cpu-pool"})
         # TVM looks into kernels of one operand for reshapes, and expects a block there.
         with T.sblock("root"), T.parallel(i64(0), own[0] * own[1]) as plane:
             n, c = tirx.floordiv(plane, own[1]), tirx.floormod(plane, own[1])

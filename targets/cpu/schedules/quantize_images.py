@@ -14,6 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.affine import Scheme
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.channel_words import TASKS_PER_THREAD, ChannelWords
@@ -49,7 +50,7 @@ def quantize_images_kernel(
         if scheme is None:
             scale = T.arg("scale", T.buffer((batch, *ones), "float32"))
             zero = T.arg("zero", T.buffer((batch, *ones), "int32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "cpu-quantize-images"})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: "cpu-quantize-images"})
         emitter = _Images(source, quantized, groups, target, dot)
         # TVM looks for reshapes among kernels of one operand, and expects a block.
         with T.sblock("root"):

@@ -14,6 +14,7 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.cpu.intrinsics.dot import DotProduct
 from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
@@ -21,7 +22,7 @@ from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.int8.levels import levels_of, padded_depth, store_scheme
 from greencc.targets.tir import as_int, i64, ramp, splat, unravel, vector_type, volume, with_own_symbols
-from greencc.targets.tuning.recipes import with_recipe
+from greencc.targets.tuning.emitted import with_recipe
 
 QUANTIZE_RULE, NORMALIZE_RULE = "cpu-quantize-rows", "cpu-normalize-rows"
 # Rows of a task: some microseconds of work.
@@ -78,7 +79,7 @@ def planned_rows_kernel(
         scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
         zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
         rule = QUANTIZE_RULE if epsilon is None else NORMALIZE_RULE
-        T.func_attr({"tirx.noalias": True, "greencc.rule": rule})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: rule})
         loop = T.parallel if (is_parallel(shape) if parallel is None else parallel) else T.serial
         emitter = _Row(source, factors, quantized, scale, zero, depth, target.lanes(), dot)
         # TVM looks for reshapes among kernels of one operand, and expects a block.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 
-from greencc.targets.base import Declined, Scheduled
+from greencc.targets.base import Declined
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.quantize_rows import is_parallel, planned_rows_kernel
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.tir import as_int, volume
-from greencc.targets.tuning.recipes import recipe_of
+from greencc.targets.tuning.emitted import EmittedRule
 from greencc.targets.tuning.space import Knob, Plan, Space
 
 # More elements than one thread is done with before several have started.
@@ -19,43 +21,42 @@ MAX_SERIAL = 1 << 17
 
 
 @dataclass(frozen=True)
-class QuantizeRowsRule:
+class _Form:
+    """Such a kernel: the shape of what it quantises, and its recipe."""
+
+    shape: list[tirx.Expr]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class QuantizeRowsRule(EmittedRule[_Form]):
     """Chooses whether threads share rows: of a few thousand elements it depends on the machine.
 
-    Attributes:
-        target: what the code is for.
-        name: QUANTIZE_RULE or NORMALIZE_RULE, of the kernels that it emits again.
+    The name is QUANTIZE_RULE or NORMALIZE_RULE.
     """
 
     target: CpuTarget
     name: str
 
-    def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
-        """See TunableRule."""
-        if not func.attrs or str(func.attrs.get("greencc.rule", "")) != self.name or recipe_of(func) is None:
-            return Declined("no kernel of this rule")
-        shape = list(func.params[0].ty.shape)
-        elements = as_int(volume(shape))
+    def form(self, func: tirx.PrimFunc, recipe: Mapping[str, Any]) -> _Form:
+        """See EmittedRule."""
+        return _Form(list(func.params[0].ty.shape), recipe)
+
+    def space_of(self, form: _Form) -> Space | Declined:
+        """See EmittedRule."""
+        elements = as_int(volume(form.shape))
         if elements is None or elements > MAX_SERIAL:
             return Declined("rows are many, or may be: threads share them")
-        default: Plan = {"threads": "all" if is_parallel(shape) else "one"}
+        default: Plan = {"threads": "all" if is_parallel(form.shape) else "one"}
         return Space((Knob("threads", ("all", "one")),), default, {"elements": elements})
 
-    def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
-        """The kernel as it is, or by another plan."""
-        if plan is None:
-            return Scheduled(func, self.name)
-        space = self.space(func, constants)
-        problem = space.reason if isinstance(space, Declined) else space.problem(plan)
-        recipe = recipe_of(func)
-        if problem is not None or recipe is None:
-            return Declined(problem or "no kernel of this rule")
-        emitted = planned_rows_kernel(
-            list(func.params[0].ty.shape),
+    def emit(self, form: _Form, plan: Plan) -> tirx.PrimFunc:
+        """See EmittedRule."""
+        return planned_rows_kernel(
+            form.shape,
             self.target,
             dot_product(self.target),
-            bool(recipe["with_factors"]),
-            recipe["epsilon"],
+            bool(form.recipe["with_factors"]),
+            form.recipe["epsilon"],
             plan["threads"] == "all",
         )
-        return Scheduled(emitted.without_attr("global_symbol"), self.name)

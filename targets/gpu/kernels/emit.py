@@ -10,10 +10,10 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.launch import below, ceildiv, grid, group_threads, when
-from greencc.targets.lower import RULE_ATTR
 from greencc.targets.tir import as_int, i64, split_index, volume, with_own_symbols
 
 GpuLowering: TypeAlias = Callable[[relax.BlockBuilder, relax.Call, GpuTarget, EmittedKernels], relax.Expr]

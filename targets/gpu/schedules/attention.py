@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from greencc.ops import AttentionAttrs
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.attention_decode import DecodeEmitter, decode_threads, fits_decode
@@ -23,7 +24,7 @@ from greencc.targets.gpu.schedules.attention_tile import FlashEmitter, FlashTile
 from greencc.targets.gpu.schedules.shared_tiles import ceiling
 from greencc.targets.gpu.schedules.threads import launch
 from greencc.targets.tir import as_int, i64, with_own_symbols
-from greencc.targets.tuning.recipes import with_recipe
+from greencc.targets.tuning.emitted import with_recipe
 
 RULE = "gpu-attention"
 
@@ -55,7 +56,7 @@ def planned_kernel(
             for name, shape, kind in zip(["q", "k", "v", "mask"], shapes, kinds, strict=False)
         ]
         result = T.arg("out", T.buffer(tuple(result_shape), kinds[-1]))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: RULE})
         q, k, v, *masks = operands
         mask = masks[0] if masks else None
         if isinstance(chosen, int):
@@ -94,7 +95,7 @@ def packed_attention_kernel(
         )
         starts = T.arg("starts", T.buffer(tuple(shapes[3]), "int64"))
         result = T.arg("out", T.buffer(tuple(result_shape), str(out.dtype)))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": RULE})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: RULE})
         blocks = ceiling(longest, tile.rows)
         with launch([batch, i64(attrs.heads), blocks], tile.threads) as ((element, head, block), thread):
             first = T.bind(tirx.BufferLoad(starts, [element, i64(0)]))

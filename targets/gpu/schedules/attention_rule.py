@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 
 from greencc.ops import AttentionAttrs
-from greencc.targets.base import Declined, Scheduled
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.schedules.attention import RULE, default_plan, planned_kernel
 from greencc.targets.gpu.schedules.attention_decode import decode_bytes, decode_rows
 from greencc.targets.gpu.schedules.attention_tile import MAX_DEPTH, FlashTile, flash_tile
 from greencc.targets.gpu.schedules.matmul_space import LEAST_THREADS
 from greencc.targets.tir import as_int
-from greencc.targets.tuning.recipes import recipe_of
+from greencc.targets.tuning.emitted import EmittedRule
 from greencc.targets.tuning.space import Knob, Plan, Space, nearby
 
 # Scores, or sums of weighted values, of a thread: products of each are written out one behind the other.
@@ -26,9 +26,10 @@ _USUAL = 128
 
 @dataclass(frozen=True)
 class _Form:
-    """An attention kernel: what its operator says, sizes of its operands, and its plan by default."""
+    """An attention kernel: what its operator says, types of its parameters, sizes, and its plan by default."""
 
     attrs: AttentionAttrs
+    types: list[tuple[list[tirx.Expr], str]]
     batch: int | None
     rows: int | None
     keys: int | None
@@ -36,46 +37,28 @@ class _Form:
 
 
 @dataclass(frozen=True)
-class AttentionRule:
-    """Emits attention kernels again; see the module's docstring."""
+class AttentionRule(EmittedRule[_Form]):
+    """Emits attention kernels again. Those over sequences of several lengths have one plan only."""
 
     target: GpuTarget
+    name: str = RULE
 
-    @property
-    def name(self) -> str:
-        """Name in reports and tuning records."""
-        return RULE
-
-    def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
-        """See TunableRule."""
-        form = self._form(func)
-        return form if isinstance(form, Declined) else _space(form, self.target.gpu)
-
-    def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
-        """The kernel as it is, or by another plan."""
-        if plan is None:
-            return Scheduled(func, RULE)
-        form = self._form(func)
-        if isinstance(form, Declined):
-            return form
-        problem = _space(form, self.target.gpu).problem(plan)
-        if problem is not None:
-            return Declined(problem)
-        types = [(list(param.ty.shape), str(param.ty.dtype)) for param in func.params]
-        chosen = int(plan["threads"]) if isinstance(form.default, int) else _tile(form.attrs, plan)
-        emitted = planned_kernel(form.attrs, types, self.target, chosen)
-        return Scheduled(emitted.without_attr("global_symbol"), RULE)
-
-    def _form(self, func: tirx.PrimFunc) -> _Form | Declined:
-        if not func.attrs or str(func.attrs.get("greencc.rule", "")) != RULE:
-            return Declined("no attention")
-        recipe = recipe_of(func)
-        if recipe is None:
-            return Declined("attention over sequences of several lengths has one plan")
+    def form(self, func: tirx.PrimFunc, recipe: Mapping[str, Any]) -> _Form:
+        """See EmittedRule."""
         attrs = AttentionAttrs(**recipe)
-        batch, rows, keys = *list(func.params[0].ty.shape)[:2], func.params[1].ty.shape[1]
+        types = [(list(param.ty.shape), str(param.ty.dtype)) for param in func.params]
+        (batch, rows, _), (_, keys, _) = types[0][0], types[1][0]
         default = default_plan(attrs, batch, rows, self.target.gpu)
-        return _Form(attrs, as_int(batch), as_int(rows), as_int(keys), default)
+        return _Form(attrs, types, as_int(batch), as_int(rows), as_int(keys), default)
+
+    def space_of(self, form: _Form) -> Space:
+        """See EmittedRule."""
+        return _space(form, self.target.gpu)
+
+    def emit(self, form: _Form, plan: Plan) -> tirx.PrimFunc:
+        """See EmittedRule."""
+        chosen = int(plan["threads"]) if isinstance(form.default, int) else _tile(form.attrs, plan)
+        return planned_kernel(form.attrs, form.types, self.target, chosen)
 
 
 def _space(form: _Form, gpu: Capabilities) -> Space:

@@ -11,6 +11,7 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.launch import power_of_two
@@ -35,7 +36,7 @@ def range_kernel(x: relax.TensorType, gpu: Capabilities) -> tirx.PrimFunc:
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         source = T.arg("x", T.buffer((batch, *inner), "float32"))
         ranges = T.arg("ranges", T.buffer((batch, parts, 2), "float32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "gpu-quantize-images"})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: "gpu-quantize-images"})
         with T.sblock("root"), launch([batch, i64(parts)], threads) as ((image, part), thread):
             first = part * i64(PART)
             count = i64(size) if parts == 1 else tirx.min(i64(PART), i64(size) - first)
@@ -62,7 +63,7 @@ def scheme_kernel(batch: tirx.Expr, parts: int, gpu: Capabilities, levels: Level
         numbers = T.arg("numbers", T.buffer((own, 2), "float32"))
         scale = T.arg("scale", T.buffer((own, 1, 1, 1), "float32"))
         zero = T.arg("zero", T.buffer((own, 1, 1, 1), "int32"))
-        T.func_attr({"tirx.noalias": True, "greencc.rule": "gpu-quantize-images"})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: "gpu-quantize-images"})
         with T.sblock("root"), launch([own], threads) as ((image,), thread):
 
             def value(place: tirx.Expr) -> tirx.Expr:

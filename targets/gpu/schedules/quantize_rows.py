@@ -15,6 +15,7 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from greencc.targets.base import RULE_ATTR
 from greencc.targets.cost import OPERATIONS_ATTR
 from greencc.targets.gpu.capabilities import Capabilities
 from greencc.targets.gpu.schedules.launch import barrier, power_of_two, when
@@ -22,7 +23,7 @@ from greencc.targets.gpu.schedules.sources import BYTES
 from greencc.targets.gpu.schedules.threads import at, launch, local, put, shared
 from greencc.targets.int8.levels import Levels, levels_of, padded_depth, store_scheme
 from greencc.targets.tir import i64, ramp, volume, with_own_symbols
-from greencc.targets.tuning.recipes import with_recipe
+from greencc.targets.tuning.emitted import with_recipe
 
 QUANTIZE_RULE, NORMALIZE_RULE = "gpu-quantize-rows", "gpu-normalize-rows"
 _BITS = 8
@@ -76,7 +77,7 @@ def planned_rows_kernel(
         scale = T.arg("scale", T.buffer((*lead, 1), "float32"))
         zero = T.arg("zero", T.buffer((*lead, 1), "int32"))
         rule = QUANTIZE_RULE if epsilon is None else NORMALIZE_RULE
-        T.func_attr({"tirx.noalias": True, "greencc.rule": rule})
+        T.func_attr({"tirx.noalias": True, RULE_ATTR: rule})
         # TVM looks for reshapes among kernels of one operand, and expects a block.
         with T.sblock("root"), launch([rows], threads) as ((row,), thread):
             line = _Line(row, depth, padded, threads, thread)

@@ -6,9 +6,8 @@ import random
 
 from tvm import tirx
 
-from greencc.targets.base import Declined
+from greencc.targets.base import RULE_ATTR, Declined
 from greencc.targets.cpu.target import CpuTarget
-from greencc.targets.lower import RULE_ATTR
 from greencc.targets.tuning.planned import Decision
 from greencc.targets.tuning.space import Plan, Space, TunableRule
 from greencc.targets.tuning.workload import workload_key

@@ -6,8 +6,7 @@ import random
 
 from tvm import s_tir, tirx
 
-from greencc.targets.base import Declined, Target
-from greencc.targets.lower import RULE_ATTR
+from greencc.targets.base import RULE_ATTR, Declined, Target
 from greencc.targets.tuning.planned import Decision
 from greencc.targets.tuning.space import Plan, Space, TunableRule
 from greencc.targets.tuning.workload import workload_key

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from greencc.targets.base import Declined, Scheduled
+from greencc.targets.base import RULE_ATTR, Declined, Scheduled
 from greencc.targets.cpu.schedules.convolution.channels import ChannelEmitter
 from greencc.targets.cpu.schedules.convolution.emitter import Emitter
 from greencc.targets.cpu.schedules.convolution.form import Convolution, match_convolution
@@ -73,7 +73,7 @@ class ConvolutionRule:
             overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in operands]
         weight = parameter_index(func, conv.weight)
         assert weight is not None  # _form saw to that
-        return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name, {weight: layout}, tuple(overwrites))
+        return Scheduled(emitted.with_attr(RULE_ATTR, self.name), self.name, {weight: layout}, tuple(overwrites))
 
 
 def _emitter(plan: Plan) -> type[Emitter]:

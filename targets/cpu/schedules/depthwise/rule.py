@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from greencc.targets.base import Declined, Scheduled
+from greencc.targets.base import RULE_ATTR, Declined, Scheduled
 from greencc.targets.cpu.schedules.convolution.form import Convolution, match_convolution
 from greencc.targets.cpu.schedules.convolution.taps import FloatTaps
 from greencc.targets.cpu.schedules.depthwise.emitter import DepthwiseEmitter
@@ -45,7 +45,7 @@ class DepthwiseRule:
             return Declined(problem)
         tail, conv = form
         emitted = DepthwiseEmitter(func, tail, conv, Tiling.of(plan), self.target.lanes()).emit()
-        return Scheduled(emitted.with_attr("greencc.rule", self.name), self.name)
+        return Scheduled(emitted.with_attr(RULE_ATTR, self.name), self.name)
 
     def _space(self, tail: Tail, conv: Convolution) -> Space:
         return tiling_space(self.target, conv, as_int(tail.output.ty.shape[0]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from greencc.targets.base import Declined, Scheduled
+from greencc.targets.base import RULE_ATTR, Declined, Scheduled
 from greencc.targets.cpu.schedules.rows.emitter import RowEmitter, kept_stages
 from greencc.targets.cpu.schedules.rows.form import Rows, match_rows, same_extents
 from greencc.targets.cpu.schedules.rows.plan import Passing, passing_space
@@ -41,7 +41,7 @@ class RowsRule:
         if problem is not None:
             return Declined(problem)
         passing = Passing.of(plan)
-        emitted = RowEmitter(func, form, passing).emit().with_attr("greencc.rule", self.name)
+        emitted = RowEmitter(func, form, passing).emit().with_attr(RULE_ATTR, self.name)
         return Scheduled(emitted, self.name, overwrites=_overwrites(func, form, passing))
 
     def _space(self, form: Rows) -> Space:

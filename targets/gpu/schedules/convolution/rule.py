@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import ir, tirx
 
-from greencc.targets.base import Declined, Layout, Scheduled
+from greencc.targets.base import RULE_ATTR, Declined, Layout, Scheduled
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.schedules.arithmetic import arithmetic_of
 from greencc.targets.gpu.schedules.convolution.form import Contraction, match_contraction, read_reduction
@@ -147,7 +147,7 @@ def _scheduled(
     """A kernel that reads what only its tail reads right before it stores the result there."""
     read = [parameter_index(func, load.source) for load in loads(tail.producer.body.value)]
     overwrites = [i for i in overwritable(func, tail.output, tail.value, tail.axes) if i not in read]
-    return Scheduled(emitted.with_attr("greencc.rule", name), name, layouts, tuple(overwrites))
+    return Scheduled(emitted.with_attr(RULE_ATTR, name), name, layouts, tuple(overwrites))
 
 
 def _check_window(tail: Tail) -> str | None:
