@@ -181,9 +181,7 @@ class _Writer:
             )
             heads[name] = self.node("Transpose", [split], f"{at}.heads", perm=order)
         scores = self.node("MatMul", [heads["query"], heads["key"]], f"{path}scores")
-        scores = self.node(
-            "Add", [self.node("Div", [scores, "root"], f"{path}scaled"), mask], f"{path}masked"
-        )
+        scores = self.node("Add", [self.node("Div", [scores, "root"], f"{path}scaled"), mask], f"{path}masked")
         shares = self.node("Softmax", [scores], f"{path}shares", axis=-1)
         mixed = self.node("MatMul", [shares, heads["value"]], f"{path}context")
         mixed = self.node("Transpose", [mixed], f"{path}context.rows", perm=[0, 2, 1, 3])
@@ -191,9 +189,7 @@ class _Writer:
         out = self.linear(mixed, f"{path}attention.output.dense", size.hidden, size.hidden)
         out = self.node("Add", [out, hidden], f"{path}attention.residual")
         attended = self.norm(out, f"{path}attention.output.LayerNorm")
-        wide = self.gelu(
-            self.linear(attended, f"{path}intermediate.dense", size.hidden, size.feed_forward), path
-        )
+        wide = self.gelu(self.linear(attended, f"{path}intermediate.dense", size.hidden, size.feed_forward), path)
         narrow = self.linear(wide, f"{path}output.dense", size.feed_forward, size.hidden)
         return self.norm(self.node("Add", [narrow, attended], f"{path}residual"), f"{path}output.LayerNorm")
 
@@ -201,9 +197,7 @@ class _Writer:
         if not any(tensor.name == "root_two" for tensor in self.initializers):
             self.constant("root_two", np.array(math.sqrt(2.0), np.float32))
             self.constant("half", np.array(0.5, np.float32))
-        error = self.node(
-            "Erf", [self.node("Div", [value, "root_two"], f"{path}gelu.scaled")], f"{path}gelu.erf"
-        )
+        error = self.node("Erf", [self.node("Div", [value, "root_two"], f"{path}gelu.scaled")], f"{path}gelu.erf")
         total = self.node("Add", [error, "kept"], f"{path}gelu.shifted")
         product = self.node("Mul", [value, total], f"{path}gelu.product")
         return self.node("Mul", [product, "half"], f"{path}gelu")

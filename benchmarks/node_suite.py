@@ -56,9 +56,7 @@ def sample(cases: Sequence[Case], count: int) -> list[Case]:
     return sorted(ranked[:count], key=lambda case: case.name)
 
 
-def run_cases(
-    cases: Iterable[Case], *, engine: str = "greencc", target: str = "cpu", jobs: int = 2
-) -> list[Outcome]:
+def run_cases(cases: Iterable[Case], *, engine: str = "greencc", target: str = "cpu", jobs: int = 2) -> list[Outcome]:
     """Run cases in `jobs` worker processes; outcomes in the order of the names."""
     todo: queue.Queue[Case] = queue.Queue()
     total = 0
@@ -194,9 +192,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="ONNX node suite through greencc")
     parser.add_argument("--target", default="cpu", help="cpu, vulkan, vulkan:1, ...")
     parser.add_argument("--sample", type=int, help="only N cases, chosen by hash")
-    parser.add_argument(
-        "--filter", help="only cases whose name or operator contains one of these (comma-separated)"
-    )
+    parser.add_argument("--filter", help="only cases whose name or operator contains one of these (comma-separated)")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes")
     parser.add_argument("--no-peer", action="store_true", help="leave ONNX Runtime out")

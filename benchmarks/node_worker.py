@@ -125,9 +125,7 @@ def run_onnxruntime(case: Case) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        case.folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(case.folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     feeds = {info.name: array for info, array in zip(session.get_inputs(), case.inputs(), strict=True)}
     difference = compare(case, [np.asarray(output) for output in session.run(None, feeds)])
     return {"status": "wrong" if difference else "pass", "reason": difference}

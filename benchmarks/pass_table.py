@@ -175,8 +175,7 @@ def _split_rows(results: Mapping[str, Mapping[str, Any]], key: str) -> list[list
                 row = totals.setdefault((report["name"], kind), {})
                 row[model] = row.get(model, 0) + count
     return [
-        [name, kind, *(str(row.get(model, "")) for model in results)]
-        for (name, kind), row in sorted(totals.items())
+        [name, kind, *(str(row.get(model, "")) for model in results)] for (name, kind), row in sorted(totals.items())
     ]
 
 

@@ -104,9 +104,7 @@ CASES = {
     "minilm-1x256": _minilm(1, 256),
     "minilm-8x128": _minilm(8, 128),
     "minilm-1x128-any": _minilm(1, 128, dynamic={"batch": (1, 8), "sequence": (1, 512)}),
-    "minilm-8x16..128-padded": _minilm(
-        8, 128, options={"elide_padding": "attention_mask"}, inputs=padded_batch
-    ),
+    "minilm-8x16..128-padded": _minilm(8, 128, options={"elide_padding": "attention_mask"}, inputs=padded_batch),
     "minilm-1x128-int8": _minilm(1, 128, **_INT8),
     "bert-base-1x128": Case(
         bert_onnx.random_onnx,
@@ -145,9 +143,7 @@ def measure(name: str, repeat: int | None) -> dict[str, Any]:
             files.append(case.gguf())
         suffixes = {file.suffix for file in files}
         engines = case.peers | {
-            name: name
-            for name in OPTIONAL_PEERS
-            if not missing_packages(name) and RUNTIMES[name].suffix in suffixes
+            name: name for name in OPTIONAL_PEERS if not missing_packages(name) and RUNTIMES[name].suffix in suffixes
         }
 
         def against(engines: dict[str, str]) -> dict[str, Any]:
@@ -299,12 +295,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Time compiled models against other runtimes.")
     parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of: {', '.join(CASES)}")
     parser.add_argument("--repeat", type=int, help="timed runs of each engine; else two seconds' worth")
-    parser.add_argument(
-        "--results", type=Path, help="where raw results go; else benchmarks/results/DATE.json"
-    )
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="print the table of an earlier results file"
-    )
+    parser.add_argument("--results", type=Path, help="where raw results go; else benchmarks/results/DATE.json")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of an earlier results file")
     parser.add_argument("--check", action="store_true", help="fail where a ratio is worse than the stored one")
     parser.add_argument("--keep", action="store_true", help="store the ratios for this kind of CPU")
     options = parser.parse_args(arguments)

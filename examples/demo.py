@@ -66,9 +66,7 @@ def main() -> int:
 
     console.print("\n[bold]3. Measure[/] against ONNX Runtime on the same float32 weights, same threads")
     peer = bert_onnx.encoder_onnx(directory)
-    measured = run_greencc(
-        "bench", str(artifact), "--vs", "onnxruntime", "--model", str(peer), "--repeat", str(repeat)
-    )
+    measured = run_greencc("bench", str(artifact), "--vs", "onnxruntime", "--model", str(peer), "--repeat", str(repeat))
     console.print(bench_line(measured))
     return 0
 

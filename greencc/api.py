@@ -356,9 +356,7 @@ def verify(
         expected = {spec.name: given[spec.name] for spec in loaded.outputs if spec.name in given}
         unknown = sorted(given.keys() - inputs.keys() - expected.keys())
         if unknown or not expected:
-            problem = (
-                f"{unknown[0]!r} is neither an input nor an output" if unknown else "it holds no outputs"
-            )
+            problem = f"{unknown[0]!r} is neither an input nor an output" if unknown else "it holds no outputs"
             names = ", ".join(spec.name for spec in (*loaded.inputs, *loaded.outputs))
             raise InputError(f"{data}: {problem} of the model; it has {names}")
         elided = ElidedPadding.of(whole.manifest.report.get("elided_padding"))
@@ -477,7 +475,5 @@ def _compared(
     found = compare(outputs, expected, tolerance)
     if not found.agrees:
         size = "beyond comparison" if found.max_abs_difference is None else f"by {found.max_abs_difference:g}"
-        raise GreenccError(
-            f"{artifact}: output {found.worst!r} differs from {reference} {size} (allowed: {tolerance})"
-        )
+        raise GreenccError(f"{artifact}: output {found.worst!r} differs from {reference} {size} (allowed: {tolerance})")
     return {"max_abs_difference": found.max_abs_difference, "tolerance": str(tolerance)}

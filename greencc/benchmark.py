@@ -80,9 +80,7 @@ def bench_artifact(
         "operations": operations,
         "latency_ms": series[_OURS].summary(),
         "energy": _energy(series[_OURS], choice.meter) | {"note": _join(choice.meter.note, choice.reason)},
-        "peers": {
-            peer.name: _peer(peer, series[peer.name], choice.meter, comparisons[peer.name]) for peer in peers
-        },
+        "peers": {peer.name: _peer(peer, series[peer.name], choice.meter, comparisons[peer.name]) for peer in peers},
         "ratio": {name: ratio.value for name, ratio in ratios.items()},
         "ratio_interval_95": {name: [ratio.low, ratio.high] for name, ratio in ratios.items()},
         "environment": _environment(),

@@ -69,9 +69,7 @@ class Calibration:
         pairs = list(zip(values, axes or [-1] * len(values), strict=True))
         return self._remembered(("mean squares", module), pairs, ask)
 
-    def means(
-        self, module: tvm.IRModule, values: Sequence[relax.Expr], axes: Sequence[int]
-    ) -> list[np.ndarray]:
+    def means(self, module: tvm.IRModule, values: Sequence[relax.Expr], axes: Sequence[int]) -> list[np.ndarray]:
         """The mean of the elements at each index of an axis, as `mean_squares` of their squares."""
 
         def ask(new: list[tuple[relax.Expr, int]]) -> list[np.ndarray]:
@@ -237,4 +235,3 @@ def _watched(module: tvm.IRModule, wanted: Sequence[Callable[[Emit], relax.Var]]
     named = function.with_attr(OUTPUTS_ATTR, [f"statistic{i}" for i in range(len(wanted))])
     watched.update_func(module.get_global_var("main"), named)
     return watched
-

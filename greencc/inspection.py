@@ -32,8 +32,7 @@ def inspect_path(path: Path) -> dict[str, object]:
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
     raise UserError(
-        f"{path}: neither a greencc artifact ({MANIFEST}), nor an .onnx file, "
-        "nor a Hugging Face folder (config.json)"
+        f"{path}: neither a greencc artifact ({MANIFEST}), nor an .onnx file, nor a Hugging Face folder (config.json)"
     )
 
 

@@ -49,4 +49,3 @@ class ModelOptions:
     max_drop: float | None = None
     metric: str | None = None
     cost: str | None = None
-

@@ -37,9 +37,7 @@ def read_npz(path: Path) -> dict[str, Array]:
         with path.open("rb") as stream:  # opened here: numpy leaves files that are no archive open
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(
-                    f"{path}: one array without a name; write an .npz with numpy.savez(FILE, NAME=ARRAY)"
-                )
+                raise InputError(f"{path}: one array without a name; write an .npz with numpy.savez(FILE, NAME=ARRAY)")
             return {name: np.asarray(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error

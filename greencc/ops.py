@@ -359,9 +359,7 @@ def _integer_operands(call: relax.Call) -> tuple[list[tirx.Expr], list[tirx.Expr
     return a, weight
 
 
-def _convolved(
-    call: relax.Call, x: list[tirx.Expr], weight: list[tirx.Expr], dtype: str
-) -> relax.TensorType:
+def _convolved(call: relax.Call, x: list[tirx.Expr], weight: list[tirx.Expr], dtype: str) -> relax.TensorType:
     if not all(isinstance(size, tirx.IntImm) for size in [*x[1:], *weight]):
         raise GreenccError(f"{call.op.name}: the sizes of channels and images must be known")
     attrs = Conv2dAttrs.of(call)

@@ -84,6 +84,4 @@ class Progress:
 
             self._status.update(Text(self._message))
         else:
-            print(
-                f"[{time.perf_counter() - self._started:6.1f} s] {self._message}", file=sys.stderr, flush=True
-            )
+            print(f"[{time.perf_counter() - self._started:6.1f} s] {self._message}", file=sys.stderr, flush=True)

@@ -43,9 +43,7 @@ class KernelRate:
     share_of_bandwidth: float | None
 
 
-def rates(
-    times: Iterable[KernelTime], symbols: Mapping[str, int], limits: Limits | None
-) -> tuple[KernelRate, ...]:
+def rates(times: Iterable[KernelTime], symbols: Mapping[str, int], limits: Limits | None) -> tuple[KernelRate, ...]:
     """What each launch of a profile reached.
 
     Args:

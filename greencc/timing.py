@@ -137,9 +137,7 @@ def _runs_per_block(program: Callable[[], object], repeat: int | None) -> int:
     return max(_LEAST_RUNS_PER_BLOCK, min(wanted, _MOST_RUNS_PER_BLOCK))
 
 
-def _run_block(
-    program: Callable[[], object], runs: int, meter: Meter
-) -> tuple[tuple[float, ...], float | None]:
+def _run_block(program: Callable[[], object], runs: int, meter: Meter) -> tuple[tuple[float, ...], float | None]:
     """Milliseconds of every timed run, and the energy of them all."""
     time.sleep(PAUSE_SECONDS)
     for _ in range(_DISCARDED):

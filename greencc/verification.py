@@ -151,9 +151,7 @@ class Program(Runnable):
         super().__init__(target.build(lowered.module), lowered.weights, inputs, outputs, target)
 
 
-def run_module(
-    module: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def run_module(module: tvm.IRModule, target: Target, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs of a Relax module by name, compiled for `target` and run here once."""
     return Program(module, target)(inputs)
 

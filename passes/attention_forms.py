@@ -38,9 +38,7 @@ _MASKED = (
     | op("where", any_("drop"), scalar(name="fill"), _SCALED)
 )
 _SOFTMAX = op("nn.softmax", _MASKED, bind="softmax")
-_IS_NAN = op("isnan", _SOFTMAX) | op(
-    KERNEL, _SOFTMAX, attrs=lambda call: str(call.attrs["kernel"]) == "is_nan"
-)
+_IS_NAN = op("isnan", _SOFTMAX) | op(KERNEL, _SOFTMAX, attrs=lambda call: str(call.attrs["kernel"]) == "is_nan")
 _SHARES = _SOFTMAX | op("where", _IS_NAN, scalar(name="zero"), _SOFTMAX)
 _FORM: Pattern = op("matmul", _SHARES, any_("v"))
 _MOVES = ("relax.reshape", "relax.permute_dims")

@@ -17,9 +17,7 @@ _POWERS = 20
 _LEAST_SIZE = 1e-4
 
 
-def awq_factors(
-    weight: np.ndarray, mean_sizes: np.ndarray, gram: np.ndarray, group: int, bits: int
-) -> np.ndarray:
+def awq_factors(weight: np.ndarray, mean_sizes: np.ndarray, gram: np.ndarray, group: int, bits: int) -> np.ndarray:
     """The factors s that make the error of matmul(x * (1 / s), q(s * weight)) least: float32 [K].
 
     q rounds to the nearest level. Factors are ones where none of the powers gains anything.

@@ -230,16 +230,12 @@ class RewritePass(Pass, Generic[MatchT]):
             rewrites = sum(record.counts.values())
             if rewrites == before or self.one_round:
                 return record.result(module, refusals, with_nodes=self.approximates)
-        raise GreenccError(
-            f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other"
-        )
+        raise GreenccError(f"pass {self.name}: no fixpoint after {MAX_ROUNDS} rounds; its rewrites undo each other")
 
     def _replacement(self, match: MatchT, builder: Builder) -> relax.Expr:
         return self.rewrite(builder, match)
 
-    def _round(
-        self, module: tvm.IRModule, context: PassContext, record: _Record
-    ) -> tuple[tvm.IRModule, list[Refusal]]:
+    def _round(self, module: tvm.IRModule, context: PassContext, record: _Record) -> tuple[tvm.IRModule, list[Refusal]]:
         refusals: list[Refusal] = []
         for gv, function in relax_functions(module):
             found = self._matches(Graph(module, function, context), context)

@@ -127,11 +127,7 @@ def recognise(graph: Graph, expr: relax.Expr) -> Clamp | None:
     """The clamp-like function that defines `expr`, or None when it has another form."""
     call = graph.call(expr)
     dtype = dtype_of(call.ty) if call is not None else None
-    if (
-        call is None
-        or dtype is None
-        or (ranges.top(dtype) is ranges.ANY_FLOAT and dtype not in ranges.FLOATS)
-    ):
+    if call is None or dtype is None or (ranges.top(dtype) is ranges.ANY_FLOAT and dtype not in ranges.FLOATS):
         return None
     if dtype == "bool" or call.op.name not in _FORMS:
         return None
@@ -224,9 +220,7 @@ def _where(graph: Graph, call: relax.Call, dtype: str) -> Clamp | None:
     return Clamp(condition.x, dtype, breaks, lambda v: np.where(condition.apply(v), yes(v), no(v)))
 
 
-def _branch(
-    graph: Graph, expr: relax.Expr, x: relax.Expr, dtype: str
-) -> tuple[Function, tuple[float, ...]] | None:
+def _branch(graph: Graph, expr: relax.Expr, x: relax.Expr, dtype: str) -> tuple[Function, tuple[float, ...]] | None:
     if same_value(graph, expr, x):
         return (lambda v: v), ()
     value = uniform(graph, expr, dtype)

@@ -63,9 +63,7 @@ class ClusterWeights(RewritePass[Weighted]):
     name: ClassVar[str] = "cluster-weights"
     approximates: ClassVar[bool] = True
     conditions: ClassVar[tuple[Condition[Weighted], ...]] = (
-        Condition(
-            1, "the weight or the result is not float32", lambda m: is_float32(m.call.args[m.place], m.root)
-        ),
+        Condition(1, "the weight or the result is not float32", lambda m: is_float32(m.call.args[m.place], m.root)),
         Condition(2, "an element is not finite", lambda m: bool(np.isfinite(m.weight).all())),
         Condition(3, "the weight is too small for clusters to pay", lambda m: m.weight.size >= m.least),
         Condition(4, "something else reads the weight too", lambda m: is_only_reader(m.graph, m.weight)),

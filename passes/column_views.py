@@ -227,9 +227,7 @@ def _narrowed(view: View, axis: int, begin: int, length: int) -> View | None:
 
 def _sliced(view: View, call: relax.Call) -> View | None:
     source, result = shape_of(call.args[0].ty), shape_of(call.ty)
-    steps = (
-        call.args[4].fields if len(call.args) > 4 else [tirx.IntImm("int64", 1)] * len(call.args[1].fields)
-    )
+    steps = call.args[4].fields if len(call.args) > 4 else [tirx.IntImm("int64", 1)] * len(call.args[1].fields)
     if source is None or result is None:
         return None
     for axis, begin, step in zip(call.args[1].fields, call.args[2].fields, steps, strict=True):

@@ -101,18 +101,14 @@ def share_constants(module: tvm.IRModule, owner: str) -> tuple[tvm.IRModule, int
 
 def _constants(function: relax.Function) -> Iterator[relax.Expr]:
     for binding in bindings_of(function):
-        yield from (
-            use for use in (binding.value, *operands(binding.value)) if isinstance(use, ir.GenericConst)
-        )
+        yield from (use for use in (binding.value, *operands(binding.value)) if isinstance(use, ir.GenericConst))
 
 
 def _key(value: relax.Expr) -> object:
     """Equal for equal calls; commutative operators of numbers take their operands in any order."""
     if isinstance(value, relax.TupleGetItem):
         return "item", value.tuple_value, value.index
-    uses = tuple(
-        use if isinstance(use, (relax.Var, ir.GenericConst)) else type(use) for use in operands(value)
-    )
+    uses = tuple(use if isinstance(use, (relax.Var, ir.GenericConst)) else type(use) for use in operands(value))
     op = value.op.name if isinstance(value.op, ir.Op) else value.op
     return op, frozenset(uses) if _is_commutative(value) else uses
 

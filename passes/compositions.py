@@ -14,9 +14,7 @@ from greencc.ir import dtype_of, same_type, shape_of
 from greencc.passes.graph import Builder, Graph
 from greencc.passes.no_ops import Candidate, Rule, integers, permutation_of, strides_of
 
-VIEWS = frozenset(
-    f"relax.{name}" for name in ("reshape", "flatten", "squeeze", "expand_dims", "nn.batch_flatten")
-)
+VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "flatten", "squeeze", "expand_dims", "nn.batch_flatten"))
 _MANTISSA_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 
 
@@ -197,10 +195,7 @@ def _bounds(call: relax.Call) -> dict[int, tuple[relax.Expr, relax.Expr, relax.E
     rank = len(shape_of(call.args[0].ty) or ())
     steps = call.args[4].fields if len(call.args) > 4 else [tirx.IntImm("int64", 1)] * rank
     axes = [axis % rank for axis in integers(call.args[1]) or ()]
-    return {
-        a: (b, e, s)
-        for a, b, e, s in zip(axes, call.args[2].fields, call.args[3].fields, steps, strict=False)
-    }
+    return {a: (b, e, s) for a, b, e, s in zip(axes, call.args[2].fields, call.args[3].fields, steps, strict=False)}
 
 
 def _split_part(call: relax.Call, index: int, axis: int) -> tuple[int, int] | None:

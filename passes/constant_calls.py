@@ -33,9 +33,7 @@ class ConstantCall:
 
 def tensor_types(ty: relax.Type) -> list[relax.Type]:
     """The tensor types in a result's type; anything else in it stands for itself."""
-    return (
-        [t for field in ty.fields for t in tensor_types(field)] if isinstance(ty, relax.TupleType) else [ty]
-    )
+    return [t for field in ty.fields for t in tensor_types(field)] if isinstance(ty, relax.TupleType) else [ty]
 
 
 def constant_call(
@@ -50,9 +48,7 @@ def constant_call(
     return ConstantCall(value, arrays, max_growth)  # type: ignore[arg-type]
 
 
-def _arrays(
-    graph: Graph, expr: relax.Expr, folded: dict[relax.Expr, relax.Expr]
-) -> Iterator[np.ndarray | None]:
+def _arrays(graph: Graph, expr: relax.Expr, folded: dict[relax.Expr, relax.Expr]) -> Iterator[np.ndarray | None]:
     """Values of the tensors in an operand, in order; None for what is no constant."""
     expr = _resolve(graph, expr, folded)
     if isinstance(expr, relax.Tuple):
@@ -71,9 +67,7 @@ def _resolve(graph: Graph, expr: relax.Expr, folded: dict[relax.Expr, relax.Expr
     value = graph.value(expr) if expr not in folded else expr
     if isinstance(value, relax.TupleGetItem):
         source = _resolve(graph, value.tuple_value, folded)
-        return (
-            _resolve(graph, source.fields[value.index], folded) if isinstance(source, relax.Tuple) else value
-        )
+        return _resolve(graph, source.fields[value.index], folded) if isinstance(source, relax.Tuple) else value
     return value
 
 

@@ -131,9 +131,7 @@ class ElidePadding(Pass):
         Condition(2, "an attention's mask changes the scores of real tokens", _anchors(Attention.keeps_real_keys)),
         Condition(3, "an attention sees padded tokens", _anchors(Attention.hides_padded_keys)),
         Condition(4, "an operator mixes real and padded tokens", _leaks(lambda u: u.is_output or u.is_zero)),
-        Condition(
-            5, "an output has padded rows", _leaks(lambda u: not u.is_output or u.is_zero or u.explicit)
-        ),
+        Condition(5, "an output has padded rows", _leaks(lambda u: not u.is_output or u.is_zero or u.explicit)),
     )
 
     def run(self, module: tvm.IRModule, context: PassContext) -> PassResult:

@@ -245,9 +245,7 @@ def _argmax_of_softmax(site: Site) -> Iterator[Elision]:
     shared = not site.only_here(site.call.args[0])
     scores = site.range_of(x)
     ties = not (scores.integral and scores.lo >= -EXACT_WHOLE and scores.hi <= EXACT_WHOLE)
-    yield Elision(
-        "argmax", _recall(site.call, [x]), changed, shared, False, differ, ties, inner=(site.call.args[0],)
-    )
+    yield Elision("argmax", _recall(site.call, [x]), changed, shared, False, differ, ties, inner=(site.call.args[0],))
 
 
 def _compared_sigmoid(site: Site) -> Iterator[Elision]:
@@ -266,13 +264,9 @@ def _compared_sigmoid(site: Site) -> Iterator[Elision]:
     whole = site.range_of(inner.args[0]).integral
     # Between two whole numbers the comparison is the same for > and >=.
     bound = below + 0.5 if whole and not near else threshold
-    args = [
-        inner.args[0] if arg.same_as(clamp.x) else _filled(arg, bound, clamp.dtype) for arg in site.call.args
-    ]
+    args = [inner.args[0] if arg.same_as(clamp.x) else _filled(arg, bound, clamp.dtype) for arg in site.call.args]
     shared = not site.only_here(clamp.x)
-    yield Elision(
-        "sigmoid", _recall(site.call, args), shared=shared, ties=not whole, near=near, inner=(clamp.x,)
-    )
+    yield Elision("sigmoid", _recall(site.call, args), shared=shared, ties=not whole, near=near, inner=(clamp.x,))
 
 
 def _decided_where(site: Site) -> Iterator[Elision]:

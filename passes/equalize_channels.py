@@ -62,9 +62,7 @@ class EqualizeChannels(Pass):
             "the channels lie on different axes, or are not as many",
             lambda m: m.first.out_axis == m.second.in_axis and m.first.channels == m.second.inputs,
         ),
-        Condition(
-            3, "the second convolution is grouped", lambda m: m.second.groups == 1 or m.second.is_depthwise
-        ),
+        Condition(3, "the second convolution is grouped", lambda m: m.second.groups == 1 or m.second.is_depthwise),
         Condition(4, "a value in between is used elsewhere", lambda m: m.graph.is_closed(m.second.root, m.inner)),
         Condition(5, "a weight is not finite, or a factor too large", _is_finite),
         Condition(6, "the channels are equal already", lambda m: m.spread is None or m.spread > 1 + _CLOSE),

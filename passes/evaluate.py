@@ -17,9 +17,9 @@ from greencc.passes.no_ops import integers, permutation_of, strides_of
 
 Arrays = Sequence[np.ndarray]
 # Element types that numpy and TVM's CPU code both have; the rest would need emulation.
-EVALUATED_DTYPES = frozenset(
-    ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
-).union(("uint8", "uint16", "uint32", "uint64"))
+EVALUATED_DTYPES = frozenset(("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64")).union(
+    ("uint8", "uint16", "uint32", "uint64")
+)
 
 
 def evaluate(call: relax.Call, arrays: Arrays) -> tuple[np.ndarray, ...]:

@@ -64,9 +64,7 @@ class FuseAttention(RewritePass[Candidate]):
         Condition(10, "the fill of masked scores is not -inf or the lowest float", forms.fill_absorbs),
         Condition(11, "NaN is not replaced by 0", lambda c: c.number("zero", 0.0) == 0.0),
         Condition(12, "the result does not have its heads side by side", forms.result_side_by_side),
-        Condition(
-            13, "scores or probabilities are used elsewhere", lambda c: c.graph.is_closed(c.root, c.inner)
-        ),
+        Condition(13, "scores or probabilities are used elsewhere", lambda c: c.graph.is_closed(c.root, c.inner)),
     )
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Candidate | None:

@@ -24,9 +24,7 @@ def _half_product(gate: Pattern) -> Pattern:
     def halved(value: Pattern) -> Pattern:
         return op("multiply", value, half) | op("divide", value, scalar(2.0))
 
-    return (
-        op("multiply", halved(_X), gate) | op("multiply", _X, halved(gate)) | halved(op("multiply", _X, gate))
-    )
+    return op("multiply", halved(_X), gate) | op("multiply", _X, halved(gate)) | halved(op("multiply", _X, gate))
 
 
 _BY_ROOT_TWO = op("divide", _X, scalar(math.sqrt(2.0))) | op("multiply", _X, scalar(math.sqrt(0.5)))

@@ -90,17 +90,13 @@ class FuseIntegerProducts(RewritePass[IntegerProduct]):
 
     name: ClassVar[str] = "fuse-integer-products"
     conditions: ClassVar[tuple[Condition[IntegerProduct], ...]] = (
-        Condition(
-            1, "the activations are not bytes", lambda m: dtype_of(m.levels.data.ty) in ("uint8", "int8")
-        ),
+        Condition(1, "the activations are not bytes", lambda m: dtype_of(m.levels.data.ty) in ("uint8", "int8")),
         Condition(2, "the activations have several scales or zero points", lambda m: m.levels.is_uniform),
         Condition(3, "a weight less its zero point is no signed byte", lambda m: m.fits),
         Condition(
             4, "scales of the weight lie along its sums", lambda m: m.weight.scales_channels(channel_axis(m.call))
         ),
-        Condition(
-            5, "not rows by a matrix, nor a convolution in NCHW of known size", lambda m: m.has_plain_form
-        ),
+        Condition(5, "not rows by a matrix, nor a convolution in NCHW of known size", lambda m: m.has_plain_form),
         Condition(
             6,
             f"a sum has more than {_DEEPEST} products",

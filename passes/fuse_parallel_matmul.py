@@ -97,9 +97,7 @@ class FuseParallelMatmul(RewritePass[Parallel]):
             for name, p in zip(_OFFSETS, match.operands, strict=True)
             if p is not None
         }
-        q, k, v = (
-            arg if p is None else merged for arg, p in zip(match.call.args[:3], match.operands, strict=True)
-        )
+        q, k, v = (arg if p is None else merged for arg, p in zip(match.call.args[:3], match.operands, strict=True))
         mask = match.call.args[3] if len(match.call.args) > 3 else None
         return attention(q, k, v, mask, replace(attrs, **moved))
 

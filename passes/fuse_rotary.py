@@ -67,9 +67,7 @@ class FuseRotary(RewritePass[Rotation]):
         Condition(1, "x is not float32", lambda r: is_float32(r.x)),
         Condition(2, "what is joined are not the halves or pairs of the last axis", lambda r: _is_turn(r)),
         Condition(3, "cos or sin is not over positions and columns alone", lambda r: None not in _angles(r)),
-        Condition(
-            4, "a value inside the form is used elsewhere", lambda r: r.graph.is_closed(r.root, r.inner)
-        ),
+        Condition(4, "a value inside the form is used elsewhere", lambda r: r.graph.is_closed(r.root, r.inner)),
     )
 
     def match(self, graph: Graph, var: relax.Var, call: relax.Call) -> Rotation | None:

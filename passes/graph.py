@@ -30,9 +30,7 @@ class Graph:
     `context` is what a pass may know besides the module, None where nobody asks for that.
     """
 
-    def __init__(
-        self, module: tvm.IRModule, function: relax.Function, context: PassContext | None = None
-    ) -> None:
+    def __init__(self, module: tvm.IRModule, function: relax.Function, context: PassContext | None = None) -> None:
         self.module = module
         self.function = function
         self.context = context
@@ -213,9 +211,7 @@ def rebuild(
         return normalizer.normalize(value)
 
     body = publish(sequence(function.body))
-    return relax.Function(
-        function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-    )
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
 
 
 def publish(body: relax.SeqExpr) -> relax.SeqExpr:
@@ -304,9 +300,7 @@ def symbols_of(expr: relax.Expr | relax.Type) -> Iterator[tirx.Var]:
         yield from (s for use in operands(expr) for s in symbols_of(use))
 
 
-def eliminate_dead(
-    function: relax.Function, may_remove: Callable[[Unused], bool] = removable
-) -> relax.Function:
+def eliminate_dead(function: relax.Function, may_remove: Callable[[Unused], bool] = removable) -> relax.Function:
     """`function` without the unused bindings that `may_remove` allows, and without empty blocks."""
     live: set[relax.Var] = set()
     symbols: set[tirx.Var] = set()
@@ -337,9 +331,7 @@ def eliminate_dead(
                     symbols.update(symbols_of(binding.var.ty))
                 if isinstance(value, relax.If):
                     mark(value.cond)
-                    value = relax.If(
-                        value.cond, sequence(value.true_branch), sequence(value.false_branch), value.span
-                    )
+                    value = relax.If(value.cond, sequence(value.true_branch), sequence(value.false_branch), value.span)
                     binding = relax.VarBinding(binding.var, normalizer.normalize(value))
                 else:
                     mark(value)
@@ -351,6 +343,4 @@ def eliminate_dead(
 
     normalizer = relax.BlockBuilder()
     body = sequence(function.body)
-    return relax.Function(
-        function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-    )
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)

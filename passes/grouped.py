@@ -121,9 +121,7 @@ def joined(levels: np.ndarray, schemes: list[Scheme], weight: np.ndarray, group:
     return GroupedWeight(levels, made.scale, made.offset, made.bits, group, deviation)
 
 
-def round_to_nearest(
-    weight: np.ndarray, group: int, bits: int, importance: np.ndarray | None = None
-) -> GroupedWeight:
+def round_to_nearest(weight: np.ndarray, group: int, bits: int, importance: np.ndarray | None = None) -> GroupedWeight:
     """Every weight [K, N] as its nearest level; `importance` [K] as in `scheme_of`."""
     parts = [slice(first, first + group) for first in range(0, len(weight), group)]
     schemes = [scheme_of(weight[part], bits, None if importance is None else importance[part]) for part in parts]

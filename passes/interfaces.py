@@ -87,9 +87,7 @@ def drop_inputs(module: tvm.IRModule, may_drop: MayDrop) -> tuple[tvm.IRModule, 
     keep = _keep_parameters(main, lambda i, binds: may_drop(Slot("unused-input", names[i], binds)))
     if len(keep) == len(names):
         return module, 0
-    main = relax.Function(
-        [main.params[i] for i in keep], main.body, main.ret_ty, main.is_pure, main.attrs, main.span
-    )
+    main = relax.Function([main.params[i] for i in keep], main.body, main.ret_ty, main.is_pure, main.attrs, main.span)
     if INPUTS_ATTR in main.attrs:
         main = main.with_attr(INPUTS_ATTR, [str(main.attrs[INPUTS_ATTR][i]) for i in keep])
     return _replaced(module, {"main": main}), len(names) - len(keep)
@@ -110,9 +108,7 @@ def shrink_private_functions(module: tvm.IRModule, may_drop: MayDrop) -> tuple[t
         keep_results = [
             i
             for i in results
-            if i in needed
-            or not needed
-            or not may_drop(Slot("unused-result", f"{name}#{i}", escapes=uses.whole(name)))
+            if i in needed or not needed or not may_drop(Slot("unused-result", f"{name}#{i}", escapes=uses.whole(name)))
         ]
         escapes = name in uses.as_value
 
@@ -163,9 +159,7 @@ class _Uses:
 
     def whole(self, name: str) -> bool:
         """Whether some caller uses the tuple of results as a whole."""
-        return any(
-            n in self._whole | self.as_value for n in self.private if self._find(n) == self._find(name)
-        )
+        return any(n in self._whole | self.as_value for n in self.private if self._find(n) == self._find(name))
 
     def _scan(self, graph: Graph) -> None:
         branch_calls: set[relax.Var] = set()
@@ -224,9 +218,7 @@ def _apply(module: tvm.IRModule, plan: Mapping[str, tuple[list[int], list[int]]]
 class _Recall:
     """Adapts one function's calls to shrunk functions: fewer arguments, and results with other indices."""
 
-    def __init__(
-        self, plan: Mapping[str, tuple[list[int], list[int]]], targets: Mapping[str, ir.GlobalVar]
-    ) -> None:
+    def __init__(self, plan: Mapping[str, tuple[list[int], list[int]]], targets: Mapping[str, ir.GlobalVar]) -> None:
         self._plan, self._targets = plan, targets
         self._env: dict[relax.Expr, relax.Expr] = {}
         self._results: dict[relax.Var, list[int]] = {}

@@ -78,16 +78,12 @@ def float32_input(number: int) -> Condition[Region]:
 
 def dies_with_root(number: int) -> Condition[Region]:
     """Condition: fusing computes nothing twice."""
-    return Condition(
-        number, "a value inside the form is used elsewhere", lambda r: r.graph.is_closed(r.root, r.inner)
-    )
+    return Condition(number, "a value inside the form is used elsewhere", lambda r: r.graph.is_closed(r.root, r.inner))
 
 
 def keeps_shape(number: int) -> Condition[Region]:
     """Condition: no operand, such as a constant of a higher rank, broadcasts the input."""
-    return Condition(
-        number, "the form broadcasts its input to another shape", lambda r: same_extents(r.x, r.root)
-    )
+    return Condition(number, "the form broadcasts its input to another shape", lambda r: same_extents(r.x, r.root))
 
 
 def dims_of(expr: relax.Expr) -> list[tirx.Expr]:
@@ -101,9 +97,7 @@ def same_extents(a: relax.Expr, b: relax.Expr) -> bool:
     return shape_a is not None and shape_b is not None and same_shape(shape_a, shape_b)
 
 
-def channel_vector(
-    graph: Graph, expr: relax.Expr | None, like: relax.Expr, default: float
-) -> relax.Expr | None:
+def channel_vector(graph: Graph, expr: relax.Expr | None, like: relax.Expr, default: float) -> relax.Expr | None:
     """`expr` as a vector over the last axis of `like`, or None when it is not one.
 
     A variable must have the vector's shape already; a constant may have axes of length 1 before it, or one

@@ -84,9 +84,7 @@ def _concat_of_one(graph: Graph, var: relax.Var, call: relax.Call) -> Candidate 
 
 def _neutral_operand(graph: Graph, var: relax.Var, call: relax.Call) -> Candidate | None:
     """Match x + 0, x - 0, x * 1, x / 1, x ** 1, x and True, x or False."""
-    for constant, source, neutral in zip(
-        call.args, reversed(list(call.args)), _NEUTRAL[call.op.name], strict=True
-    ):
+    for constant, source, neutral in zip(call.args, reversed(list(call.args)), _NEUTRAL[call.op.name], strict=True):
         values = None if neutral is None else graph.constant(constant)
         if values is not None and values.size > 0 and bool(np.all(values == neutral)):
             return Candidate(call.op.name.removeprefix("relax."), graph, var, call, source)

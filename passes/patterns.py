@@ -106,9 +106,7 @@ def any_(name: str = "") -> Pattern:
     return Any(name)
 
 
-def op(
-    name: str, *args: Pattern, bind: str = "", attrs: Callable[[relax.Call], bool] = lambda _: True
-) -> Pattern:
+def op(name: str, *args: Pattern, bind: str = "", attrs: Callable[[relax.Call], bool] = lambda _: True) -> Pattern:
     """A call of `name` (the "relax." prefix may be left out) with these operands."""
     full = name if "." in name and name.split(".")[0] in ("relax", "greencc") else f"relax.{name}"
     return Op(full, args, bind, attrs)

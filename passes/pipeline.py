@@ -62,9 +62,7 @@ class PassReport:
             "counts": dict(self.counts),
             "refused": len(self.refusals),
             "refused_by_reason": self.refused_by_reason,
-            "refusals": [
-                {"node": r.node, "condition": r.condition, "reason": r.reason} for r in self.refusals
-            ],
+            "refusals": [{"node": r.node, "condition": r.condition, "reason": r.reason} for r in self.refusals],
             "nodes_before": self.nodes_before,
             "nodes_after": self.nodes_after,
             "edges_before": self.edges_before,

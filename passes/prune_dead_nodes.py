@@ -20,6 +20,7 @@ from greencc.passes.shortcuts import may_remove, replacements_of
 
 UNUSED_INPUTS_ATTR = "greencc.unused_inputs"
 
+
 def _if_candidate(check: Callable[[Candidate], bool]) -> Callable[[object], bool]:
     return lambda match: not isinstance(match, Candidate) or check(match)
 

@@ -134,15 +134,10 @@ class PruneFilters(Pass):
         nodes = tuple(dict.fromkeys(match.group.node for match in legal))
         return PassResult(result, len(legal), refusals, {self.name: len(legal)}, nodes=nodes)
 
-    def _informed(
-        self, module: tvm.IRModule, groups: Sequence[Group], activations: Activations | None
-    ) -> list[Tied]:
+    def _informed(self, module: tvm.IRModule, groups: Sequence[Group], activations: Activations | None) -> list[Tied]:
         """The groups with what the data show of their channels; nobody asks about those that can't go anyway."""
         readers = {
-            (reader.value, reader.along.axis): None
-            for group in groups
-            if not group.bounds
-            for reader in group.readers
+            (reader.value, reader.along.axis): None for group in groups if not group.bounds for reader in group.readers
         }
         if activations is None or not readers:
             return [Tied(group, None, self.fraction) for group in groups]

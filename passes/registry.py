@@ -130,9 +130,7 @@ def make_pass(name: str, options: dict[str, str]) -> Pass:
     values: dict[str, object] = {}
     for key, text in options.items():
         if key not in fields:
-            raise UserError(
-                f"--passes: pass '{name}' has no option '{key}'; it has: {', '.join(fields) or 'none'}"
-            )
+            raise UserError(f"--passes: pass '{name}' has no option '{key}'; it has: {', '.join(fields) or 'none'}")
         values[fields[key].name] = _convert(name, key, fields[key].type, text)
     return cls(**values)
 
@@ -159,6 +157,4 @@ def _convert(name: str, key: str, kind: object, text: str) -> object:
             return {"true": True, "false": False}[text.lower()]
         return {"int": int, "float": float, "str": str}[kind_name](text)
     except (KeyError, ValueError) as error:
-        raise UserError(
-            f"--passes: '{text}' is no {kind_name} for option '{key}' of pass '{name}'"
-        ) from error
+        raise UserError(f"--passes: '{text}' is no {kind_name} for option '{key}' of pass '{name}'") from error

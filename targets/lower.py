@@ -53,9 +53,7 @@ def lower(module: tvm.IRModule, target: Target) -> Lowered:
     module = restore_labels(target.legalize(module), labels)
     module, origins = fuse(module)
     scheduled = schedule(module, target)
-    calls = tuple(
-        _describe(module, call, nodes) for call, nodes in zip(kernel_calls(module), origins, strict=True)
-    )
+    calls = tuple(_describe(module, call, nodes) for call, nodes in zip(kernel_calls(module), origins, strict=True))
     module, weights = lift_constants(module, scheduled)
     placed = place_tensors(module, target.alignment)
     launched = tuple(call for i, call in enumerate(calls) if i not in placed.copies_saved)
@@ -138,9 +136,7 @@ def constant_parameters(module: tvm.IRModule) -> dict[str, frozenset[int]]:
     return found
 
 
-def lift_constants(
-    module: tvm.IRModule, scheduled: dict[str, Scheduled]
-) -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
+def lift_constants(module: tvm.IRModule, scheduled: dict[str, Scheduled]) -> tuple[tvm.IRModule, dict[str, np.ndarray]]:
     """Make every constant a trailing parameter of `main`, packed as its kernel wants it.
 
     A private function (a branch of an If) gets its constants as parameters too, and every call of it passes them.

@@ -185,9 +185,7 @@ def prefetch(element: tirx.Expr, cache: int) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", tirx.address_of(element), *operands))
 
 
-def strided_load(
-    load: Callable[[tirx.Expr, int], tirx.Expr], start: tirx.Expr, stride: int, lanes: int
-) -> tirx.Expr:
+def strided_load(load: Callable[[tirx.Expr, int], tirx.Expr], start: tirx.Expr, stride: int, lanes: int) -> tirx.Expr:
     """Elements start, start + stride, ... of what `load(first, lanes)` gives neighbouring elements of, as a vector.
 
     With stride 2 they are picked out of two vectors, which hold nothing behind the last of them.

@@ -126,11 +126,7 @@ def _start(job: Job) -> tuple[int, int]:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             status = int(pytest.main(options, plugins=[recorder]))
     finally:
-        detail = (
-            "; ".join(recorder.broken)
-            if status in (0, 1)
-            else (log.getvalue().strip().splitlines() or [""])[-1]
-        )
+        detail = "; ".join(recorder.broken) if status in (0, 1) else (log.getvalue().strip().splitlines() or [""])[-1]
         text = json.dumps({"failed": recorder.failed, "passed": recorder.passed, "detail": detail})
         os.write(writer, text.encode()[:60_000])
         os._exit(0)
@@ -156,9 +152,7 @@ def verdict(job: Job, outcome: Outcome) -> tuple[bool, str]:
         good = not outcome.failed and outcome.passed > 0
         return (
             good,
-            f"{outcome.passed} passed"
-            if good
-            else f"fails as it is: {', '.join(outcome.failed) or 'no tests'}",
+            f"{outcome.passed} passed" if good else f"fails as it is: {', '.join(outcome.failed) or 'no tests'}",
         )
     return bool(outcome.failed), ", ".join(outcome.failed) or "no test noticed"
 

@@ -94,9 +94,7 @@ def test_installed_wheel_imports_its_own_modules(wheel: Path, tmp_path: Path) ->
         "import greencc, greencc.passes, greencc.targets\n"
         "print(greencc.__file__, greencc.passes.__file__, greencc.targets.__file__, sep='\\n')"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     folder = tmp_path / "greencc"
     assert done.stdout.split() == [
         str(folder / "__init__.py"),
@@ -123,6 +121,4 @@ def test_sources_name_no_second_copy() -> None:
     for folder in PACKAGES:
         for path in (ROOT / folder).rglob("*.py"):
             for line in path.read_text(encoding="utf-8").splitlines():
-                assert not line.startswith(
-                    ("import passes", "import targets", "from passes", "from targets")
-                ), path
+                assert not line.startswith(("import passes", "import targets", "from passes", "from targets")), path

@@ -253,10 +253,7 @@ def _exchange(a: Path, b: Path) -> bool:
         return False
     at_cwd, exchange = -100, 2
     libc = ctypes.CDLL(None, use_errno=True)
-    return (
-        hasattr(libc, "renameat2")
-        and libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
-    )
+    return hasattr(libc, "renameat2") and libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
 
 
 def _flush_folder(path: Path) -> None:

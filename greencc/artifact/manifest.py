@@ -213,8 +213,7 @@ class _Fields:
         if dtype not in DTYPES:
             raise self.fail(field, f"has element type {dtype!r}, not one of {', '.join(DTYPES)}")
         shape = tuple(
-            dim if isinstance(dim, str) else self.whole(dim, field)
-            for dim in self.items(table["shape"], field)
+            dim if isinstance(dim, str) else self.whole(dim, field) for dim in self.items(table["shape"], field)
         )
         return TensorSpec(self.text(table["name"], field), dtype, shape)
 

@@ -103,9 +103,7 @@ def map_tensors(data: Array, member: str) -> dict[str, Array]:
         if name.startswith(PAD_PREFIX):
             continue
         if (start + begin) % ALIGNMENT:
-            raise ArtifactError(
-                f"{member}: tensor {name!r} does not start at a multiple of {ALIGNMENT} bytes"
-            )
+            raise ArtifactError(f"{member}: tensor {name!r} does not start at a multiple of {ALIGNMENT} bytes")
         try:
             tensors[name] = data[start + begin : start + stop].view(dtype).reshape(shape)
         except (ValueError, OverflowError) as error:  # too many dimensions, or an absurd one beside a zero

@@ -15,9 +15,7 @@ import click
 from greencc.progress import Progress
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
-threads_option = click.option(
-    "--threads", type=int, metavar="N", help="Threads of one run. [default: physical cores]"
-)
+threads_option = click.option("--threads", type=int, metavar="N", help="Threads of one run. [default: physical cores]")
 device_option = click.option(
     "--device", metavar="KIND:N", help="Which of several GPUs to run on, as in vulkan:1. [default: the first]"
 )

@@ -131,9 +131,7 @@ def serve_device_command(
     def log(message: str) -> None:
         print(log_line(message), file=sys.stderr, flush=True)
 
-    api.serve_device(
-        rpc, rpc_key, host=host, port=port, target=target, threads=threads, token_file=token_file, log=log
-    )
+    api.serve_device(rpc, rpc_key, host=host, port=port, target=target, threads=threads, token_file=token_file, log=log)
 
 
 @contextmanager

@@ -55,9 +55,7 @@ class Stages:
 
     def layers(self) -> list[Candidate]:
         """The layers that may be dropped."""
-        return [
-            Candidate(layer.node, LAYER.label, inside=self._nodes(layer)) for layer in self._layers.values()
-        ]
+        return [Candidate(layer.node, LAYER.label, inside=self._nodes(layer)) for layer in self._layers.values()]
 
     def stages_of(self, candidate: Candidate) -> range:
         """Numbers of the stages that a candidate changes."""

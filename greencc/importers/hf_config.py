@@ -120,8 +120,7 @@ def read_config(path: Path) -> EncoderConfig:
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ModelError(
-            f"{path}: model_type {kind!r} is not supported (known: {', '.join(FAMILIES)}); "
-            "export the model to ONNX"
+            f"{path}: model_type {kind!r} is not supported (known: {', '.join(FAMILIES)}); export the model to ONNX"
         )
     _refuse_variants(path, fields)
     family = FAMILIES[kind]
@@ -130,14 +129,10 @@ def read_config(path: Path) -> EncoderConfig:
         raise ModelError(f"{path}: {family.keys[0]} {hidden} is not a multiple of {family.keys[2]} {heads}")
     activation = fields.get(family.keys[4], "gelu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ModelError(
-            f"{path}: {family.keys[4]} {activation!r} is not supported; known: {', '.join(ACTIVATIONS)}"
-        )
+        raise ModelError(f"{path}: {family.keys[4]} {activation!r} is not supported; known: {', '.join(ACTIVATIONS)}")
     epsilon = fields.get("layer_norm_eps", 1e-12)
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
-        raise ModelError(
-            f"{path}: layer_norm_eps must be a number of at least 0 and below 1, not {epsilon!r}"
-        )
+        raise ModelError(f"{path}: layer_norm_eps must be a number of at least 0 and below 1, not {epsilon!r}")
     return EncoderConfig(
         family=family,
         hidden=hidden,
@@ -156,9 +151,7 @@ def _read_object(path: Path) -> dict[str, object]:
     try:
         fields = json.loads(path.read_bytes())
     except OSError as error:
-        raise ModelError(
-            f"{path}: can't be read ({error.strerror}); a Hugging Face directory needs it"
-        ) from error
+        raise ModelError(f"{path}: can't be read ({error.strerror}); a Hugging Face directory needs it") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(fields, dict):
@@ -173,9 +166,7 @@ def _refuse_variants(path: Path, fields: dict[str, object]) -> None:
         raise ModelError(f"{path}: position_embedding_type {kind!r} is not supported, only 'absolute'")
     for flag in ("is_decoder", "add_cross_attention"):
         if fields.get(flag):
-            raise ModelError(
-                f"{path}: {flag} is set; greencc reads encoders only from Hugging Face directories"
-            )
+            raise ModelError(f"{path}: {flag} is set; greencc reads encoders only from Hugging Face directories")
 
 
 def _size(path: Path, fields: dict[str, object], key: str) -> int:

@@ -56,9 +56,7 @@ class Weights:
             raise ModelError(f"{self._path}: tensor '{full}' is {found}, config.json asks for {list(shape)}")
         if header.get_dtype() not in _FLOATS:
             kinds = ", ".join(sorted(_FLOATS))
-            raise ModelError(
-                f"{self._path}: tensor '{full}' has element type {header.get_dtype()}; known: {kinds}"
-            )
+            raise ModelError(f"{self._path}: tensor '{full}' has element type {header.get_dtype()}; known: {kinds}")
         array = self._file.get_tensor(full)
         array = array.T if transposed else array
         return relax.const(np.ascontiguousarray(array, dtype=np.float32))

@@ -98,13 +98,9 @@ def _settle(
         if len(shape) != len(AXES) or min(shape) < 1:
             raise UserError(f"{text}: the input is [batch, sequence], both at least 1")
         if fixed not in (None, shape):
-            raise UserError(
-                f"{text}: another input is given {','.join(map(str, fixed or ()))}; all share one shape"
-            )
+            raise UserError(f"{text}: another input is given {','.join(map(str, fixed or ()))}; all share one shape")
         if shape[1] > config.positions:
-            raise UserError(
-                f"{text}: the model has {config.positions} positions, so that is the longest sequence"
-            )
+            raise UserError(f"{text}: the model has {config.positions} positions, so that is the longest sequence")
         fixed = shape
     for name, (low, high) in dynamic.items():
         text = f"--dynamic {name}={low}..{high}"
@@ -114,9 +110,7 @@ def _settle(
         if low < 1 or high < low:
             raise UserError(f"{text}: bounds must satisfy 1 <= low <= high")
         if name == "sequence" and high > config.positions:
-            raise UserError(
-                f"{text}: the model has {config.positions} positions, so that is the highest bound"
-            )
+            raise UserError(f"{text}: the model has {config.positions} positions, so that is the highest bound")
     if fixed is not None:
         return fixed[0], fixed[1]
     return tirx.Var(AXES[0], "int64"), tirx.Var(AXES[1], "int64")
@@ -151,10 +145,7 @@ class _Encoder:
         mask = self.additive_mask(params[1])
         for number in range(self.config.layers):
             hidden = self.layer(self.config.family.layer.format(number), hidden, mask)
-        made = {
-            name: hidden if name == LAST_HIDDEN_STATE else self.pooler(hidden)
-            for name in dict.fromkeys(outputs)
-        }
+        made = {name: hidden if name == LAST_HIDDEN_STATE else self.pooler(hidden) for name in dict.fromkeys(outputs)}
         results = self.builder.normalize(relax.Tuple([made[name] for name in outputs]))
         result = relax.Var("outputs", results.ty)
         block = relax.DataflowBlock([*self.bindings, relax.VarBinding(result, results)])
@@ -169,13 +160,9 @@ class _Encoder:
         words = self.weights.table(f"{path}word_embeddings.weight", config.vocabulary, config.hidden)
         total = self.emit(relax.op.take(words, ids, axis=0, mode="clip"), f"{path}word_embeddings")
         if token_types is not None:
-            types = self.weights.table(
-                f"{path}token_type_embeddings.weight", config.token_types, config.hidden
-            )
+            types = self.weights.table(f"{path}token_type_embeddings.weight", config.token_types, config.hidden)
             name = f"{path}token_type_embeddings"
-            total = self.add(
-                total, self.emit(relax.op.take(types, token_types, axis=0, mode="clip"), name), name
-            )
+            total = self.add(total, self.emit(relax.op.take(types, token_types, axis=0, mode="clip"), name), name)
         total = self.add(total, self.positions(f"{path}position_embeddings"), f"{path}position_embeddings")
         return self.norm(total, f"{path}LayerNorm")
 
@@ -190,9 +177,7 @@ class _Encoder:
 
     def additive_mask(self, mask: relax.Var) -> relax.Expr:
         """0 where `mask` is 1 and the lowest float32 where it is 0: [batch, 1, 1, sequence]."""
-        spread = self.emit(
-            relax.op.reshape(mask, (self.batch, 1, 1, self.sequence)), "attention_mask/reshape"
-        )
+        spread = self.emit(relax.op.reshape(mask, (self.batch, 1, 1, self.sequence)), "attention_mask/reshape")
         kept = self.emit(relax.op.astype(spread, "float32"), "attention_mask/cast")
         dropped = self.emit(relax.op.subtract(_scalar(1.0), kept), "attention_mask/invert")
         lowest = _scalar(float(np.finfo(np.float32).min))
@@ -236,9 +221,7 @@ class _Encoder:
         """[batch, sequence, hidden] split into [batch, sequence, heads, head], then transposed by `axes`."""
         size = self.config.hidden // self.config.heads
         split = relax.op.reshape(value, (self.batch, self.sequence, self.config.heads, size))
-        return self.emit(
-            relax.op.permute_dims(self.emit(split, f"{node}/split"), list(axes)), f"{node}/transpose"
-        )
+        return self.emit(relax.op.permute_dims(self.emit(split, f"{node}/split"), list(axes)), f"{node}/transpose")
 
     def pooler(self, hidden: relax.Expr) -> relax.Expr:
         """The tanh of a linear layer over the first token: [batch, hidden]."""
@@ -249,17 +232,13 @@ class _Encoder:
     def linear(self, value: relax.Expr, path: str, inputs: int, outputs: int) -> relax.Expr:
         """The sum x W + b: [batch, sequence, outputs], or [batch, outputs] over a pooled value."""
         product = relax.op.matmul(value, self.weights.matrix(f"{path}.weight", outputs, inputs))
-        return self.add(
-            self.emit(product, f"{path}/matmul"), self.weights.vector(f"{path}.bias", outputs), path
-        )
+        return self.add(self.emit(product, f"{path}/matmul"), self.weights.vector(f"{path}.bias", outputs), path)
 
     def norm(self, value: relax.Expr, path: str) -> relax.Expr:
         """Layer normalisation over the last axis."""
         gain = self.weights.vector(f"{path}.weight", self.config.hidden)
         shift = self.weights.vector(f"{path}.bias", self.config.hidden)
-        return self.emit(
-            relax.op.nn.layer_norm(value, gain, shift, axes=-1, epsilon=self.config.epsilon), path
-        )
+        return self.emit(relax.op.nn.layer_norm(value, gain, shift, axes=-1, epsilon=self.config.epsilon), path)
 
     def add(self, a: relax.Expr, b: relax.Expr, node: str) -> relax.Expr:
         """The sum a + b with broadcasting."""

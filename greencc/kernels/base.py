@@ -15,9 +15,7 @@ Kernel: TypeAlias = "Callable[..., te.Tensor | list[te.Tensor]]"
 """(*tensors, dims, **options) -> one tensor or several; `dims` are the sizes of the call's ShapeExpr."""
 
 
-def kernel(
-    name: str, args: Sequence[relax.Expr], dims: Sequence[tirx.Expr | int] = (), **options: Any
-) -> relax.Call:
+def kernel(name: str, args: Sequence[relax.Expr], dims: Sequence[tirx.Expr | int] = (), **options: Any) -> relax.Call:
     """A call of the kernel `name` on tensors `args`.
 
     Args:
@@ -58,9 +56,7 @@ def infer_type(call: relax.Call, _context: object) -> relax.Type:
 
 def legalize(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """Lower a kernel call to a PrimFunc: an entry for `relax.transform.LegalizeOps`."""
-    return builder.call_te(
-        _function(call), *call.args[:-1], call.args[-1], primfunc_name_hint=kernel_name(call)
-    )
+    return builder.call_te(_function(call), *call.args[:-1], call.args[-1], primfunc_name_hint=kernel_name(call))
 
 
 def _function(call: relax.Call) -> Callable[..., Any]:

@@ -43,9 +43,7 @@ def modulo(a: tirx.Expr, b: tirx.Expr, *, c_style: bool) -> tirx.Expr:
     """Remainder with the sign of the divisor, or of the dividend (`c_style`); x mod 0 is 0 for integers."""
     if _kind(a) == "float":
         work = _as_float(a), _as_float(b)
-        rest = tirx.call_pure_extern(
-            element_type(work[0]), "fmod" if element_type(a) == "float64" else "fmodf", *work
-        )
+        rest = tirx.call_pure_extern(element_type(work[0]), "fmod" if element_type(a) == "float64" else "fmodf", *work)
         if not c_style:
             crosses = tirx.And(rest != 0, _differ(rest < 0, work[1] < 0))
             rest = tirx.Select(crosses, rest + work[1], rest)
@@ -106,9 +104,7 @@ def power_of_integers(base: te.Tensor, exponent: te.Tensor, *, dims: list[tirx.E
                         out[i] = _const(0, bases[i])
             return builder.get()
 
-    return te.extern(
-        [base.shape], [base, exponent], generate, dtype=element_type(base), name="power", tag="power"
-    )
+    return te.extern([base.shape], [base, exponent], generate, dtype=element_type(base), name="power", tag="power")
 
 
 def shift(x: tirx.Expr, count: tirx.Expr, *, left: bool) -> tirx.Expr:
@@ -167,9 +163,7 @@ def softplus(x: tirx.Expr) -> tirx.Expr:
     """log(1 + exp(x)) without overflow."""
     wide = _as_float(x)
     dtype = element_type(wide)
-    tail = tirx.call_pure_extern(
-        dtype, "log1p" if dtype == "float64" else "log1pf", tirx.exp(-tirx.abs(wide))
-    )
+    tail = tirx.call_pure_extern(dtype, "log1p" if dtype == "float64" else "log1pf", tirx.exp(-tirx.abs(wide)))
     return tirx.Cast(element_type(x), tirx.max(wide, tirx.const(0, dtype)) + tail)
 
 
@@ -207,9 +201,7 @@ def _mapped(name: str, function: Scalar) -> Kernel:
 
     def build(*tensors: te.Tensor, dims: list[tirx.Expr], **options: Any) -> te.Tensor:
         shape = broadcast_shape([tensor.shape for tensor in tensors])
-        return compute(
-            shape, lambda index: function(*(at(tensor, index) for tensor in tensors), **options), name
-        )
+        return compute(shape, lambda index: function(*(at(tensor, index) for tensor in tensors), **options), name)
 
     return build
 

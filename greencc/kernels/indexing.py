@@ -75,9 +75,7 @@ def scatter_elements(
                     offset: tirx.Expr = tirx.IntImm("int64", 0)
                     rest = i
                     for n in reversed(range(len(indices.shape))):
-                        coordinate = (
-                            wrapped(where[i], data.shape[n]) if n == axis else rest % indices.shape[n]
-                        )
+                        coordinate = wrapped(where[i], data.shape[n]) if n == axis else rest % indices.shape[n]
                         rest = rest // indices.shape[n]
                         offset = offset + coordinate * strides[n]
                     out[offset] = combine(reduction, out[offset], values[i])
@@ -115,10 +113,7 @@ def scatter_nd(
 
 def _flat_extern(like: te.Tensor, inputs: list[te.Tensor], generate: object, name: str) -> te.Tensor:
     """An imperative kernel over compact buffers whose result has the shape and type of `like`."""
-    buffers = [
-        tirx.decl_buffer(tensor.shape, element_type(tensor), f"{name}_in{n}")
-        for n, tensor in enumerate(inputs)
-    ]
+    buffers = [tirx.decl_buffer(tensor.shape, element_type(tensor), f"{name}_in{n}") for n, tensor in enumerate(inputs)]
     out = tirx.decl_buffer(like.shape, element_type(like), f"{name}_out")
     return te.extern(
         [like.shape],
@@ -154,9 +149,7 @@ def reverse_sequence(
         position = list(index)
         length = tirx.Cast("int64", lengths(index[batch_axis]))
         time = index[time_axis]
-        position[time_axis] = tirx.Select(
-            time < length, tirx.max(length - 1 - time, tirx.IntImm("int64", 0)), time
-        )
+        position[time_axis] = tirx.Select(time < length, tirx.max(length - 1 - time, tirx.IntImm("int64", 0)), time)
         return data(*position)
 
     return compute(data.shape, element, "reverse_sequence")

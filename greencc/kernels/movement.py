@@ -37,15 +37,11 @@ def pad(data: te.Tensor, *values: te.Tensor, dims: list[tirx.Expr], mode: str) -
         places = [i - start for i, start in zip(index, before, strict=True)]
         if mode == "constant":
             filler = values[0](*[0] * len(values[0].shape)) if values else tirx.const(0, element_type(data))
-            inside = [
-                tirx.And(place >= 0, place < size) for place, size in zip(places, data.shape, strict=True)
-            ]
+            inside = [tirx.And(place >= 0, place < size) for place, size in zip(places, data.shape, strict=True)]
             return tirx.if_then_else(tirx.all(*inside), data(*places), filler) if inside else data()
         if mode == "edge":
             zero = tirx.IntImm("int64", 0)
-            places = [
-                tirx.max(tirx.min(p, size - 1), zero) for p, size in zip(places, data.shape, strict=True)
-            ]
+            places = [tirx.max(tirx.min(p, size - 1), zero) for p, size in zip(places, data.shape, strict=True)]
         elif mode == "reflect":
             places = [_mirrored(place, size) for place, size in zip(places, data.shape, strict=True)]
         else:
@@ -64,9 +60,7 @@ def tile(data: te.Tensor, *, dims: list[tirx.Expr]) -> te.Tensor:
     )
 
 
-def triangle(
-    data: te.Tensor, *shift: te.Tensor, dims: list[tirx.Expr], upper: bool, diagonal: int = 0
-) -> te.Tensor:
+def triangle(data: te.Tensor, *shift: te.Tensor, dims: list[tirx.Expr], upper: bool, diagonal: int = 0) -> te.Tensor:
     """The upper or lower triangle of the last two axes; `shift` (one element) replaces `diagonal`."""
 
     def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
@@ -106,8 +100,7 @@ def col2im(
     for size in kernel:
         points *= size
     blocks = [
-        (dims[n] + pads[n] + pads[n + rank] - dilations[n] * (kernel[n] - 1) - 1) // strides[n] + 1
-        for n in range(rank)
+        (dims[n] + pads[n] + pads[n + rank] - dilations[n] * (kernel[n] - 1) - 1) // strides[n] + 1 for n in range(rank)
     ]
     taps = [te.reduce_axis((0, kernel[n]), name=f"k{n}") for n in range(rank)]
 

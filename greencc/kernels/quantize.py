@@ -36,11 +36,7 @@ def quantize(
     def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
         x = tirx.Cast("float32", data(*index))
         rounded = tirx.nearbyint(x / tirx.Cast("float32", _parameter(scale, index, axis, block)))
-        offset = (
-            tirx.Cast("float32", _parameter(zero[0], index, axis, block))
-            if zero
-            else tirx.const(0.0, "float32")
-        )
+        offset = tirx.Cast("float32", _parameter(zero[0], index, axis, block)) if zero else tirx.const(0.0, "float32")
         limits = tirx.const(float(low), "float32"), tirx.const(float(high), "float32")
         return tirx.Cast(dtype, tirx.max(tirx.min(rounded + offset, limits[1]), limits[0]))
 

@@ -24,11 +24,7 @@ def extreme(data: te.Tensor, *, axes: list[int], keep: bool, largest: bool) -> t
     TVM's own reduction starts from the largest finite number, which is wrong where all elements are infinite.
     """
     taps = {axis: te.reduce_axis((0, data.shape[axis]), name=f"k{axis}") for axis in axes}
-    shape = [
-        tirx.IntImm("int64", 1) if n in taps else dim
-        for n, dim in enumerate(data.shape)
-        if keep or n not in taps
-    ]
+    shape = [tirx.IntImm("int64", 1) if n in taps else dim for n, dim in enumerate(data.shape) if keep or n not in taps]
 
     def element(index: Sequence[tirx.Expr]) -> tirx.Expr:
         rest = iter(index)
@@ -87,11 +83,7 @@ def lower_position(largest: bool) -> Lowering:
         def call_shape(x: te.Tensor) -> list[tirx.Expr]:
             one = tirx.IntImm("int64", 1)
             kept = [one if axis is None or n == int(axis) % rank else dim for n, dim in enumerate(x.shape)]
-            return [
-                d
-                for n, d in enumerate(kept)
-                if call.attrs.keepdims or not (axis is None or n == int(axis) % rank)
-            ]
+            return [d for n, d in enumerate(kept) if call.attrs.keepdims or not (axis is None or n == int(axis) % rank)]
 
         return builder.call_te(build, call.args[0], primfunc_name_hint="argmax" if largest else "argmin")
 

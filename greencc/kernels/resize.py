@@ -69,9 +69,7 @@ def _is_whole(scale: float | None) -> bool:
     return scale is not None and scale == int(scale)
 
 
-def _coordinate(
-    index: tirx.Expr, size: tirx.Expr, out: tirx.Expr, transform: str, scale: float | None
-) -> tirx.Expr:
+def _coordinate(index: tirx.Expr, size: tirx.Expr, out: tirx.Expr, transform: str, scale: float | None) -> tirx.Expr:
     half, one = tirx.const(0.5, "float32"), tirx.const(1.0, "float32")
     at, old, new = (tirx.Cast("float32", value) for value in (index, size, out))
     ratio = tirx.const(scale, "float32") if scale is not None else new / old

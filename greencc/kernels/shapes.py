@@ -47,9 +47,7 @@ def broadcast_shape(shapes: Sequence[Sequence[tirx.Expr]]) -> list[tirx.Expr]:
 def at(tensor: te.Tensor, index: Sequence[tirx.Expr]) -> tirx.Expr:
     """Element of a tensor that broadcasts to the shape that `index` runs over."""
     own = list(index[len(index) - len(tensor.shape) :])
-    return tensor(
-        *(tirx.IntImm("int64", 0) if is_one(dim) else i for dim, i in zip(tensor.shape, own, strict=True))
-    )
+    return tensor(*(tirx.IntImm("int64", 0) if is_one(dim) else i for dim, i in zip(tensor.shape, own, strict=True)))
 
 
 def compute(shape: Sequence[tirx.Expr], function: Callable[..., Any], name: str) -> te.Tensor:

@@ -60,9 +60,7 @@ def conv_transpose(
             starts = [at - tap * dilation for at, tap, dilation in zip(reached, taps, dilations, strict=True)]
             own = [tirx.floordiv(start, stride) for start, stride in zip(starts, strides, strict=True)]
             conditions = [
-                tirx.floormod(start, stride) == 0
-                for start, stride in zip(starts, strides, strict=True)
-                if stride > 1
+                tirx.floormod(start, stride) == 0 for start, stride in zip(starts, strides, strict=True) if stride > 1
             ]
             weight = filters(source, column, *taps)
         value = _guarded(data, [index[0], source, *own], tirx.const(0, element_type(data)), conditions)
@@ -182,9 +180,7 @@ def max_pool_with_indices(
         for size in sizes:
             plane = plane * size
         where = tirx.if_then_else(inside, tirx.Cast("int64", plane + flat), tirx.const(-1, "int64"))
-        result: tuple[tirx.Expr, tirx.Expr] = reducer(
-            (where, _guarded(data, [*index[:2], *own], lowest)), axis=taps
-        )
+        result: tuple[tirx.Expr, tirx.Expr] = reducer((where, _guarded(data, [*index[:2], *own], lowest)), axis=taps)
         return result
 
     position, value = te.compute(tuple(shape), element, name="max_pool_with_indices")

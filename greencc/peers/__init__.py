@@ -23,9 +23,7 @@ RUNTIMES: dict[str, Runtime] = {
 """Every runtime that `bench --vs` knows."""
 
 
-def open_peer(
-    name: str, model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int
-) -> Peer:
+def open_peer(name: str, model: Path, inputs: Mapping[str, Array], outputs: Sequence[str], threads: int) -> Peer:
     """Load `model` in the runtime called `name`.
 
     Args:

@@ -315,8 +315,7 @@ def _shape(spec: Result) -> str:
 
 def _symbols(symbols: Mapping[str, Sequence[int | None]]) -> str:
     return ", ".join(
-        f"{name} from {low}" + (f" to {high}" if high is not None else " up")
-        for name, (low, high) in symbols.items()
+        f"{name} from {low}" + (f" to {high}" if high is not None else " up") for name, (low, high) in symbols.items()
     )
 
 

@@ -43,6 +43,8 @@ def new_table(*columns: str, numbers: Sequence[str] | None = None) -> Table:
         is_number = column in numbers if numbers is not None else column not in ("", "outputs")
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     return table
+
+
 def size(count: float) -> str:
     """A number of bytes, as people write it (1 MB = 1,000,000 bytes)."""
     for unit in ("bytes", "kB", "MB"):

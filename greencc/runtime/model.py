@@ -221,9 +221,7 @@ def _check_machine(artifact: Artifact) -> None:
     triple = manifest.target.get("triple")
     built_for = str(triple).partition("-")[0] if triple else machine()
     if built_for != machine():
-        raise ArtifactError(
-            f"{where}: compiled for {built_for}, this machine is {machine()}: compile again for it"
-        )
+        raise ArtifactError(f"{where}: compiled for {built_for}, this machine is {machine()}: compile again for it")
     features = manifest.target.get("features")
     missing = missing_features(map(str, features)) if isinstance(features, list) else ()
     if missing:

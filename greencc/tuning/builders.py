@@ -53,9 +53,7 @@ class Task:
     copies: int = 0
 
     @classmethod
-    def of(
-        cls, kernel: Kernel, target: Target, sizes: Sequence[Mapping[str, int]] = ({},), copies: int = 0
-    ) -> Task:
+    def of(cls, kernel: Kernel, target: Target, sizes: Sequence[Mapping[str, int]] = ({},), copies: int = 0) -> Task:
         """The task of a kernel; `kernel.problem()` must be None."""
         from tvm import ir
 

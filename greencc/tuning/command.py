@@ -240,4 +240,3 @@ def _estimate(states: Sequence[TaskState], budget: Budget) -> str:
 
 def _title(target: Target) -> str:
     return Scope.of(target).title
-

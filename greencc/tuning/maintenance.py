@@ -249,4 +249,3 @@ def _first(ranking: Sequence[Trial], keep: int) -> list[Trial]:
 
 def _is_failure(trial: Trial) -> bool:
     return isinstance(trial.outcome, Failed)
-

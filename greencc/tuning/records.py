@@ -78,11 +78,15 @@ class Scope:
     def differences(self, other: Scope) -> list[str]:
         """What `other` has otherwise than this one, each in words: "4 threads instead of 2"."""
         mine, theirs = _flat(self.target), _flat(other.target)
-        found = [f"{other.title} instead of {self.title}"] if mine.get("kind") != theirs.get("kind") else [
-            _difference(name, mine.get(name), theirs.get(name))
-            for name in (*mine, *(name for name in theirs if name not in mine))
-            if mine.get(name) != theirs.get(name)
-        ]
+        found = (
+            [f"{other.title} instead of {self.title}"]
+            if mine.get("kind") != theirs.get("kind")
+            else [
+                _difference(name, mine.get(name), theirs.get(name))
+                for name in (*mine, *(name for name in theirs if name not in mine))
+                if mine.get(name) != theirs.get(name)
+            ]
+        )
         for name in ("tvm", "greencc"):
             before, after = getattr(self, name), getattr(other, name)
             if before != after:

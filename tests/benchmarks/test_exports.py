@@ -46,9 +46,7 @@ def test_random_encoder_has_the_size_asked_for(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("GREENCC_CACHE", str(tmp_path))
     size = bert_onnx.BertSize(layers=2, hidden=32, heads=4, feed_forward=64, vocabulary=50, positions=16)
     path = bert_onnx.random_onnx(size)
-    weights = sum(
-        int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer if tensor.data_type == 1
-    )
+    weights = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer if tensor.data_type == 1)
     per_layer = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
     constants = 5  # the scale, the mask's 1 and lowest value, GELU's 0.5 and root of 2
     assert weights == 32 * (50 + 16 + 2) + 64 + 2 * per_layer + constants

@@ -89,7 +89,5 @@ def affine_onnx() -> bytes:
         [value("y", ["batch", 3]), value("x_again", ["batch", 4])],
         weights,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="tests"
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="tests")
     return bytes(model.SerializeToString())

@@ -338,9 +338,7 @@ HASH = {"bytes": 1, "sha256": "0" * 64}
         (lambda document: document.pop("source"), "missing or unknown: source"),
     ],
 )
-def test_a_forged_manifest_is_refused(
-    copy: Path, change: Callable[[dict[str, object]], object], reason: str
-) -> None:
+def test_a_forged_manifest_is_refused(copy: Path, change: Callable[[dict[str, object]], object], reason: str) -> None:
     forge(copy, change)
     assert_refused(copy, MANIFEST)
     with pytest.raises(ArtifactError, match=reason):
@@ -353,9 +351,7 @@ def test_weights_that_the_file_lacks_are_refused(copy: Path) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "[" * 100_000, '{"version": ' + "9" * 5000 + "}", "\xff"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"version": ' + "9" * 5000 + "}", "\xff"])
 def test_a_manifest_of_rubbish_is_refused(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("latin-1"))
     assert_refused(copy, MANIFEST)

@@ -48,8 +48,6 @@ def test_maxima_are_over_all_samples_and_columns_apart() -> None:
     assert seen.runs == 3
 
 
-
-
 def test_mean_squares_are_over_all_elements_of_a_column() -> None:
     module, value = doubled(2)
     samples = [np.random.default_rng(i).standard_normal((2, 3, K)).astype(np.float32) for i in range(3)]

@@ -136,9 +136,7 @@ def test_a_warning_is_one_line_on_stderr(run_cli: Greencc, model: Path, tmp_path
     assert "greencc: warning: dimension batch stays unbounded\n" in err
 
 
-def test_compiling_twice_gives_the_same_bytes_and_one_folder(
-    run_cli: Greencc, model: Path, tmp_path: Path
-) -> None:
+def test_compiling_twice_gives_the_same_bytes_and_one_folder(run_cli: Greencc, model: Path, tmp_path: Path) -> None:
     for name in ("a", "b", "a"):
         assert run_cli("compile", model, "-o", tmp_path / name)[0] == 0
     for file in (tmp_path / "a").iterdir():

@@ -90,9 +90,7 @@ def test_a_counter_that_fails_gives_none_not_zero(tmp_path: Path, damage: str, w
     assert meter.since(mark).joules is None
 
 
-def test_unreadable_counters_are_told_apart_from_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_counters_are_told_apart_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert RaplMeter.detect(tmp_path) == f"no RAPL counters in {tmp_path}"
     counter = zone(tmp_path, "intel-rapl:0", "package-0", 5)
     original = Path.read_text

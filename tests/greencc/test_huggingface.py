@@ -131,17 +131,12 @@ def reference(
 
     ids, mask = arrays["input_ids"], arrays["attention_mask"]
     batch, sequence = ids.shape
-    x = (
-        weights["embeddings.word_embeddings.weight"][ids]
-        + weights["embeddings.position_embeddings.weight"][:sequence]
-    )
+    x = weights["embeddings.word_embeddings.weight"][ids] + weights["embeddings.position_embeddings.weight"][:sequence]
     if "token_type_ids" in arrays:
         x = x + weights["embeddings.token_type_embeddings.weight"][arrays["token_type_ids"]]
     x = norm(x, "embeddings.LayerNorm")
     for layer in range(2):
-        query, key, value, out, out_norm, feed_in, feed_out, feed_norm = (
-            path.format(layer) for path in paths
-        )
+        query, key, value, out, out_norm, feed_in, feed_out, feed_norm = (path.format(layer) for path in paths)
         q, k, v = (dense(x, p).reshape(batch, sequence, 4, 8) for p in (query, key, value))
         scores = np.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(8)
         scores = np.where(mask[:, None, None, :] == 1, scores, -np.inf)
@@ -200,9 +195,7 @@ def test_static_matches_numpy(tmp_path: Path, activation: str) -> None:
     imported = import_huggingface(directory, shapes={"input_ids": (2, 9)}, dynamic={})
     arrays = arrays_for(2, 9)
     (actual,) = runner(imported.module)(arrays)
-    np.testing.assert_allclose(
-        actual, reference(tensors, BERT_PATHS, activation, arrays)[0], rtol=0, atol=2e-5
-    )
+    np.testing.assert_allclose(actual, reference(tensors, BERT_PATHS, activation, arrays)[0], rtol=0, atol=2e-5)
 
 
 def test_distilbert_matches_numpy(tmp_path: Path) -> None:
@@ -221,9 +214,7 @@ def test_half_precision_weights_are_widened(tmp_path: Path) -> None:
         name: array.astype(np.float16)
         for name, array in random_tensors(BERT_PATHS, token_types=True, pooler=False).items()
     }
-    imported = import_huggingface(
-        write_model(tmp_path, CONFIG, tensors), shapes={"input_ids": (1, 5)}, dynamic={}
-    )
+    imported = import_huggingface(write_model(tmp_path, CONFIG, tensors), shapes={"input_ids": (1, 5)}, dynamic={})
     arrays = arrays_for(1, 5)
     (actual,) = runner(imported.module)(arrays)
     np.testing.assert_allclose(actual, reference(tensors, BERT_PATHS, "gelu", arrays)[0], rtol=0, atol=2e-5)

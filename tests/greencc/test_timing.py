@@ -133,9 +133,7 @@ def test_the_interval_widens_with_noise() -> None:
         ([], [], True, 0.0),
     ],
 )
-def test_compare_floats(
-    actual: list[float], expected: list[float], agrees: bool, difference: float | None
-) -> None:
+def test_compare_floats(actual: list[float], expected: list[float], agrees: bool, difference: float | None) -> None:
     found = compare({"y": np.array(actual)}, {"y": np.array(expected)}, TIGHT)
     assert found.agrees is agrees
     if difference is None:

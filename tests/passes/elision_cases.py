@@ -61,9 +61,7 @@ class Case:
 def module_of(cases: list[Case]) -> tvm.IRModule:
     """One graph of all cases, each an output; the marked calls carry their case's name."""
 
-    def body(
-        emit: small_graphs.Emit, x: relax.Var, i: relax.Var, y: relax.Var, c: relax.Var
-    ) -> list[relax.Expr]:
+    def body(emit: small_graphs.Emit, x: relax.Var, i: relax.Var, y: relax.Var, c: relax.Var) -> list[relax.Expr]:
         b = emit(R.clip(x, -3, 3))
         sources = Sources(
             emit,
@@ -160,9 +158,7 @@ NON_NEGATIVE: dict[str, Callable[[Sources], relax.Expr]] = {
     "hard swish gate": lambda s: s.e(R.clip(s.e(R.add(s.e(R.multiply(s.x, const(0.2))), const(0.5))), 0, 1)),
     "where": lambda s: s.e(R.where(s.c, s.p, const(1))),
     "pad": lambda s: s.e(R.nn.pad(s.p, (0, 0, 1, 1))),
-    "max pool": lambda s: s.e(
-        R.nn.max_pool1d(s.e(R.reshape(s.e(R.clip(s.x, 0, 6)), (1, 4, 16))), 3, padding=1)
-    ),
+    "max pool": lambda s: s.e(R.nn.max_pool1d(s.e(R.reshape(s.e(R.clip(s.x, 0, 6)), (1, 4, 16))), 3, padding=1)),
     "dequantised uint8": lambda s: s.e(
         R.dequantize(s.e(_quantize(s.b, 0, dtype="uint8")), const(0.1), const(0, "uint8"), axis=1)
     ),
@@ -189,9 +185,7 @@ MAYBE_NEGATIVE: dict[str, Callable[[Sources], relax.Expr]] = {
         R.divide(s.e(R.subtract(s.e(R.clip(s.x, 0, 6)), const(1e-3))), const(6))
     ),
     "pad with -1": lambda s: s.e(R.nn.pad(s.p, (0, 0, 1, 1), pad_value=-1)),
-    "dequantised int8": lambda s: s.e(
-        R.dequantize(s.e(_quantize(s.b, 0)), const(0.1), const(0, "int8"), axis=1)
-    ),
+    "dequantised int8": lambda s: s.e(R.dequantize(s.e(_quantize(s.b, 0)), const(0.1), const(0, "int8"), axis=1)),
     "cubed": lambda s: s.e(R.multiply(s.e(R.square(s.b)), s.b)),
 }
 
@@ -257,9 +251,7 @@ REMOVED: dict[str, Build] = {
     # Relu in another spelling.
     "maximum": lambda s, t: t(R.maximum(s.x, const(0))),
     "where greater": lambda s, t: t(R.where(s.e(R.greater(s.x, const(0))), s.x, const(0))),
-    "where greater, zeros_like": lambda s, t: t(
-        R.where(s.e(R.greater(s.x, const(0))), s.x, s.e(R.zeros_like(s.x)))
-    ),
+    "where greater, zeros_like": lambda s, t: t(R.where(s.e(R.greater(s.x, const(0))), s.x, s.e(R.zeros_like(s.x)))),
     "where, zero first": lambda s, t: t(R.where(s.e(R.less(const(0), s.x)), s.x, const(0))),
     "where less or equal": lambda s, t: t(R.where(s.e(R.less_equal(s.b, const(0))), const(0), s.b)),
     "integer maximum, zero first": lambda s, t: t(R.maximum(const(0, "int8"), s.i)),

@@ -97,9 +97,7 @@ def run_numpy(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
             return float(expr.value)
         if isinstance(expr, relax.Call):
             result = _NUMPY[expr.op.name.removeprefix("relax.")](expr, *map(value, expr.args))
-            expected = (
-                tuple(int(dim) for dim in expr.ty.shape.values) if not isinstance(result, list) else None
-            )
+            expected = tuple(int(dim) for dim in expr.ty.shape.values) if not isinstance(result, list) else None
             assert expected is None or np.shape(result) == expected
             return result
         return env[expr]
@@ -110,9 +108,7 @@ def run_numpy(module: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
         return value(main.body.body)  # type: ignore[return-value]
 
 
-def _slice(
-    call: relax.Call, x: np.ndarray, axes: list, begin: list, end: list, stride: object = None
-) -> object:
+def _slice(call: relax.Call, x: np.ndarray, axes: list, begin: list, end: list, stride: object = None) -> object:
     index = [slice(None)] * x.ndim
     for position, axis in enumerate(axes):
         index[axis] = slice(begin[position], end[position], stride[position] if stride else 1)  # type: ignore[index]
@@ -174,9 +170,7 @@ _NUMPY: dict[str, Callable[..., object]] = {
     "flatten": lambda c, a: a.reshape(-1),
     "squeeze": lambda c, a: a.reshape([int(d) for d in c.ty.shape.values]),
     "expand_dims": lambda c, a: a.reshape([int(d) for d in c.ty.shape.values]),
-    "permute_dims": lambda c, a: a.transpose(
-        None if c.attrs.axes is None else [int(i) for i in c.attrs.axes]
-    ),
+    "permute_dims": lambda c, a: a.transpose(None if c.attrs.axes is None else [int(i) for i in c.attrs.axes]),
     "broadcast_to": lambda c, a, shape: np.broadcast_to(a, shape),
     "concat": lambda c, parts: np.concatenate(parts, int(c.attrs.axis)),
     "split": lambda c, a: _split(a, int(c.attrs.indices_or_sections), int(c.attrs.axis)),

@@ -42,7 +42,8 @@ Q = np.array([[0, 255, 7], [128, 3, 200]], np.uint8)
 SCALES = np.array([0.1, 0.25, 3], np.float32)
 EXACT = {
     "dequantize": (
-        lambda e: e(dequantized(Q, np.float32(0.1), np.uint8(129))), (Q.astype("float32") - 129) * np.float32(0.1)
+        lambda e: e(dequantized(Q, np.float32(0.1), np.uint8(129))),
+        (Q.astype("float32") - 129) * np.float32(0.1),
     ),
     "dequantize columns": (
         lambda e: e(dequantized(Q, SCALES, np.arange(3, dtype=np.uint8), axis=1)),
@@ -103,9 +104,7 @@ def test_division_by_zero_is_no_error():
 )
 def test_other_operators_are_run_by_tvm(relaxed, exact, tolerance):
     values = np.abs(A)
-    np.testing.assert_allclose(
-        folded(lambda e: e(relaxed(const(values)))), exact(values), rtol=tolerance, atol=0
-    )
+    np.testing.assert_allclose(folded(lambda e: e(relaxed(const(values)))), exact(values), rtol=tolerance, atol=0)
 
 
 def test_folds_a_chain_longer_than_any_round_limit():

@@ -224,9 +224,7 @@ def test_one_key_head_for_all():
     def body(e, q, k, v):
         return merge(e, attend(e, split(e, q), split(e, k, (0, 2, 3, 1), 1), split(e, v, heads=1)), q)
 
-    attrs = check(
-        graph(body, q=(B, S, H * D), k=(B, S, D), v=(B, S, D)), *arrays((B, S, H * D), (B, S, D), (B, S, D))
-    )
+    attrs = check(graph(body, q=(B, S, H * D), k=(B, S, D), v=(B, S, D)), *arrays((B, S, H * D), (B, S, D), (B, S, D)))
     assert attrs.kv_heads == 1
 
 
@@ -323,9 +321,7 @@ def test_condition_7_scale():
         return merge(e, o, q)
 
     reason = "the scale is not finite, or lies on the values"
-    assert_refused(
-        FuseAttention(), graph(lambda e, q, k, v: spelled(e, q, k, v, scores=infinite), **LIN), 7, reason
-    )
+    assert_refused(FuseAttention(), graph(lambda e, q, k, v: spelled(e, q, k, v, scores=infinite), **LIN), 7, reason)
     assert_refused(FuseAttention(), graph(scaled_values, **LIN), 7, reason)
 
 

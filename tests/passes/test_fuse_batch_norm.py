@@ -29,11 +29,7 @@ X = (1, C, 8, 8)
 
 
 def conv(e, x, bias=BIAS, weight=W, **options):
-    y = e(
-        op.nn.conv2d(
-            x, const(weight) if isinstance(weight, np.ndarray) else weight, padding=[1, 1], **options
-        )
-    )
+    y = e(op.nn.conv2d(x, const(weight) if isinstance(weight, np.ndarray) else weight, padding=[1, 1], **options))
     return y if bias is None else e(op.add(y, const(bias) if isinstance(bias, np.ndarray) else bias))
 
 
@@ -73,9 +69,7 @@ def test_node_names_stay():
 
 def test_other_layouts():
     def body(e, x):
-        y = conv(
-            e, x, BIAS.reshape(O), W.transpose(2, 3, 1, 0).copy(), data_layout="NHWC", kernel_layout="HWIO"
-        )
+        y = conv(e, x, BIAS.reshape(O), W.transpose(2, 3, 1, 0).copy(), data_layout="NHWC", kernel_layout="HWIO")
         return norm(e, y, axis=3)
 
     check(graph(body, x=(1, 8, 8, C)), random(1, 8, 8, C))

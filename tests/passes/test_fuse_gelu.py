@@ -91,9 +91,7 @@ def test_values_in_float32(inner):
 
 def test_constants_are_right_to_six_digits():
     for off, fuses in ((1 + 3e-7, 1), (1 + 3e-6, 0)):
-        before = graph(
-            lambda e, x, off=off: spelled(e, x, lambda e, x: by_quotient(e, x, math.sqrt(2) * off)), x=(8,)
-        )
+        before = graph(lambda e, x, off=off: spelled(e, x, lambda e, x: by_quotient(e, x, math.sqrt(2) * off)), x=(8,))
         assert run(FuseGelu(), before).rewrites == fuses
 
 

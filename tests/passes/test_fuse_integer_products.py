@@ -193,9 +193,7 @@ def test_condition_1_bytes():
 def test_condition_2_one_scheme():
     assert_refused(PASS, integers(levels(8, 6), np.arange(4)[:, None], a=(4, 8)), 2, SCALES)
     several = graph(
-        lambda e, a: e(
-            op.matmul(dequantize(e, a, [0.5, 0.25]), dequantize(e, const(levels(8, 6), "int8"), 0.5))
-        ),
+        lambda e, a: e(op.matmul(dequantize(e, a, [0.5, 0.25]), dequantize(e, const(levels(8, 6), "int8"), 0.5))),
         a=((2, 8), "uint8"),
     )
     assert_refused(PASS, several, 2, SCALES)

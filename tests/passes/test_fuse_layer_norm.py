@@ -68,9 +68,7 @@ def test_every_spelling_becomes_one_operator(square, normal):
 
 def test_expected_module():
     expected = graph(
-        lambda e, x: e(
-            op.nn.layer_norm(x, const(GAMMA), const(BETA), axes=[-1], epsilon=float(np.float32(EPS)))
-        ),
+        lambda e, x: e(op.nn.layer_norm(x, const(GAMMA), const(BETA), axes=[-1], epsilon=float(np.float32(EPS)))),
         x=("b", 8),
     )
     after = rewritten(FuseLayerNorm(), graph(spelled, x=("b", 8)))
@@ -101,9 +99,7 @@ def test_other_orders(body):
     assert_same_values(before, after, random(3, 8), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("gamma", "beta"), [(None, None), (GAMMA, None), (GAMMA[None, None], 0.5), (2.0, BETA)]
-)
+@pytest.mark.parametrize(("gamma", "beta"), [(None, None), (GAMMA, None), (GAMMA[None, None], 0.5), (2.0, BETA)])
 def test_missing_and_broadcast_gain_and_shift(gamma, beta):
     before = graph(lambda e, x: spelled(e, x, gamma=gamma, beta=beta), x=(2, 3, 8))
     after = rewritten(FuseLayerNorm(), before)
@@ -159,9 +155,7 @@ def test_condition_4_vectors(where):
     before = graph(lambda e, x: spelled(e, x, **{"gamma": GAMMA, where: rows, "normal": quotient}), x=(4, 8))
     # The norm inside is still one, so the refusal shows in the round that fuses it.
     after = rewritten(FuseLayerNorm(), before)
-    assert ops(after) == (
-        ["nn.layer_norm", "multiply", "add"] if where == "gamma" else ["nn.layer_norm", "add"]
-    )
+    assert ops(after) == (["nn.layer_norm", "multiply", "add"] if where == "gamma" else ["nn.layer_norm", "add"])
     assert_same_values(before, after, random(4, 8), rtol=1e-9, atol=1e-9)
 
 

@@ -29,9 +29,7 @@ ATTRS = AttentionAttrs(H, H, D, D, scale=0.5)
 
 def linear(e, x, weight, bias=None):
     product = e(op.matmul(x, weight if not isinstance(weight, np.ndarray) else const(weight)))
-    return (
-        product if bias is None else e(op.add(product, const(bias) if isinstance(bias, np.ndarray) else bias))
-    )
+    return product if bias is None else e(op.add(product, const(bias) if isinstance(bias, np.ndarray) else bias))
 
 
 def spelled(e, x, biases=BIAS, mask=None, attrs=ATTRS, weights=W):

@@ -60,9 +60,7 @@ def test_expected_module():
 
     after = rewritten(FuseRmsNorm(), graph(dynamo, x=("b", 8)))
     epsilon = float(np.float32(EPS))
-    assert_equal(
-        after, graph(lambda e, x: e(op.nn.rms_norm(x, const(GAMMA), axes=[-1], epsilon=epsilon)), x=("b", 8))
-    )
+    assert_equal(after, graph(lambda e, x: e(op.nn.rms_norm(x, const(GAMMA), axes=[-1], epsilon=epsilon)), x=("b", 8)))
 
 
 def test_no_gain():

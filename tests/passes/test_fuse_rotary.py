@@ -42,9 +42,7 @@ def split_halves(e, x):
 def pairs(e, x):
     even = e(op.strided_slice(x, [3], [0], [LAST], [2]))
     odd = e(op.strided_slice(x, [3], [1], [LAST], [2]))
-    stacked = e(
-        op.concat([e(op.expand_dims(e(op.negative(odd)), [-1])), e(op.expand_dims(even, [-1]))], axis=-1)
-    )
+    stacked = e(op.concat([e(op.expand_dims(e(op.negative(odd)), [-1])), e(op.expand_dims(even, [-1]))], axis=-1))
     return e(op.reshape(stacked, relax.ShapeExpr(shape_of(x.ty))))
 
 
@@ -100,9 +98,7 @@ def test_sequence_before_heads():
 
 
 def test_condition_1_float32():
-    shapes = {
-        name: (shape, "float16") for name, shape in (("x", Y), ("cos", ("seq", 1, D)), ("sin", ("seq", 1, D)))
-    }
+    shapes = {name: (shape, "float16") for name, shape in (("x", Y), ("cos", ("seq", 1, D)), ("sin", ("seq", 1, D)))}
     assert_refused(FuseRotary(), graph(spelled, **shapes), 1, "x is not float32")
 
 
@@ -158,7 +154,5 @@ def test_near_misses():
         return e(op.add(e(op.multiply(x, cos)), e(op.multiply(halves(e, z), sin))))
 
     angles = {"cos": ("seq", 1, D), "sin": ("seq", 1, D)}
-    assert_unmatched(
-        FuseRotary(), graph(lambda e, x, cos, sin: spelled(e, x, cos, sin, unsigned), x=Y, **angles)
-    )
+    assert_unmatched(FuseRotary(), graph(lambda e, x, cos, sin: spelled(e, x, cos, sin, unsigned), x=Y, **angles))
     assert_unmatched(FuseRotary(), graph(of_another, x=Y, z=Y, **angles))

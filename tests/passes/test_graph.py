@@ -94,9 +94,7 @@ def test_rebuild_replaces_a_value_and_keeps_names():
     view = main_of(before)
     minus = variable(view, "negative")
     x = view.function.params[0]
-    after = replaced(
-        before, rebuild(before["main"], {minus: lambda b: op.abs(b.emit(op.sqrt(x)))}, owner="t")
-    )
+    after = replaced(before, rebuild(before["main"], {minus: lambda b: op.abs(b.emit(op.sqrt(x)))}, owner="t"))
     assert ops(after) == ["exp", "sqrt", "abs", "add"]
     names = [span_of(b.value) for b in bindings_of(after["main"]) if isinstance(b.value, relax.Call)]
     assert names == ["left", None, None, "join"]

@@ -21,9 +21,7 @@ def found(pattern, body, *params):
 
 
 def test_captures_operands_by_name():
-    captured = found(
-        op("subtract", any_("a"), op("exp", any_("b"))), lambda e, x, y: e(R.subtract(x, e(R.exp(y))))
-    )
+    captured = found(op("subtract", any_("a"), op("exp", any_("b"))), lambda e, x, y: e(R.subtract(x, e(R.exp(y)))))
     assert {name: value.name for name, value in captured.items()} == {"a": "x", "b": "y"}
 
 
@@ -99,6 +97,4 @@ def test_attributes_and_the_matched_call_itself():
 
 
 def test_looks_through_aliases():
-    assert (
-        found(op("exp", op("negative", any_("x"))), lambda e, x, y: e(R.exp(e(e(R.negative(x)))))) is not None
-    )
+    assert found(op("exp", op("negative", any_("x"))), lambda e, x, y: e(R.exp(e(e(R.negative(x)))))) is not None

@@ -71,9 +71,7 @@ def test_reports_are_json_and_the_same_in_every_run_without_times():
     assert report.as_json()["seconds"] == pytest.approx(report.seconds, abs=1e-6)
     assert "seconds" not in report.as_json(timing=False)
     assert report.as_json()["refused"] == 1
-    assert report.as_json()["refusals"] == [
-        {"node": "turn", "condition": 3, "reason": "the transpose moves elements"}
-    ]
+    assert report.as_json()["refusals"] == [{"node": "turn", "condition": 3, "reason": "the transpose moves elements"}]
 
 
 def test_shares_of_zeros_are_reported_by_operator():
@@ -102,9 +100,7 @@ def test_observer_sees_changed_modules_only_and_can_name_a_wrong_pass():
             raise GreenccError(f"pass {name} changed the outputs")
 
     with pytest.raises(GreenccError, match="pass negate changed the outputs"):
-        run_pipeline(
-            before, [PruneDeadNodes(), PruneDeadNodes(), Negate(), FoldConstants()], observer=compare
-        )
+        run_pipeline(before, [PruneDeadNodes(), PruneDeadNodes(), Negate(), FoldConstants()], observer=compare)
     assert seen == ["prune-dead-nodes", "negate"]
 
 

@@ -128,9 +128,7 @@ COMPOSITIONS = {
     ),
     "slice-of-slice": (
         (9, 9),
-        lambda e, x: e(
-            op.strided_slice(e(op.strided_slice(x, [0, 1], [1, 2], [9, -1], [2, 1])), [0], [1], [9], [2])
-        ),
+        lambda e, x: e(op.strided_slice(e(op.strided_slice(x, [0, 1], [1, 2], [9, -1], [2, 1])), [0], [1], [9], [2])),
         ["strided_slice"],
     ),
     "slice-of-slice ": (
@@ -150,16 +148,12 @@ COMPOSITIONS = {
     ),
     "concat-of-slices": (
         (9, 2),
-        lambda e, x: e(
-            op.concat([e(op.strided_slice(x, [0], [1], [4])), e(op.strided_slice(x, [0], [4], [6]))], 0)
-        ),
+        lambda e, x: e(op.concat([e(op.strided_slice(x, [0], [1], [4])), e(op.strided_slice(x, [0], [4], [6]))], 0)),
         ["strided_slice"],
     ),
     "concat-of-slices ": (
         (9, 2),
-        lambda e, x: e(
-            op.concat([e(op.strided_slice(x, [0], [0], [-5])), e(op.strided_slice(x, [0], [4], [99]))], -2)
-        ),
+        lambda e, x: e(op.concat([e(op.strided_slice(x, [0], [0], [-5])), e(op.strided_slice(x, [0], [4], [99]))], -2)),
         [],
     ),
 }
@@ -197,15 +191,11 @@ N = symbol("n")
 REFUSED_COMPOSITIONS = {
     "lossy": (graph([tensor("x", 2)], lambda e, x: [e(op.astype(e(op.astype(x, "int32")), "float32"))]), [6]),
     "int64 in float64": (
-        graph(
-            [tensor("x", 2, dtype="int64")], lambda e, x: [e(op.astype(e(op.astype(x, "float64")), "int64"))]
-        ),
+        graph([tensor("x", 2, dtype="int64")], lambda e, x: [e(op.astype(e(op.astype(x, "float64")), "int64"))]),
         [6],
     ),
     "signed in unsigned": (
-        graph(
-            [tensor("x", 2, dtype="int8")], lambda e, x: [e(op.astype(e(op.astype(x, "uint16")), "int32"))]
-        ),
+        graph([tensor("x", 2, dtype="int8")], lambda e, x: [e(op.astype(e(op.astype(x, "uint16")), "int32"))]),
         [6],
     ),
     "symbolic size": (slices(N, (1, 8), (1, 3)), [7]),
@@ -215,11 +205,7 @@ REFUSED_COMPOSITIONS = {
         graph(
             [tensor("x", 9)],
             lambda e, x: [
-                e(
-                    op.concat(
-                        [e(op.strided_slice(x, [0], [0], [4])), e(op.strided_slice(x, [0], [5], [9]))], 0
-                    )
-                )
+                e(op.concat([e(op.strided_slice(x, [0], [0], [4])), e(op.strided_slice(x, [0], [5], [9]))], 0))
             ],
         ),
         [8],
@@ -228,11 +214,7 @@ REFUSED_COMPOSITIONS = {
         graph(
             [tensor("x", 8)],
             lambda e, x: [
-                e(
-                    op.concat(
-                        [e(op.strided_slice(x, [0], [4], [8])), e(op.strided_slice(x, [0], [0], [4]))], 0
-                    )
-                )
+                e(op.concat([e(op.strided_slice(x, [0], [4], [8])), e(op.strided_slice(x, [0], [0], [4]))], 0))
             ],
         ),
         [8],
@@ -241,11 +223,7 @@ REFUSED_COMPOSITIONS = {
         graph(
             [tensor("x", N)],
             lambda e, x: [
-                e(
-                    op.concat(
-                        [e(op.strided_slice(x, [0], [0], [4])), e(op.strided_slice(x, [0], [4], [9]))], 0
-                    )
-                )
+                e(op.concat([e(op.strided_slice(x, [0], [0], [4])), e(op.strided_slice(x, [0], [4], [9]))], 0))
             ],
         ),
         [7],
@@ -268,9 +246,7 @@ def test_slices_of_other_axes_compose_with_symbolic_sizes():
 
 def test_slices_of_two_values_are_not_joined():
     def body(e, x, y):
-        return [
-            e(op.concat([e(op.strided_slice(x, [0], [0], [4])), e(op.strided_slice(y, [0], [4], [8]))], 0))
-        ]
+        return [e(op.concat([e(op.strided_slice(x, [0], [0], [4])), e(op.strided_slice(y, [0], [4], [8]))], 0))]
 
     assert prune(graph([tensor("x", 8), tensor("y", 8)], body)).rewrites == 0
 
@@ -332,9 +308,7 @@ def test_unequal_calls_stay(first, second):
 def test_equal_constants_become_one_by_their_bits():
     def body(e, x):
         nan, zeros = np.float32(np.nan), np.zeros(300)
-        return [
-            e(op.add(x, const(c))) for c in (zeros + 3, zeros + 3, zeros, -zeros, zeros + nan, zeros + nan)
-        ]
+        return [e(op.add(x, const(c))) for c in (zeros + 3, zeros + 3, zeros, -zeros, zeros + nan, zeros + nan)]
 
     result = prune(graph([tensor("x", 300)], body))
     assert result.counts == {"equal-constant": 2, "duplicate": 2, "add": 1}

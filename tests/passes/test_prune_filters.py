@@ -450,9 +450,7 @@ def test_condition_3_stands_alone():
 def test_condition_4_finite(place):
     maker, reader, squares = random(8, 3, 3, 3), random(4, 8, 1, 1), np.ones(8)
     {"maker": maker, "reader": reader, "seen": squares}[place].flat[3] = np.inf
-    context = PassContext(
-        activations=Seen({((2, 8, 6, 6), 1): squares}), choices={PASS.name: frozenset({"conv2d.1"})}
-    )
+    context = PassContext(activations=Seen({((2, 8, 6, 6), 1): squares}), choices={PASS.name: frozenset({"conv2d.1"})})
     result = PASS.run(graph(lambda e, x: block(e, x, maker, reader), x=IMAGE), context)
     assert [(r.condition, r.reason) for r in result.refusals] == [(4, "a weight or an activation is not finite")]
 

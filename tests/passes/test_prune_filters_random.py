@@ -90,9 +90,7 @@ STEPS: tuple[Step, ...] = (
 
 @settings(max_examples=60, deadline=None)
 @given(
-    steps=st.lists(
-        st.tuples(st.sampled_from(STEPS), *(st.integers(0, 40) for _ in range(3))), min_size=3, max_size=12
-    ),
+    steps=st.lists(st.tuples(st.sampled_from(STEPS), *(st.integers(0, 40) for _ in range(3))), min_size=3, max_size=12),
     flat=st.booleans(),
 )
 def test_random_networks(steps, flat):

@@ -76,9 +76,7 @@ def test_condition_4_worth_it():
 
 def test_condition_5_a_single_reader():
     table = const(random(600, 8))
-    both = graph(
-        lambda e, i: e(op.matmul(e(op.take(table, i, axis=0)), e(op.permute_dims(table)))), i=((5,), "int64")
-    )
+    both = graph(lambda e, i: e(op.matmul(e(op.take(table, i, axis=0)), e(op.permute_dims(table)))), i=((5,), "int64"))
     assert_refused(QuantizeTables(), both, 5, "something else reads the table too")
 
 

@@ -198,17 +198,11 @@ OPERATORS: dict[str, Make] = {
     "max": lambda e, a, b, u, v: R.broadcast_to(e(R.max(a, 1, keepdims=True)), SHAPE),
     "min": lambda e, a, b, u, v: R.broadcast_to(e(R.min(a, 0, keepdims=True)), SHAPE),
     "variance": lambda e, a, b, u, v: R.broadcast_to(e(R.variance(a, 1, keepdims=True)), SHAPE),
-    "argmax": lambda e, a, b, u, v: R.broadcast_to(
-        e(R.astype(e(R.argmax(a, 1, keepdims=True)), "float32")), SHAPE
-    ),
-    "concat of halves": lambda e, a, b, u, v: R.concat(
-        [e(e(R.split(a, 2, 1))[0]), e(e(R.split(b, 2, 1))[1])], 1
-    ),
+    "argmax": lambda e, a, b, u, v: R.broadcast_to(e(R.astype(e(R.argmax(a, 1, keepdims=True)), "float32")), SHAPE),
+    "concat of halves": lambda e, a, b, u, v: R.concat([e(e(R.split(a, 2, 1))[0]), e(e(R.split(b, 2, 1))[1])], 1),
     "reshape": lambda e, a, b, u, v: R.reshape(e(R.permute_dims(a)), SHAPE),
     "pad": lambda e, a, b, u, v: R.strided_slice(e(R.nn.pad(a, (0, 0, 1, 0), pad_value=u)), [1], [0], [8]),
-    "max pool": lambda e, a, b, u, v: R.reshape(
-        e(R.nn.max_pool1d(e(R.reshape(a, (1, 4, 8))), 3, padding=1)), SHAPE
-    ),
+    "max pool": lambda e, a, b, u, v: R.reshape(e(R.nn.max_pool1d(e(R.reshape(a, (1, 4, 8))), 3, padding=1)), SHAPE),
     "average pool": lambda e, a, b, u, v: R.reshape(
         e(R.nn.avg_pool1d(e(R.reshape(a, (1, 4, 8))), 3, padding=1)), SHAPE
     ),
@@ -284,9 +278,7 @@ def test_random_graphs_stay_within_their_ranges(steps: list[tuple[str, int, int,
 POINT = {
     kind: st.one_of(
         st.floats(width=width, allow_nan=False),
-        st.sampled_from(
-            [0.0, -0.0, INF, -INF, float(np.finfo(kind).max), float(np.finfo(kind).smallest_subnormal)]
-        ),
+        st.sampled_from([0.0, -0.0, INF, -INF, float(np.finfo(kind).max), float(np.finfo(kind).smallest_subnormal)]),
     )
     for kind, width in (("float16", 16), ("float32", 32))
 }

@@ -20,14 +20,10 @@ def function_body(context: NodeContext) -> onnx.FunctionProto | None:
         return schema.function_body
     if not schema.has_context_dependent_function:
         return None
-    types = [
-        b"" if value is None else _type_of(value).SerializeToString() for value in context.inputs
-    ]
+    types = [b"" if value is None else _type_of(value).SerializeToString() for value in context.inputs]
     versions = schema.context_dependent_function_opset_versions
     version = max((v for v in versions if v <= context.opset), default=min(versions))
-    data = schema.get_context_dependent_function_with_opset_version(
-        version, context.node.SerializeToString(), types
-    )
+    data = schema.get_context_dependent_function_with_opset_version(version, context.node.SerializeToString(), types)
     return onnx.FunctionProto.FromString(data) if data else None
 
 

@@ -135,9 +135,7 @@ def _checked_dims(where: str, dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _external_array(
-    path: Path, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
+def _external_array(path: Path, tensor: onnx.TensorProto, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     where = f"{path}: tensor '{tensor.name}'"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     folder = path.parent.resolve()

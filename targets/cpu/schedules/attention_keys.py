@@ -151,9 +151,7 @@ class KeyLanes:
         with T.serial(i64(0), count) as r:
             self._store_row(task, running, first + r, r)
 
-    def _keys(
-        self, task: _Work, own: Block, kv_head: tirx.Expr, first: tirx.Expr, count: tirx.Expr
-    ) -> None:
+    def _keys(self, task: _Work, own: Block, kv_head: tirx.Expr, first: tirx.Expr, count: tirx.Expr) -> None:
         """What a block of keys brings to the `count` query rows from `first` on."""
         self._lay_out_keys(task, own, kv_head)
         self._lay_out_values(task, own, kv_head)
@@ -267,9 +265,7 @@ class KeyLanes:
                 for v in range(self.vectors):
                     self._finish_scores(task, own, acc[r][v], r, row, panel * i64(self.width) + i64(v * lanes))
 
-    def _finish_scores(
-        self, task: _Work, own: Block, acc: Register, r: int, row: tirx.Expr, column: tirx.Expr
-    ) -> None:
+    def _finish_scores(self, task: _Work, own: Block, acc: Register, r: int, row: tirx.Expr, column: tirx.Expr) -> None:
         """Scale one vector of products, add what is added for all rows, and store it."""
         lanes, scratch = self.lanes, task.scratch
         acc.store(acc.value * splat(tirx.const(self.attrs.scale, "float32"), lanes))
@@ -303,9 +299,7 @@ class KeyLanes:
                 add(whole * i64(lanes) + rest, i64(0))
         if known is None or known % self.width:
             with T.serial(i64(0), self._panels(own) * i64(self.width) - own.count) as rest:
-                T.buffer_store(
-                    scratch.scores, tirx.const(NEGATIVE_INFINITY, "float32"), [r, own.count + rest]
-                )
+                T.buffer_store(scratch.scores, tirx.const(NEGATIVE_INFINITY, "float32"), [r, own.count + rest])
 
     def _peaks(self, task: _Work, place: tirx.Expr) -> tuple[Register, Register]:
         """The largest scores of a tile's rows, and what the values of earlier blocks are multiplied with.
@@ -349,9 +343,7 @@ class KeyLanes:
         else:
             T.buffer_store(running.totals, running.totals[local] * factors.lane(r) + total.lane(0), [local])
 
-    def _values(
-        self, task: _Work, own: Block, factors: Register, positions: list[tirx.Expr], place: tirx.Expr
-    ) -> None:
+    def _values(self, task: _Work, own: Block, factors: Register, positions: list[tirx.Expr], place: tirx.Expr) -> None:
         """Probabilities times values, a few vectors of the head at a time; `place` is the tile's first row."""
         lanes, scratch = self.value_lanes, task.scratch
         total = self.attrs.value_dim // lanes

@@ -114,9 +114,7 @@ class ChannelWords:
                 with T.Else():
                     positions(rest)
 
-    def _store(
-        self, n: tirx.Expr, word: tirx.Expr, channel: tirx.Expr, at: tirx.Expr, lanes: int, valid: int
-    ) -> None:
+    def _store(self, n: tirx.Expr, word: tirx.Expr, channel: tirx.Expr, at: tirx.Expr, lanes: int, valid: int) -> None:
         """The words of some positions; the first `valid` channels of a word are there."""
         depth, kind = self.dot.depth, self.dot.activation
         levels = [self.levels(n, channel + i64(i), at, lanes) for i in range(valid)]

@@ -64,9 +64,7 @@ def pack_operands(func: tirx.PrimFunc, form: Form, width: int) -> dict[int, Pack
     return {i: found[param] for i, param in enumerate(func.params) if param in found}
 
 
-def emit(
-    func: tirx.PrimFunc, form: Form, plan: MatmulPlan, operands: Mapping[int, PackedOperand]
-) -> tirx.PrimFunc:
+def emit(func: tirx.PrimFunc, form: Form, plan: MatmulPlan, operands: Mapping[int, PackedOperand]) -> tirx.PrimFunc:
     """The scheduled PrimFunc. Parameters that are packed have their packed shapes."""
     tail, product = form.tail, form.product
     rows = volume(form.row_dims)

@@ -99,5 +99,3 @@ class DotArithmetic:
 def weight_bytes(arithmetic: Arithmetic) -> int:
     """Bytes of an element of B."""
     return int(tvm.DataType(arithmetic.weight).bits) // 8
-
-

@@ -46,7 +46,11 @@ class MaxPool:
 
 
 def find_max_pool(
-    data: relax.TensorType, sizes: Sequence[int | None], kind: str, kernel: Sequence[int], strides: Sequence[int],
+    data: relax.TensorType,
+    sizes: Sequence[int | None],
+    kind: str,
+    kernel: Sequence[int],
+    strides: Sequence[int],
     dilations: Sequence[int],
 ) -> MaxPool | None:
     """The pooling that a kernel call stands for, or None where it is another one.
@@ -90,9 +94,7 @@ def max_pool_kernel(data: relax.TensorType, pool: MaxPool, target: CpuTarget) ->
                 T.buffer_store(row, splat(low, lanes), [ramp(step * i64(lanes), lanes)])
             with T.serial(i64(0), i64(out_height)) as y:
                 first = y * i64(pool.strides[0]) - i64(pool.begin[0])
-                rows = [
-                    tirx.max(tirx.min(first + i64(tap), i64(height - 1)), i64(0)) for tap in range(pool.kernel[0])
-                ]
+                rows = [tirx.max(tirx.min(first + i64(tap), i64(height - 1)), i64(0)) for tap in range(pool.kernel[0])]
 
                 def highest(at: tirx.Expr, size: int) -> None:
                     value = tirx.BufferLoad(x, [n, c, rows[0], ramp(at, size)])

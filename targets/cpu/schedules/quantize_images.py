@@ -67,9 +67,7 @@ def quantize_images_kernel(
 class _Images:
     """Emits the kernel's body."""
 
-    def __init__(
-        self, source: tirx.Var, quantized: tirx.Var, groups: int, target: CpuTarget, dot: DotProduct
-    ) -> None:
+    def __init__(self, source: tirx.Var, quantized: tirx.Var, groups: int, target: CpuTarget, dot: DotProduct) -> None:
         self.source, self.quantized = source, quantized
         self.groups, self.target, self.dot = groups, target, dot
         self.batch, *rest = source.ty.shape
@@ -103,9 +101,7 @@ class _Images:
 
         ChannelWords(self.quantized, self.channels, self.groups, self.dot, levels).emit(self.target)
 
-    def _range(
-        self, ranges: tirx.Var, n: tirx.Expr, own: tirx.Expr, first: tirx.Expr, size: int, unit: int
-    ) -> None:
+    def _range(self, ranges: tirx.Var, n: tirx.Expr, own: tirx.Expr, first: tirx.Expr, size: int, unit: int) -> None:
         """The extremes of some elements of image n, and 0."""
         chains = CHAINS if unit > self.target.lanes() else 1
         lanes = unit // chains

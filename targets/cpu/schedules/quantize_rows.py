@@ -29,9 +29,7 @@ QUANTIZE_RULE, NORMALIZE_RULE = "cpu-quantize-rows", "cpu-normalize-rows"
 TASK_ROWS = 8
 
 
-def quantize_rows_kernel(
-    x: relax.TensorType, target: CpuTarget, dot: DotProduct, with_factors: bool
-) -> tirx.PrimFunc:
+def quantize_rows_kernel(x: relax.TensorType, target: CpuTarget, dot: DotProduct, with_factors: bool) -> tirx.PrimFunc:
     """The kernel for x [..., K] float32, and factors [K] that x is multiplied by first, if there are any.
 
     It writes q [..., K filled up] in `dot.activation`, scale [..., 1] float32 and zero [..., 1] int32, such that

@@ -39,9 +39,7 @@ def lower_arg_extreme(
 def lower_position(largest: bool) -> GpuLowering:
     """relax.argmax, relax.argmin: the first one."""
 
-    def lower(
-        builder: relax.BlockBuilder, call: relax.Call, target: GpuTarget, kernels: EmittedKernels
-    ) -> relax.Expr:
+    def lower(builder: relax.BlockBuilder, call: relax.Call, target: GpuTarget, kernels: EmittedKernels) -> relax.Expr:
         axis = call.attrs.axis
         chosen = None if axis is None else int(axis) % int(call.args[0].ty.ndim)
         return _call(builder, call, chosen, largest, False, target, kernels)

@@ -29,9 +29,7 @@ _MANY = 1 << 13
 _MOST_THREADS = 256
 
 
-def lower_scan(
-    builder: relax.BlockBuilder, call: relax.Call, target: GpuTarget, kernels: EmittedKernels
-) -> relax.Expr:
+def lower_scan(builder: relax.BlockBuilder, call: relax.Call, target: GpuTarget, kernels: EmittedKernels) -> relax.Expr:
     """`scan`: a running sum or product along an axis."""
     gv = kernels.add(builder, "scan", scan_kernel, call.args[0].ty, kernel_options(call), target)
     return relax.call_tir(gv, [call.args[0]], call.ty)
@@ -132,9 +130,7 @@ def scan_line(
     return get(running)
 
 
-def _scan_totals(
-    total: tirx.Expr, combine: Combine, identity: tirx.Expr, thread: tirx.Expr, threads: int
-) -> tirx.Expr:
+def _scan_totals(total: tirx.Expr, combine: Combine, identity: tirx.Expr, thread: tirx.Expr, threads: int) -> tirx.Expr:
     """What precedes a thread's piece: every thread's total combined with those of the threads before it."""
     dtype = element_type(identity)
     source, target = (T.alloc_buffer([i64(threads)], dtype, scope="shared") for _ in range(2))
@@ -201,5 +197,3 @@ def is_real(value: tirx.Expr) -> tirx.Expr:
     """1 (int64) for a real token's element of a mask, 0 for padding."""
     dtype = element_type(value)
     return tirx.Cast("int64", value if dtype == "bool" else tirx.NE(value, tirx.const(0, dtype)))
-
-

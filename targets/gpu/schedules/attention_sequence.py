@@ -64,9 +64,7 @@ class Sequence:
         start = i64(self.attrs.v_offset) + head * i64(self.attrs.value_dim) + column
         return self._load(self.v, row, self.keys, start, lanes)
 
-    def _load(
-        self, buffer: tirx.Var, row: tirx.Expr, rows: tirx.Expr, column: tirx.Expr, lanes: int
-    ) -> tirx.Expr:
+    def _load(self, buffer: tirx.Var, row: tirx.Expr, rows: tirx.Expr, column: tirx.Expr, lanes: int) -> tirx.Expr:
         place = tirx.max(tirx.min(row, rows - i64(1)), i64(0))
         value = tirx.BufferLoad(buffer, [self.batch, self.first + place, ramp(column, lanes)])
         return widened(value, lanes)

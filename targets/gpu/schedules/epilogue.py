@@ -43,9 +43,7 @@ class Epilogue:
         """Whether `count` tails may be emitted one behind the other."""
         return count * sum(1 for _ in walk(self.tail.value)) <= UNROLLED_NODES
 
-    def store(
-        self, sums: Callable[[int], tirx.Expr], row: tirx.Expr, column: tirx.Expr, count: int, tile: int
-    ) -> None:
+    def store(self, sums: Callable[[int], tirx.Expr], row: tirx.Expr, column: tirx.Expr, count: int, tile: int) -> None:
         """Emit what becomes of `count` neighbouring columns of a row, of which sums(i) is the i-th sum.
 
         `column` is a multiple of `count`, a power of 2, and one of a tile of `tile` columns, which may reach behind the

@@ -68,9 +68,7 @@ class Gemv:
     def __init__(self, plan: GemvPlan, arithmetic: Arithmetic, depth: tirx.Expr, epilogue: Epilogue) -> None:
         self.plan, self.arithmetic, self.depth, self.epilogue = plan, arithmetic, depth, epilogue
 
-    def emit(
-        self, a: RowSource, b: Source, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr
-    ) -> None:
+    def emit(self, a: RowSource, b: Source, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr) -> None:
         """Emit the rows and columns that start at `first`."""
         plan = self.plan
         if b.depth_first:
@@ -143,9 +141,7 @@ class Gemv:
         chunks = tirx.ceildiv(self.depth, i64(deep)) if depth is None else i64(-(-depth // deep))
         return tirx.floordiv(chunks - along + i64(self.plan.along - 1), i64(self.plan.along))
 
-    def _reduce(
-        self, sums: tirx.Var, own: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr
-    ) -> tuple[tirx.Var, int]:
+    def _reduce(self, sums: tirx.Var, own: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr) -> tuple[tirx.Var, int]:
         """Emit the addition of most of the threads' sums.
 
         Gives where they lie, as [parts, rows, columns], and how many parts are left to be added up.
@@ -178,9 +174,7 @@ class Gemv:
         barrier()
         return memory, parts
 
-    def _store(
-        self, memory: tirx.Var, parts: int, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr
-    ) -> None:
+    def _store(self, memory: tirx.Var, parts: int, first: tuple[tirx.Expr, tirx.Expr], thread: tirx.Expr) -> None:
         """Emit the last addition and the tails, neighbouring threads' columns side by side."""
         plan, count = self.plan, self.plan.rows * self.plan.columns
         rounds = -(-count // plan.threads)

@@ -204,9 +204,7 @@ def _arranged(
         _axes(part) for part in (spatial[:first_row], spatial[first_row:first_column], spatial[first_column:])
     )
     depth = _axes(sorted(reduced, key=lambda axis: _place(b, axis.var)))
-    made = [
-        Factor(load.source, tuple(load.indices), batch, major, depth) for load, major in ((a, rows), (b, columns))
-    ]
+    made = [Factor(load.source, tuple(load.indices), batch, major, depth) for load, major in ((a, rows), (b, columns))]
     return Product(made[0], made[1], batch, rows, columns, depth, groups)
 
 

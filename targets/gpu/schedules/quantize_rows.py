@@ -206,9 +206,7 @@ def _kept(value: tirx.Expr) -> tirx.Expr:
     return tirx.BufferLoad(kept, [i64(0)])
 
 
-def combined(
-    own: list[tirx.Expr], combine: Sequence[Combine], threads: int, thread: tirx.Expr
-) -> list[tirx.Expr]:
+def combined(own: list[tirx.Expr], combine: Sequence[Combine], threads: int, thread: tirx.Expr) -> list[tirx.Expr]:
     """Emit the combination of numbers that each of a workgroup's threads has; all threads get to know them.
 
     The number of threads is a power of 2.

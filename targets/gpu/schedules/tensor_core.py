@@ -346,4 +346,3 @@ def _zero(dtype: str) -> tirx.Expr:
 
 def _int(value: int) -> tirx.Expr:
     return tirx.IntImm("int32", value)
-

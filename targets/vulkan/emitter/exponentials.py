@@ -27,10 +27,22 @@ _SPLIT = """float split_exponent(float x, out float e) {
 
 _LOG_SERIES = f"""float log_series(float f, float e) {{
   precise float z = f * f;
-  precise float y = {horner("f", (
-      7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
-      2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
-  ))} * f * z;
+  precise float y = {
+    horner(
+        "f",
+        (
+            7.0376836292e-2,
+            -1.1514610310e-1,
+            1.1676998740e-1,
+            -1.2420140846e-1,
+            1.4249322787e-1,
+            -1.6668057665e-1,
+            2.0000714765e-1,
+            -2.4999993993e-1,
+            3.3333331174e-1,
+        ),
+    )
+} * f * z;
   y = y - 2.12194440e-4 * e - 0.5 * z;
   return (f + y) + 0.693359375 * e;
 }}"""
@@ -54,9 +66,20 @@ _LOG1P = """float math_log1p(float x) {
 _EXP2_SPLIT = f"""float exp2_split(float whole, float part) {{
   precise float n = roundEven(clamp(whole, -200.0, 200.0));
   precise float f = (clamp(whole, -200.0, 200.0) - n) + part;
-  float y = {horner("f", (
-      1.534580806e-4, 1.339993090e-3, 9.618489072e-3, 5.550328642e-2, 2.402264625e-1, 6.931471825e-1, 1.0,
-  ))};
+  float y = {
+    horner(
+        "f",
+        (
+            1.534580806e-4,
+            1.339993090e-3,
+            9.618489072e-3,
+            5.550328642e-2,
+            2.402264625e-1,
+            6.931471825e-1,
+            1.0,
+        ),
+    )
+};
   return scale_by_power(y, int(n));
 }}"""
 
@@ -92,8 +115,9 @@ _POW = f"""float math_pow(float x, float y) {{
   precise float s_low = (((f - back) - product_error(s, d, back)) - s * d_low) / d;
   float z = s * s;
   // 2 / ln 2 times s (1 + z / 3 + z^2 / 5 + ...), the first product in two parts.
-  float series = z * s * {horner("z", (2.8853900818 / 11, 2.8853900818 / 9, 2.8853900818 / 7, 2.8853900818 / 5,
-                                       2.8853900818 / 3))};
+  float series = z * s * {
+    horner("z", (2.8853900818 / 11, 2.8853900818 / 9, 2.8853900818 / 7, 2.8853900818 / 5, 2.8853900818 / 3))
+};
   precise float p = s * 2.885390043258667;
   precise float p_low = product_error(s, 2.885390043258667, p) + (s * 3.8519242e-8 + s_low * 2.8853900818) + series;
   precise float t = e + p;
@@ -112,18 +136,37 @@ _EXP10 = f"""float math_exp10(float x) {{
   if (!(abs(x) < 60.0)) return is_nan(x) ? x : (x > 0.0 ? INFINITY : 0.0);
   precise float n = roundEven(x * 3.32192809);
   precise float r = (x - n * 0.30078125) - n * 2.48745663981195213739e-4;
-  return scale_by_power(1.0 + r * {horner("r", (
-      2.063216740311022e-1, 5.420251702225484e-1, 1.171292686296281, 2.034649854009453, 2.650948748208892,
-      2.302585167056758,
-  ))}, int(n));
+  return scale_by_power(1.0 + r * {
+    horner(
+        "r",
+        (
+            2.063216740311022e-1,
+            5.420251702225484e-1,
+            1.171292686296281,
+            2.034649854009453,
+            2.650948748208892,
+            2.302585167056758,
+        ),
+    )
+}, int(n));
 }}"""
 _EXP_EXACT = f"""float exp_exact(float x) {{
   if (!(abs(x) < 120.0)) return is_nan(x) ? x : (x > 0.0 ? INFINITY : 0.0);
   precise float n = roundEven(x * 1.44269504);
   precise float r = (x - n * 0.693359375) + n * 2.12194440e-4;
-  return scale_by_power(1.0 + (r + r * r * {horner("r", (
-      1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
-  ))}), int(n));
+  return scale_by_power(1.0 + (r + r * r * {
+    horner(
+        "r",
+        (
+            1.9875691500e-4,
+            1.3981999507e-3,
+            8.3334519073e-3,
+            4.1665795894e-2,
+            1.6666665459e-1,
+            5.0000001201e-1,
+        ),
+    )
+}), int(n));
 }}"""
 # 2^n in two factors, so that neither overflows before the result does.
 _SCALE = """float scale_by_power(float y, int n) {
@@ -135,25 +178,64 @@ _SCALE = """float scale_by_power(float y, int n) {
 _ERF = f"""float math_erf(float x) {{
   float t = min(abs(x), 4.0);
   float s = x * x;
-  float small = x + x * {horner("s", (
-      -5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1,
-  ))};
-  float p = t * {horner("t", (
-      -1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2, -1.06777877e-1, -6.34846687e-1, -1.28717512e-1,
-  ))} - t;
+  float small = x + x * {
+    horner(
+        "s",
+        (
+            -5.96761703e-4,
+            4.99119423e-3,
+            -2.67681349e-2,
+            1.12819925e-1,
+            -3.76125336e-1,
+            1.28379166e-1,
+        ),
+    )
+};
+  float p = t * {
+    horner(
+        "t",
+        (
+            -1.72853470e-5,
+            3.83197126e-4,
+            -3.88396438e-3,
+            2.42546219e-2,
+            -1.06777877e-1,
+            -6.34846687e-1,
+            -1.28717512e-1,
+        ),
+    )
+} - t;
   return is_nan(x) ? x : (t > 0.927734375 ? copy_sign(1.0 - exp(p), x) : small);
 }}"""
 
 _TANH = f"""float math_tanh(float x) {{
   float c = clamp(x, -9.2, 9.2);
   float s = c * c;
-  float p = {horner("s", (
-      -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
-      1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03,
-  ))};
-  float q = {horner("s", (
-      1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03,
-  ))};
+  float p = {
+    horner(
+        "s",
+        (
+            -2.76076847742355e-16,
+            2.00018790482477e-13,
+            -8.60467152213735e-11,
+            5.12229709037114e-08,
+            1.48572235717979e-05,
+            6.37261928875436e-04,
+            4.89352455891786e-03,
+        ),
+    )
+};
+  float q = {
+    horner(
+        "s",
+        (
+            1.19825839466702e-06,
+            1.18534705686654e-04,
+            2.26843463243900e-03,
+            4.89352518554385e-03,
+        ),
+    )
+};
   float y = clamp(c * p / q, -1.0, 1.0);
   return is_nan(x) || abs(x) < 4e-4 ? x : y;
 }}"""
@@ -214,9 +296,7 @@ EXPONENTIALS = {
 }""",
         calls("split_exponent", "log_series"),
     ),
-    "math_log10": Function(
-        "float math_log10(float x) { return math_log(x) * 0.43429448; }", calls("math_log")
-    ),
+    "math_log10": Function("float math_log10(float x) { return math_log(x) * 0.43429448; }", calls("math_log")),
     "math_log1p": Function(_LOG1P, calls("math_log")),
     "scale_by_power": Function(_SCALE),
     "product_error": Function(_PRODUCT_ERROR),

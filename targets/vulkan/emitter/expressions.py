@@ -294,9 +294,7 @@ class Expressions:
             if not target.is_float and target.dtype != "bool":
                 text = self.index(expr.value, lane)  # the lower bits are those of the result
                 return self.wrapped(text if target.register == "int" else f"{target.register}({text})", target)
-            if self.bounds(expr.value).fits or (
-                self.bounds(expr.value).is_narrow and not self.context.gpu.has_int64
-            ):
+            if self.bounds(expr.value).fits or (self.bounds(expr.value).is_narrow and not self.context.gpu.has_int64):
                 return self.converted(self.index(expr.value, lane), "int32", target)
         return self.converted(self.value(expr.value, lane), source, target)
 

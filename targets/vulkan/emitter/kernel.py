@@ -75,9 +75,7 @@ def emit(name: str, func: tirx.PrimFunc, gpu: Capabilities) -> Shader:
     return Shader(source, parameters, launch, workgroup, requires, subgroup, statements.shared_bytes, in_uniform)
 
 
-def _parameters(
-    context: Context, func: tirx.PrimFunc
-) -> tuple[dict[tirx.Var, Binding], dict[tirx.Var, _Scalar]]:
+def _parameters(context: Context, func: tirx.PrimFunc) -> tuple[dict[tirx.Var, Binding], dict[tirx.Var, _Scalar]]:
     bindings: dict[tirx.Var, Binding] = {}
     scalars: dict[tirx.Var, _Scalar] = {}
     for var in func.params:

@@ -104,9 +104,7 @@ def _call(command: list[str], libraries: str | None) -> subprocess.CompletedProc
         searched = environment.get("LD_LIBRARY_PATH")
         environment["LD_LIBRARY_PATH"] = f"{libraries}{os.pathsep}{searched}" if searched else libraries
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S, check=False
-        )
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise GreenccError(f"{command[0]}: can't be run: {error}") from error
 

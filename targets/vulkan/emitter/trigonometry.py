@@ -91,9 +91,18 @@ _TAN = """float math_tan(float x) {
 
 _ASIN_SERIES = f"""float arcsine_series(float x) {{
   float z = x * x;
-  return x + x * z * {horner("z", (
-      4.2163199048e-2, 2.4181311049e-2, 4.5470025998e-2, 7.4953002686e-2, 1.6666752422e-1,
-  ))};
+  return x + x * z * {
+    horner(
+        "z",
+        (
+            4.2163199048e-2,
+            2.4181311049e-2,
+            4.5470025998e-2,
+            7.4953002686e-2,
+            1.6666752422e-1,
+        ),
+    )
+};
 }}"""
 _ASIN = """float math_asin(float x) {
   float a = abs(x);
@@ -114,9 +123,17 @@ _ATAN = f"""float math_atan(float x) {{
   float start = a > 2.414213562373095 ? 1.57079633 : (a > 0.4142135623730950 ? 0.785398163 : 0.0);
   float t = a > 2.414213562373095 ? -1.0 / a : (a > 0.4142135623730950 ? (a - 1.0) / (a + 1.0) : a);
   float z = t * t;
-  float y = start + (t + t * z * {horner("z", (
-      8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1,
-  ))});
+  float y = start + (t + t * z * {
+    horner(
+        "z",
+        (
+            8.05374449538e-2,
+            -1.38776856032e-1,
+            1.99777106478e-1,
+            -3.33329491539e-1,
+        ),
+    )
+});
   return copy_sign(y, x);
 }}"""
 _ATAN2 = """float math_atan2(float y, float x) {

@@ -97,11 +97,16 @@ def test_movement_agrees_with_onnxruntime(cases: list[Case], tmp_path: Path) -> 
     ("text", "reason"),
     [
         ("(float[4] x) => (int64 y) { y = NonZero(x) }", "depends on data"),
-        ("(float[4] x) => (float y) { s = Constant<value_ints=[3]>() e = Constant<value_ints=[1]>() y = Slice(x, s, e) }",
-         "has no elements"),
+        (
+            "(float[4] x) => (float y) { s = Constant<value_ints=[3]>() e = Constant<value_ints=[1]>() y = Slice(x, s, e) }",
+            "has no elements",
+        ),
         ("(float[4] x, int64[2] s) => (float y) { y = Reshape(x, s) }", "depends on data"),
         ("(float[N,4] x, float[S,4] z) => (float y) { s = Shape(z) y = Expand(x, s) }", "only known at run time"),
-        ("(float[N,4] x) => (float a, float b) { a, b = Split<axis=0, num_outputs=2>(x) }", "symbolic size in equal parts"),
+        (
+            "(float[N,4] x) => (float a, float b) { a, b = Split<axis=0, num_outputs=2>(x) }",
+            "symbolic size in equal parts",
+        ),
         ("(float[4] x, int64[1] k) => (float v, int64 i) { v, i = TopK(x, k) }", "depends on data"),
     ],
 )

@@ -41,7 +41,11 @@ CASES = [
 GROUPS = {"s": weights(4), "b": weights(5)[:4]}
 MODERN = [
     Case("group", X2 + "{ y = GroupNormalization<num_groups=2>(x, s, b) }", GROUPS),
-    Case("group 1-D", "(float[N,4,S] x) => (float y) { y = GroupNormalization<num_groups=4, epsilon=0.1>(x, s, b) }", GROUPS),
+    Case(
+        "group 1-D",
+        "(float[N,4,S] x) => (float y) { y = GroupNormalization<num_groups=4, epsilon=0.1>(x, s, b) }",
+        GROUPS,
+    ),
 ]
 CONTRIB = [
     Case("skip", "(float[N,S,8] x, float[N,S,8] y0) => (float y, float t)"

@@ -18,7 +18,6 @@ def scalar(dtype: type, value: float) -> np.ndarray:
     return np.array(value, dtype)
 
 
-
 EINSUM = [
     Case(equation, f"({', '.join(f'float[{shape}] x{i}' for i, shape in enumerate(shapes))}) => (float y)"
          f"{{ y = Einsum<equation=\"{equation}\">({', '.join(f'x{i}' for i in range(len(shapes)))}) }}", atol=2e-5)
@@ -97,10 +96,10 @@ DEFORMED = [
          {"w": floats(*range(72)).reshape(4, 2, 3, 3) / 72, "b": floats(1, 2, 3, 4)}, atol=5e-5),
 ]  # fmt: skip
 REFUSED = [
-    (Case("letters", "(float[2,3] x) => (float y) { y = Einsum<equation=\"ij->ik\">(x) }"), "not well formed"),
-    (Case("rank", "(float[2,3] x) => (float y) { y = Einsum<equation=\"ijk->i\">(x) }"), "does not fit"),
-    (Case("operands", "(float[2,3] x) => (float y) { y = Einsum<equation=\"ij,jk->ik\">(x) }"), "for 2 operands"),
-    (Case("sizes", "(float[2,3] x, float[4,5] z) => (float y) { y = Einsum<equation=\"ij,jk->ik\">(x, z) }"), "axis 'j'"),
+    (Case("letters", '(float[2,3] x) => (float y) { y = Einsum<equation="ij->ik">(x) }'), "not well formed"),
+    (Case("rank", '(float[2,3] x) => (float y) { y = Einsum<equation="ijk->i">(x) }'), "does not fit"),
+    (Case("operands", '(float[2,3] x) => (float y) { y = Einsum<equation="ij,jk->ik">(x) }'), "for 2 operands"),
+    (Case("sizes", '(float[2,3] x, float[4,5] z) => (float y) { y = Einsum<equation="ij,jk->ik">(x, z) }'), "axis 'j'"),
     (Case("grid", "(float[1,1,4,4] x, float[1,2,2,3] g) => (float y) { y = GridSample(x, g) }"), "does not fit 2"),
 ]
 

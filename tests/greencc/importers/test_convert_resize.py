@@ -78,8 +78,14 @@ SYMBOLIC += [
 REFUSED = [
     (Case("cubic open", by_scales(attributes("cubic", "half_pixel"), "N,2,H,W"), scales(1, 1, 2, 2)), "static size"),
     (Case("align", by_scales(attributes("linear", "align_corners")), scales(1, 1, 0.5, 1)), "not settled"),
-    (Case("align open", by_scales(attributes("linear", "align_corners"), "1,2,H,W"), scales(1, 1, 0.5, 1)), "not settled"),
-    (Case("odd scale", by_scales(attributes("linear", "half_pixel"), "1,2,H,W"), scales(1, 1, 2.6, 1)), "can't be known"),
+    (
+        Case("align open", by_scales(attributes("linear", "align_corners"), "1,2,H,W"), scales(1, 1, 0.5, 1)),
+        "not settled",
+    ),
+    (
+        Case("odd scale", by_scales(attributes("linear", "half_pixel"), "1,2,H,W"), scales(1, 1, 2.6, 1)),
+        "can't be known",
+    ),
     (Case("mode", by_scales('mode="spline"'), scales(1, 1, 2, 2)), "'spline'"),
     (Case("transform", by_scales(attributes("linear", "odd")), scales(1, 1, 2, 2)), "'odd' is unknown"),
     (Case("scales", by_scales('mode="linear"'), scales(2, 2)), "do not fit"),
@@ -96,7 +102,7 @@ def test_symbolic_resizing_agrees_with_onnx_runtime(tmp_path):
 
 
 def test_upsample_agrees_with_onnx_runtime(tmp_path):
-    text = "(float[1,2,H,5] x) => (float y) {{ y = Upsample<mode=\"{}\">(x, s) }}"
+    text = '(float[1,2,H,5] x) => (float y) {{ y = Upsample<mode="{}">(x, s) }}'
     check([Case(mode, text.format(mode), scales(1, 1, 2, 3)) for mode in ("nearest", "linear")], tmp_path, opset=9)
 
 

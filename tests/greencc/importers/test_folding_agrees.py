@@ -48,9 +48,7 @@ def test_constant_and_run_time_inputs_agree(case: Case, tmp_path: Path) -> None:
     for fold in (False, True):
         graph = case.graph()
         if fold:
-            graph.initializer.extend(
-                onnx.numpy_helper.from_array(case.feeds[i.name], i.name) for i in graph.input
-            )
+            graph.initializer.extend(onnx.numpy_helper.from_array(case.feeds[i.name], i.name) for i in graph.input)
             del graph.input[:]
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
         path = tmp_path / f"{fold}.onnx"

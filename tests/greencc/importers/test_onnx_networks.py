@@ -62,7 +62,9 @@ def graph_model(text: str, opset: int = 17) -> onnx.ModelProto:
 
 
 def test_every_call_carries_the_name_of_its_node(tmp_path):
-    model = graph_model("(float[N,3] x) => (float y) { [first] a = Relu(x) [second] b = Softmax(a) [third] y = Gelu(b) }", 20)
+    model = graph_model(
+        "(float[N,3] x) => (float y) { [first] a = Relu(x) [second] b = Softmax(a) [third] y = Gelu(b) }", 20
+    )
     onnx.save(model, tmp_path / "m.onnx")
     module = import_onnx(tmp_path / "m.onnx").module
     names = [span_of(b.value) for _, fn in relax_functions(module) for b in bindings_of(fn) if span_of(b.value)]
@@ -91,7 +93,9 @@ def test_dimensions_that_must_be_equal_become_one(tmp_path):
 
 def test_computed_sizes_that_must_agree_are_checked_when_the_model_runs(tmp_path):
     pool = "p = MaxPool<kernel_shape=[2], strides=[2]>(x)"
-    onnx.save(graph_model(f"(float[1,3,A] x, float[1,3,B] z) => (float y) {{ {pool} y = Add(p, z) }}"), tmp_path / "m.onnx")
+    onnx.save(
+        graph_model(f"(float[1,3,A] x, float[1,3,B] z) => (float y) {{ {pool} y = Add(p, z) }}"), tmp_path / "m.onnx"
+    )
     module = import_onnx(tmp_path / "m.onnx").module
     x, z = np.ones((1, 3, 8), np.float32), np.ones((1, 3, 4), np.float32)
     np.testing.assert_array_equal(run(module, [x, z])[0], 2 * z)

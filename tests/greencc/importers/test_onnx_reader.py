@@ -112,7 +112,9 @@ def test_an_unsorted_graph_is_sorted(tmp_path):
 
 
 def test_a_nested_graph_is_checked_like_the_outer_one(tmp_path):
-    branch = helper.make_graph([helper.make_node("Relu", ["ghost"], ["t"], name="inner")], "b", [], [tensor_info("t", 2, 3)])
+    branch = helper.make_graph(
+        [helper.make_node("Relu", ["ghost"], ["t"], name="inner")], "b", [], [tensor_info("t", 2, 3)]
+    )
     node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
     condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
     path = saved(build(node, inputs=[condition]), tmp_path)
@@ -212,12 +214,18 @@ def test_every_unsupported_operator_is_listed_with_name_operator_domain_and_opse
     path = saved(model, tmp_path)
     message = refusal(path, UnsupportedOperators)
     assert "3 unsupported node(s)" in message
-    for part in ("Strange 'first' (my.domain opset 3)", "Stranger 'second' (ai.onnx opset 17)", "Strangest 'd' (ai.onnx"):
+    for part in (
+        "Strange 'first' (my.domain opset 3)",
+        "Stranger 'second' (ai.onnx opset 17)",
+        "Strangest 'd' (ai.onnx",
+    ):
         assert part in message
 
 
 def test_unsupported_operators_in_branches_are_listed_too(tmp_path):
-    branch = helper.make_graph([helper.make_node("Strange", ["x"], ["t"], name="inner")], "b", [], [tensor_info("t", 2, 3)])
+    branch = helper.make_graph(
+        [helper.make_node("Strange", ["x"], ["t"], name="inner")], "b", [], [tensor_info("t", 2, 3)]
+    )
     node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
     inputs = [tensor_info("x", 2, 3), helper.make_tensor_value_info("c", TensorProto.BOOL, [])]
     assert "Strange 'inner'" in refusal(saved(build(node, inputs=inputs), tmp_path), UnsupportedOperators)

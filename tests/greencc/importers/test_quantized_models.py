@@ -162,7 +162,17 @@ def test_integer_operators_bit_for_bit(tmp_path: Path, activations: str, weights
         r = QLinearConv<pads=[1,1,1,1]>(i, sa, za, f, sw, zw, sy, zy, b)
     }}"""
     graph = onnx.parser.parse_graph(text)
-    constants = {"w": w, "f": f, "zw": np.array(w_zero, weights), "za": za, "zy": zy, "sa": sa, "sw": sw, "sy": sy, "b": bias}
+    constants = {
+        "w": w,
+        "f": f,
+        "zw": np.array(w_zero, weights),
+        "za": za,
+        "zy": zy,
+        "sa": sa,
+        "sw": sw,
+        "sy": sy,
+        "b": bias,
+    }
     graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)

@@ -41,9 +41,7 @@ def session(folder: Path, trials: int, report: int) -> None:
     database = Database(folder)
     with database.writer(SCOPE) as writer:
         records = database.records(SCOPE)
-        Session(
-            TASKS, FakeLab(slow), records, writer, budget=Budget(trials), threads=2, listen=listen
-        ).run()
+        Session(TASKS, FakeLab(slow), records, writer, budget=Budget(trials), threads=2, listen=listen).run()
 
 
 def main(folder: Path, kills: int, trials: int, seed: int) -> None:

@@ -32,8 +32,14 @@ def cost(plan: Plan) -> float:
     rows, vectors, task, ahead = (int(plan[name]) for name in ("rows", "vectors", "task", "ahead"))
     memory = 0.1 if plan["tail"] == "memory" else 0.0
     far = abs(task.bit_length() - 6)
-    return 1 + 0.1 * abs(rows - 6) + 0.2 * abs(vectors - 4) + 0.05 * far + 0.03 * (int(plan["unroll"]) - 1) + memory + (
-        0.01 * abs(ahead - 4)
+    return (
+        1
+        + 0.1 * abs(rows - 6)
+        + 0.2 * abs(vectors - 4)
+        + 0.05 * far
+        + 0.03 * (int(plan["unroll"]) - 1)
+        + memory
+        + (0.01 * abs(ahead - 4))
     )
 
 

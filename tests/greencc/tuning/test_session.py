@@ -104,8 +104,10 @@ def test_a_lucky_measurement_is_found_out(tmp_path: Path) -> None:
 
     class Lucky(FakeLab):
         def measure(self, task: Task, decisions: Any, thorough: bool = False) -> Any:
-            self._cost = (lambda plan: 40e-6 if plan == lucky else 32e-6) if thorough else (
-                lambda plan: 10e-6 if plan == lucky else 32e-6
+            self._cost = (
+                (lambda plan: 40e-6 if plan == lucky else 32e-6)
+                if thorough
+                else (lambda plan: 10e-6 if plan == lucky else 32e-6)
             )
             return super().measure(task, decisions, thorough)
 

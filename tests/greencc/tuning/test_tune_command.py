@@ -57,9 +57,7 @@ def test_events_are_told_after_their_records_are_kept(
     assert text.count('"seconds"') + text.count('"error"') >= len([trial for trial in told if trial])
 
 
-def test_a_compilation_uses_it_and_computes_the_same(
-    session: Finished, tmp_path: Path
-) -> None:
+def test_a_compilation_uses_it_and_computes_the_same(session: Finished, tmp_path: Path) -> None:
     model, folder, result, _ = session
     report = api.compile(model, tmp_path / "tuned", threads=2, tune_db=folder)
     answered = report["tuning"]
@@ -88,9 +86,7 @@ def test_the_same_command_again_has_nothing_to_do(
     assert again["trials"] == TRIALS
 
 
-def test_a_database_of_another_target_is_refused_by_name(
-    session: Finished, tmp_path: Path
-) -> None:
+def test_a_database_of_another_target_is_refused_by_name(session: Finished, tmp_path: Path) -> None:
     model, folder, _, _ = session
     with pytest.raises(UserError, match=r"tuned for .*2 threads.*1 thread instead of 2"):
         api.compile(model, tmp_path / "out", threads=1, tune_db=folder)

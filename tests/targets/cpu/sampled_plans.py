@@ -46,5 +46,3 @@ def rule_of(target: CpuTarget, name: str) -> TunableRule:
     (found,) = (rule for rule in target.rules() if rule.name == name)
     assert isinstance(found, TunableRule)
     return found
-
-

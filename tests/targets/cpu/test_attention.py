@@ -40,7 +40,15 @@ def fused(heads: int, kv_heads: int, head_dim: int, value_dim: int, **options: o
     keys = heads * head_dim
     values = keys + kv_heads * head_dim
     return AttentionAttrs(
-        heads, kv_heads, head_dim, value_dim, 0, keys, values, scale=head_dim**-0.5, **options  # type: ignore[arg-type]
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim,
+        0,
+        keys,
+        values,
+        scale=head_dim**-0.5,
+        **options,  # type: ignore[arg-type]
     )
 
 
@@ -80,9 +88,7 @@ def test_all_forms_with_symbolic_and_static_sizes(target: CpuTarget) -> None:
                 name: normal(*(actual.get(getattr(d, "name", d), d) for d in shape), seed=len(name) + rows)
                 for name, (shape, _) in params.items()
             }
-            for i, ((name, (attrs, _)), got) in enumerate(
-                zip(CASES.items(), runner(*arrays.values()), strict=True)
-            ):
+            for i, ((name, (attrs, _)), got) in enumerate(zip(CASES.items(), runner(*arrays.values()), strict=True)):
                 want = reference(arrays[f"y{i}"], attrs, arrays.get(f"m{i}"))
                 np.testing.assert_allclose(got, want, atol=ATOL, rtol=0, err_msg=f"{name} at {batch}x{rows}")
 

@@ -59,8 +59,7 @@ def test_strides_paddings_dilations_and_odd_sizes(target: CpuTarget, seed: int) 
     def body(emit, *values):
         pairs = zip(CASES, values[::2], values[1::2], strict=True)
         return [
-            emit(relax.op.clip(emit(relax.op.add(layer(emit, case, x), residual)), 0, 6))
-            for case, x, residual in pairs
+            emit(relax.op.clip(emit(relax.op.add(layer(emit, case, x), residual)), 0, 6)) for case, x, residual in pairs
         ]
 
     arrays = [array for x, residual, _ in wanted() for array in (x, residual)]

@@ -32,9 +32,7 @@ RUNNABLE = [name for name, target in X86.items() if set(target.features) <= set(
 
 def single(shape: tuple[int, int], w: np.ndarray, scale: np.ndarray) -> tvm.IRModule:
     """A module of one product."""
-    return function(
-        {"x": (shape, "float32")}, lambda emit, x: emit(quantized_matmul(x, constant(w), constant(scale)))
-    )
+    return function({"x": (shape, "float32")}, lambda emit, x: emit(quantized_matmul(x, constant(w), constant(scale))))
 
 
 @pytest.mark.skipif(not host().is_x86, reason="x86 instructions")
@@ -192,9 +190,7 @@ def test_an_image_that_two_convolutions_read_is_quantized_once() -> None:
 def convolution() -> tvm.IRModule:
     case = Convolution((1, 32, 16, 16), 64, (3, 3), Conv2dAttrs(padding=(1, 1, 1, 1)))
     w, scale = map(constant, case.weight)
-    return function(
-        {"x": (case.shape, "float32")}, lambda emit, x: emit(quantized_conv2d(x, w, scale, case.attrs))
-    )
+    return function({"x": (case.shape, "float32")}, lambda emit, x: emit(quantized_conv2d(x, w, scale, case.attrs)))
 
 
 def product() -> tvm.IRModule:

@@ -71,9 +71,7 @@ def test_symbolic_rows(target: CpuTarget) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 127, 128, 129, 256, 300])
 def test_static_rows_around_the_task_size(rows: int) -> None:
     w, _ = weights(24, 64)
-    runner = Runner(
-        function({"x": ((rows, 24), "float32")}, lambda emit, x: emit(relax.op.matmul(x, relax.const(w))))
-    )
+    runner = Runner(function({"x": ((rows, 24), "float32")}, lambda emit, x: emit(relax.op.matmul(x, relax.const(w)))))
     x = normal(rows, 24)
     np.testing.assert_allclose(runner(x)[0], x.astype(np.float64) @ w, atol=ATOL, rtol=0)
 

@@ -75,9 +75,7 @@ def test_max_pool_and_a_symbolic_width() -> None:
         weight = relax.const(np.full((2, 2, 3, 3), 0.5, np.float32))
         return [pooled, emit(relax.op.nn.conv2d(symbolic, weight, padding=(1, 1, 1, 1)))]
 
-    runner = Runner(
-        function({"a": ((1, 4, 11, 11), "float32"), "b": ((1, 2, 8, width), "float32")}, body)
-    )
+    runner = Runner(function({"a": ((1, 4, 11, 11), "float32"), "b": ((1, 2, 8, width), "float32")}, body))
     a, b = normal(1, 4, 11, 11), normal(1, 2, 8, 13)
     pooled, convolved = runner(a, b)
     padded = np.pad(a, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)

@@ -38,9 +38,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> FakeMachine:
 def test_a_machine_without_driver_gets_one_line() -> None:
     with pytest.raises(UserError) as caught:
         cuda.devices()
-    assert str(caught.value) == (
-        "no NVIDIA driver on this machine (libcuda.so.1 doesn't load): CUDA code can't run"
-    )
+    assert str(caught.value) == ("no NVIDIA driver on this machine (libcuda.so.1 doesn't load): CUDA code can't run")
 
 
 def test_devices_are_described(machine: FakeMachine) -> None:

@@ -12,9 +12,7 @@ from greencc.targets.tuning.space import Plan, Space, TunableRule
 from greencc.targets.tuning.workload import workload_key
 
 
-def spaces_of(
-    func: tirx.PrimFunc, constants: frozenset[int], target: Target
-) -> dict[str, tuple[TunableRule, Space]]:
+def spaces_of(func: tirx.PrimFunc, constants: frozenset[int], target: Target) -> dict[str, tuple[TunableRule, Space]]:
     """The rules that have a space for a kernel, with it."""
     own = str(func.attrs[RULE_ATTR]) if func.attrs and RULE_ATTR in func.attrs else None
     found = {}

@@ -89,9 +89,7 @@ def test_integer_products_are_exact(kind: str, depth: int) -> None:
     w = random.integers(-127, 128, (depth, 50)).astype(np.int8)
     zero = np.array(info.min + 7, kind)
     runner = GpuRunner(
-        function(
-            {"a": ((2, 21, depth), kind)}, lambda emit, a: emit(integer_matmul(a, constant(zero), constant(w)))
-        )
+        function({"a": ((2, 21, depth), kind)}, lambda emit, a: emit(integer_matmul(a, constant(zero), constant(w))))
     )
     a = random.integers(info.min, info.max, (2, 21, depth), endpoint=True).astype(kind)
     np.testing.assert_array_equal(runner(a)[0], (a.astype(np.int64) - int(zero)) @ w.astype(np.int64))

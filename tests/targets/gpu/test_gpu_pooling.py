@@ -35,9 +35,7 @@ class Pool:
 
     def out(self, sizes: tuple[Any, ...], divide: Any) -> list[Any]:
         count = len(self.kernel)
-        windows = zip(
-            sizes, self.kernel, self.strides, self.pads, self.pads[count:], self.dilations, strict=False
-        )
+        windows = zip(sizes, self.kernel, self.strides, self.pads, self.pads[count:], self.dilations, strict=False)
         spans = [(size + a + b - (k - 1) * d - 1, s) for size, k, s, a, b, d in windows]
         return [divide(span + (s - 1 if self.ceil else 0), s) + 1 for span, s in spans]
 

@@ -79,12 +79,12 @@ def test_a_file_describes_a_device(tmp_path: Path) -> None:
     ("gpu", "reason"),
     [
         ({"max_thread": 1}, "unknown field 'max_thread'"),
-        ({"max_threads": "many"}, "max_threads of \"gpu\" must be like 256"),
-        ({"has_dot4": 1}, "has_dot4 of \"gpu\" must be like False"),
+        ({"max_threads": "many"}, 'max_threads of "gpu" must be like 256'),
+        ({"has_dot4": 1}, 'has_dot4 of "gpu" must be like False'),
         ([], '"gpu" must be an object'),
-        ({"max_threads": 1}, "max_threads of \"gpu\" must be like 256, at least 64"),
+        ({"max_threads": 1}, 'max_threads of "gpu" must be like 256, at least 64'),
         ({"shared_bytes": 0}, "at least 8192"),
-        ({"subgroup": 7}, "subgroup of \"gpu\" must be a power of two"),
+        ({"subgroup": 7}, 'subgroup of "gpu" must be a power of two'),
     ],
 )
 def test_a_description_that_says_nothing_is_refused(tmp_path: Path, gpu: object, reason: str) -> None:

@@ -65,9 +65,7 @@ def celu(ctx: NodeContext) -> relax.Expr:
     """Celu: max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
     x, alpha = ctx.tensor(0), scalar(ctx, "alpha", 1.0)
     negative = _exp_minus_one(ctx, ctx.emit(relax.op.divide(x, alpha)))
-    return relax.op.where(
-        ctx.emit(relax.op.less(x, _zero(ctx))), ctx.emit(relax.op.multiply(alpha, negative)), x
-    )
+    return relax.op.where(ctx.emit(relax.op.less(x, _zero(ctx))), ctx.emit(relax.op.multiply(alpha, negative)), x)
 
 
 def leaky_relu(ctx: NodeContext) -> relax.Expr:

@@ -57,9 +57,7 @@ def _symbols(captured: list[Value]) -> list[tirx.Var]:
     return list(found)
 
 
-def _branch(
-    ctx: NodeContext, graph: onnx.GraphProto, captured: list[Value]
-) -> tuple[ir.GlobalVar, list[relax.Type]]:
+def _branch(ctx: NodeContext, graph: onnx.GraphProto, captured: list[Value]) -> tuple[ir.GlobalVar, list[relax.Type]]:
     """One branch as a private function of the captured tensors and of the symbolic sizes they mention."""
     from greencc.importers.onnx.walker import GraphWalker
 

@@ -67,9 +67,7 @@ def compress(ctx: NodeContext) -> relax.Expr:
         total = as_expr(1)
         for dim in ctx.shape(0):
             total = total * as_expr(dim)
-        return relax.op.take(
-            ctx.emit(relax.op.reshape(data, [total])), ctx.const(keep, "int64"), 0, mode="clip"
-        )
+        return relax.op.take(ctx.emit(relax.op.reshape(data, [total])), ctx.const(keep, "int64"), 0, mode="clip")
     return relax.op.take(data, ctx.const(keep, "int64"), ctx.axis("axis"), mode="clip")
 
 

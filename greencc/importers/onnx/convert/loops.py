@@ -86,9 +86,7 @@ def run_body(ctx: NodeContext, body: onnx.GraphProto, inputs: list[Value]) -> li
     """Convert a nested graph in place, its inputs bound to `inputs`; outer values stay visible."""
     walker = ctx.walker
     outer, graph = walker.values, walker.graph
-    bound = {
-        info.name: replace(value, name=info.name) for info, value in zip(body.input, inputs, strict=True)
-    }
+    bound = {info.name: replace(value, name=info.name) for info, value in zip(body.input, inputs, strict=True)}
     walker.values, walker.graph = {**outer, **bound}, body
     before = len(walker.importer.unsupported)
     try:

@@ -152,9 +152,7 @@ def split(ctx: NodeContext) -> list[relax.Expr]:
     results: list[relax.Expr] = []
     start: Dim = 0
     for size in sizes:
-        results.append(
-            ctx.emit(slice_axes(ctx, ctx.tensor(0), [axis], [start], [simplify(start + size)], [1]))
-        )
+        results.append(ctx.emit(slice_axes(ctx, ctx.tensor(0), [axis], [start], [simplify(start + size)], [1])))
         start = simplify(start + size)
     return results
 
@@ -249,9 +247,7 @@ def constant_of_shape(ctx: NodeContext) -> relax.Expr:
     value = ctx.attr("value")
     dtype = "float32" if value is None else str(value.dtype)
     filler = 0 if value is None else value.reshape(()).item()
-    return relax.op.full(
-        relax.ShapeExpr([as_expr(dim) for dim in ctx.dims(0)]), ctx.const(filler, dtype), dtype
-    )
+    return relax.op.full(relax.ShapeExpr([as_expr(dim) for dim in ctx.dims(0)]), ctx.const(filler, dtype), dtype)
 
 
 def eye_like(ctx: NodeContext) -> relax.Expr:

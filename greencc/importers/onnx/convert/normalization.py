@@ -190,9 +190,7 @@ def _zeros_like(ctx: NodeContext, index: int) -> relax.Expr:
 
 def _per_channel(ctx: NodeContext, data: relax.Expr, rank: int) -> relax.Expr:
     """Data * input 1 + input 2, both of shape [C] and aligned with axis 1."""
-    scale, bias = (
-        ctx.emit(relax.op.reshape(ctx.tensor(index), (1, -1, *[1] * (rank - 2)))) for index in (1, 2)
-    )
+    scale, bias = (ctx.emit(relax.op.reshape(ctx.tensor(index), (1, -1, *[1] * (rank - 2)))) for index in (1, 2))
     return relax.op.add(ctx.emit(relax.op.multiply(data, scale)), bias)
 
 

@@ -19,9 +19,7 @@ def max_pool(ctx: NodeContext) -> Result:
     """MaxPool; the second output holds positions in the flattened input."""
     window, outputs = _window(ctx)
     if len(ctx.node.output) > 1 and ctx.node.output[1]:
-        call = _kernel(
-            "max_pool_with_indices", ctx, window, outputs, column_major=bool(ctx.attr("storage_order", 0))
-        )
+        call = _kernel("max_pool_with_indices", ctx, window, outputs, column_major=bool(ctx.attr("storage_order", 0)))
         pair = ctx.emit(call)
         return [ctx.emit(relax.TupleGetItem(pair, index)) for index in range(2)]
     # relax.nn.max_pool2d starts from the lowest finite number, which is wrong for a window of -inf.

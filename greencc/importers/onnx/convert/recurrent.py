@@ -146,15 +146,11 @@ class _Layer:
 
     # -- steps ---------------------------------------------------------------------------------------------
 
-    def _rnn_step(
-        self, d: Direction, inputs: relax.Expr, states: list[relax.Expr], sizes: Sizes
-    ) -> list[relax.Expr]:
+    def _rnn_step(self, d: Direction, inputs: relax.Expr, states: list[relax.Expr], sizes: Sizes) -> list[relax.Expr]:
         total = self._emit(relax.op.add(inputs, self._recurrence(d, states[0])))
         return [self._apply(d.activations[0], total)]
 
-    def _gru_step(
-        self, d: Direction, inputs: relax.Expr, states: list[relax.Expr], sizes: Sizes
-    ) -> list[relax.Expr]:
+    def _gru_step(self, d: Direction, inputs: relax.Expr, states: list[relax.Expr], sizes: Sizes) -> list[relax.Expr]:
         hidden, size = states[0], sizes.hidden
         update_gate, candidate = d.activations
         if self.ctx.attr("linear_before_reset", 0):
@@ -178,9 +174,7 @@ class _Layer:
         rest = self._emit(relax.op.subtract(self._scalar(1.0), z))
         return [self._emit(relax.op.add(self._emit(relax.op.multiply(rest, new)), kept))]
 
-    def _lstm_step(
-        self, d: Direction, inputs: relax.Expr, states: list[relax.Expr], sizes: Sizes
-    ) -> list[relax.Expr]:
+    def _lstm_step(self, d: Direction, inputs: relax.Expr, states: list[relax.Expr], sizes: Sizes) -> list[relax.Expr]:
         hidden, cell = states
         gate, candidate, output_function = d.activations
         total = self._emit(relax.op.add(inputs, self._recurrence(d, hidden)))

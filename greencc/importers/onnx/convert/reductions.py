@@ -65,15 +65,11 @@ def _reduce(
     shape = ctx.shape(0)
     if any(isinstance(shape[axis], int) and shape[axis] == 0 for axis in axes):
         kept = [as_expr(1 if n in axes else dim) for n, dim in enumerate(shape) if keep or n not in axes]
-        return ctx.emit(
-            relax.op.full(relax.ShapeExpr(kept), ctx.const(_identity(empty, dtype), dtype), dtype)
-        )
+        return ctx.emit(relax.op.full(relax.ShapeExpr(kept), ctx.const(_identity(empty, dtype), dtype), dtype))
     if dtype == "bool":
         x = ctx.emit(relax.op.astype(x, "int8"))
     elif dtype in ("float16", "bfloat16"):
-        x = ctx.emit(
-            relax.op.astype(x, "float32")
-        )  # as numpy and every runtime do: a half has too few bits to sum
+        x = ctx.emit(relax.op.astype(x, "float32"))  # as numpy and every runtime do: a half has too few bits to sum
     result = ctx.emit(function(x, axes, keep))
     if dtype == "bool":
         return ctx.emit(kernel("to_bool", [result]))
@@ -147,17 +143,13 @@ def _square(ctx: NodeContext, x: relax.Expr) -> relax.Expr:
 def _root(ctx: NodeContext, x: relax.Expr) -> relax.Expr:
     if str(x.ty.dtype) in ("float32", "float64"):
         return relax.op.sqrt(x)
-    return relax.op.sqrt(
-        ctx.emit(relax.op.astype(x, "float32" if str(x.ty.dtype) == "float16" else "float64"))
-    )
+    return relax.op.sqrt(ctx.emit(relax.op.astype(x, "float32" if str(x.ty.dtype) == "float16" else "float64")))
 
 
 def _log(ctx: NodeContext, x: relax.Expr) -> relax.Expr:
     if str(x.ty.dtype) in ("float32", "float64"):
         return relax.op.log(x)
-    return relax.op.log(
-        ctx.emit(relax.op.astype(x, "float32" if str(x.ty.dtype) == "float16" else "float64"))
-    )
+    return relax.op.log(ctx.emit(relax.op.astype(x, "float32" if str(x.ty.dtype) == "float16" else "float64")))
 
 
 def _absolute(ctx: NodeContext, x: relax.Expr) -> relax.Expr:
@@ -207,9 +199,7 @@ def top_k(ctx: NodeContext) -> list[relax.Expr]:
         raise ctx.refuse(f"k = {count} of {size} elements")
     if isinstance(count, int) != isinstance(size, int):
         raise ctx.refuse(f"whether there are {count} elements among {size} is only known at run time")
-    found = ctx.emit(
-        kernel("top_k", [ctx.tensor(0)], [count], axis=axis, largest=bool(ctx.attr("largest", 1)))
-    )
+    found = ctx.emit(kernel("top_k", [ctx.tensor(0)], [count], axis=axis, largest=bool(ctx.attr("largest", 1))))
     return [ctx.emit(relax.TupleGetItem(found, index)) for index in range(2)]
 
 

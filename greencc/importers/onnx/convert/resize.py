@@ -157,9 +157,7 @@ _ROUNDING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _extrapolate(
-    ctx: NodeContext, data: relax.Expr, axes: list[Axis], options: Options, dtype: str
-) -> relax.Expr:
+def _extrapolate(ctx: NodeContext, data: relax.Expr, axes: list[Axis], options: Options, dtype: str) -> relax.Expr:
     """Outputs whose coordinate on some axis lies outside of the input take the extrapolation value."""
     rank = ctx.rank(0)
     for axis in axes:

@@ -14,16 +14,12 @@ FAR = 1 << 30
 
 def smaller(a: Dim, b: Dim) -> Dim:
     """Minimum, simplified."""
-    return (
-        min(a, b) if isinstance(a, int) and isinstance(b, int) else simplify(tirx.min(as_expr(a), as_expr(b)))
-    )
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else simplify(tirx.min(as_expr(a), as_expr(b)))
 
 
 def larger(a: Dim, b: Dim) -> Dim:
     """Maximum, simplified."""
-    return (
-        max(a, b) if isinstance(a, int) and isinstance(b, int) else simplify(tirx.max(as_expr(a), as_expr(b)))
-    )
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else simplify(tirx.max(as_expr(a), as_expr(b)))
 
 
 def bounds_of(ctx: NodeContext, start: Dim, end: Dim, step: int, size: Dim) -> tuple[Dim, Dim]:
@@ -82,19 +78,14 @@ def slice_axes(
     if all(step == 1 and same_dim(a, b) for step, a, b in zip(strides, sizes, counts, strict=True)):
         return tensor
     plain = all(
-        isinstance(sizes[axis], int)
-        and isinstance(firsts[axis], int)
-        and isinstance(counts[axis], int)
-        and step > 0
+        isinstance(sizes[axis], int) and isinstance(firsts[axis], int) and isinstance(counts[axis], int) and step > 0
         for axis, step in enumerate(strides)
         if axis in axes
     )
     if not plain or any(isinstance(count, int) and count == 0 for count in counts):
         return kernel("strided_slice", [tensor], [*firsts, *counts], steps=strides)
     ends = [firsts[axis] + (counts[axis] - 1) * strides[axis] + 1 for axis in axes]
-    return relax.op.strided_slice(
-        tensor, axes, [firsts[axis] for axis in axes], ends, [strides[axis] for axis in axes]
-    )
+    return relax.op.strided_slice(tensor, axes, [firsts[axis] for axis in axes], ends, [strides[axis] for axis in axes])
 
 
 def slice_(ctx: NodeContext) -> relax.Expr | Value:

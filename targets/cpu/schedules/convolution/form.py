@@ -200,9 +200,7 @@ def _reads_channel(
     return all(bool(analyzer.can_prove_equal(index, want)) for index, want in zip(indices, wanted, strict=False))
 
 
-def _padding(
-    block: s_tir.SBlock, padded: tirx.Var
-) -> tuple[tirx.Var, tirx.Var | None, int, int, int, int] | None:
+def _padding(block: s_tir.SBlock, padded: tirx.Var) -> tuple[tirx.Var, tirx.Var | None, int, int, int, int] | None:
     """(input, zero points, top, left, height, width) of a block that pads rows and columns of an image.
 
     Floats are padded with 0, bytes with their image's zero point.

@@ -33,9 +33,7 @@ class PanelEmitter(TileEmitter):
                 self._copy_panel(panel, corner, part * i64(each), each, start, vectors)
                 self.for_each_block(
                     corner,
-                    lambda own, number: self._accumulate_panel(
-                        sums(number), panel, own, (part, each), start, vectors
-                    ),
+                    lambda own, number: self._accumulate_panel(sums(number), panel, own, (part, each), start, vectors),
                 )
 
         if full:

@@ -66,9 +66,7 @@ class Source:
         inner = place[2:] if len(data.ty.shape) == 4 else [i64(0), place[2] * i64(self.conv.taps.depth)]
         prefetch(tirx.BufferLoad(data, [*place[:2], i64(0), *inner]), 1)
 
-    def _place(
-        self, corner: Corner, c: tirx.Expr, r: tirx.Expr, q: tirx.Expr, position: tirx.Expr
-    ) -> list[tirx.Expr]:
+    def _place(self, corner: Corner, c: tirx.Expr, r: tirx.Expr, q: tirx.Expr, position: tirx.Expr) -> list[tirx.Expr]:
         """Where a vector begins: [image, word, position] in the input, or [element] of the copy."""
         (sy, sx), (dy, dx) = self.conv.stride, self.conv.dilation
         row, column = r * i64(dy), q * i64(dx)

@@ -112,9 +112,7 @@ class DepthwiseEmitter:
                 for v, sums in enumerate(row):
                     self._finish(sums, [n, k, y0 + y + i64(i)], x + i64(v * tiling.lanes))
 
-    def _accumulate(
-        self, copy: tirx.Var, tile: list[list[Register]], k: tirx.Expr, y: tirx.Expr, x: tirx.Expr
-    ) -> None:
+    def _accumulate(self, copy: tirx.Var, tile: list[list[Register]], k: tirx.Expr, y: tirx.Expr, x: tirx.Expr) -> None:
         conv, lanes = self.conv, self.tiling.lanes
         (row_stride, stride), (row_dilation, dilation) = conv.stride, conv.dilation
         weight = self.buffers[conv.weight]

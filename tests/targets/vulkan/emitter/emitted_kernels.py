@@ -19,9 +19,7 @@ from greencc.targets.vulkan.emitter import Shader, compile_kernels, emit
 from greencc.targets.vulkan.target import VulkanTarget
 
 # Lavapipe, with all that it has.
-EVERYTHING = Capabilities(
-    max_threads=1024, subgroup=8, has_float16=True, has_float64=True, has_dot4=True, alignment=16
-)
+EVERYTHING = Capabilities(max_threads=1024, subgroup=8, has_float16=True, has_float64=True, has_dot4=True, alignment=16)
 PLAIN = Capabilities(has_float64=True)
 
 Element = Callable[..., tirx.Expr]
@@ -31,9 +29,7 @@ def i64(value: int) -> tirx.Expr:
     return tirx.IntImm("int64", value)
 
 
-def elementwise(
-    elements: Element | Sequence[Element], dtypes: Sequence[str], count: int | tirx.Expr
-) -> tirx.PrimFunc:
+def elementwise(elements: Element | Sequence[Element], dtypes: Sequence[str], count: int | tirx.Expr) -> tirx.PrimFunc:
     """C[i] = element(A0[i], A1[i], ...), one output for each element.
 
     An element whose last argument is called i gets the index there.

@@ -92,9 +92,7 @@ def test_absolute_errors() -> None:
     assert np.nanmax(np.abs(got - want)) < 1.1e-7
     assert np.isnan(got[np.isnan(x)]).all()
     angles = np.concatenate([sample(-100, 100), sample(-3e38, 3e38)])
-    for name, got in zip(
-        ("sin", "cos"), evaluate_all([tirx.sin, tirx.cos], [angles], "float32", PLAIN), strict=True
-    ):
+    for name, got in zip(("sin", "cos"), evaluate_all([tirx.sin, tirx.cos], [angles], "float32", PLAIN), strict=True):
         want = getattr(np, name)(angles.astype(np.float64))
         assert np.nanmax(np.abs(got - want)) < 2.0**-23
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want))

@@ -43,9 +43,7 @@ def product(factor: str, total: str, through_shared: bool = False) -> tvm.IRModu
         T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
         with T.sblock("root"), grid(i64(16), 32) as (group, thread):
             scopes = {"wmma.matrix_a": factor, "wmma.matrix_b": factor, "wmma.accumulator": total}
-            left, right, sums = (
-                T.sblock_alloc_buffer((256,), dtype, scope=scope) for scope, dtype in scopes.items()
-            )
+            left, right, sums = (T.sblock_alloc_buffer((256,), dtype, scope=scope) for scope, dtype in scopes.items())
             row, column = tirx.floordiv(group, i64(4)), tirx.floormod(group, i64(4))
             call("fill_fragment", data(sums), *sizes, zero, tirx.const(0, total))
             with T.serial(i64(0), i64(4)) as step:
