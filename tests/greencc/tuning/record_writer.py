@@ -1,6 +1,6 @@
 """A process that writes records until it is killed, and reports each one when it is told that it exists.
 
-record_writer.py FOLDER SEED [COUNT [MOST_BYTES_OF_A_FILE]]
+Usage: record_writer.py FOLDER SEED [COUNT [MOST_BYTES_OF_A_FILE]]
 """
 
 from __future__ import annotations
