@@ -9,7 +9,17 @@ import tvm
 from tvm import ir, s_tir, sym, tirx
 
 from greencc.targets.cpu.schedules.elementwise import vectorizes
-from greencc.targets.kernel import blocks, is_const_zero, is_reduction, parameter_index
+from greencc.targets.kernel import (
+    InlineError,
+    blocks,
+    dtype,
+    indexed_by,
+    inline_blocks,
+    is_const_zero,
+    is_reduction,
+    is_written_in_order,
+    parameter_index,
+)
 from greencc.targets.tir import as_int, children, loads, uses_var, volume
 
 Combine = Callable[[tirx.Expr, tirx.Expr], tirx.Expr]
@@ -113,6 +123,11 @@ def match_rows(func: tirx.PrimFunc) -> Rows | str:
     Sums say what a row is. Without any, as many of the last axes make one as its vectors need, if they can.
     """
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
+    try:
+        # TVM's norms copy what they read to the type that they compute in, even where it is the same.
+        inline_blocks(schedule, [block for block in blocks(schedule)[:-1] if _is_copy(schedule.get(block))])
+    except InlineError as error:
+        return str(error)
     nodes = [schedule.get(block) for block in blocks(schedule)]
     reducing = next((node for node in nodes if is_reduction(node)), None)
     if reducing is not None:
@@ -127,6 +142,18 @@ def match_rows(func: tirx.PrimFunc) -> Rows | str:
         if (as_int(volume(list(extents[count:]))) or ENOUGH) >= ENOUGH:
             break
     return found
+
+
+def _is_copy(node: s_tir.SBlock) -> bool:
+    """Whether a block stores what it reads at the same place."""
+    store, axes = node.body, [axis.var for axis in node.iter_vars]
+    return (
+        isinstance(store, tirx.BufferStore)
+        and is_written_in_order(node)
+        and isinstance(store.value, ir.TensorLoad)
+        and indexed_by(store.value, axes)
+        and dtype(store.value.source) == dtype(store.buffer)
+    )
 
 
 def _open_extents(node: s_tir.SBlock) -> tuple[tirx.Expr, ...]:
