@@ -6,23 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import fake_pipeline
 import numpy as np
 import pytest
 import tiny_models
+from command_lines import Greencc, Outcome
 
 import greencc
-from greencc import api, cli
+from greencc import api
 from greencc.artifact.manifest import MANIFEST
 from greencc.errors import BudgetError
 from greencc.npz import read_npz, write_npz
 from greencc.runtime.features import physical_cores
-
-Outcome = tuple[int, str, str]
-Greencc = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
@@ -30,21 +27,6 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
     monkeypatch.setitem(sys.modules, "greencc.pipeline", fake_pipeline)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     fake_pipeline.calls.clear()
-
-
-@pytest.fixture
-def run_cli(capfd: pytest.CaptureFixture[str]) -> Greencc:
-    """Run a command line in this process; returns its exit status, stdout and stderr."""
-
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -7,35 +7,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_lines import Greencc
 from made_records import OTHERS, SCOPE, note, numbers, trial, write
 from rich.console import Console
 
 import greencc
-from greencc import api, cli, render
+from greencc import api, render
 from greencc.tuning.database import Database
 from greencc.tuning.records import Failed, WorkloadNote
-
-Outcome = tuple[int, str, str]
-Greencc = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run_cli(capfd: pytest.CaptureFixture[str]) -> Greencc:
-    """Run a command line in this process; returns its exit status, stdout and stderr."""
-
-    def run(*arguments: object) -> Outcome:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, out, err
-
-    return run
 
 
 def test_ls_reports_to_people_and_to_scripts(run_cli: Greencc, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import tvm
+from references import PRODUCT_ATOL, Products, linear
 from running import Runner, function, host, normal, targets
 from tvm import relax, tirx
 
@@ -13,48 +14,20 @@ from greencc.targets.cpu.schedules.matmul import MatmulRule
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.lower import fuse
 
-# float32 sums of up to 400 products of standard normals, scaled to unit variance.
-ATOL = 2e-5
-erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * 0.5 * (1 + erf(x / math.sqrt(2)))
-
-
-def weights(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    return normal(rows, columns, seed=1) / np.float32(math.sqrt(rows)), normal(columns, seed=2)
-
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
 def test_matmul_bias_gelu_residual_for_all_remainders(target: CpuTarget) -> None:
-    # One module: compiling is the slow part. Columns leave remainders of the tile and of a vector.
-    depth, widths = 40, (1, 7, 16, 48, 70, 130)
-    params = {"x": ((3, 5, depth), "float32")}
-    params |= {f"r{n}": ((3, 5, n), "float32") for n in widths}
-    parts = {n: weights(depth, n) for n in widths}
-
-    def body(emit, x, *residuals):
-        results = []
-        for n, residual in zip(widths, residuals, strict=True):
-            w, b = parts[n]
-            y = emit(relax.op.add(emit(relax.op.matmul(x, relax.const(w))), relax.const(b)))
-            results.append(emit(relax.op.add(emit(relax.op.nn.gelu(y)), residual)))
-        return results
-
-    runner = Runner(function(params, body), target)
+    # Columns leave remainders of the tile and of a vector.
+    products = Products((3, 5), 40, (1, 7, 16, 48, 70, 130))
+    runner = Runner(products.module, target)
     assert runner.rules == {"cpu-matmul"}
-    x, residuals = normal(3, 5, depth), [normal(3, 5, n, seed=n) for n in widths]
-    for n, residual, got in zip(widths, residuals, runner(x, *residuals), strict=True):
-        w, b = parts[n]
-        want = gelu(x.astype(np.float64) @ w + b) + residual
-        np.testing.assert_allclose(got, want, atol=ATOL, rtol=0)
+    products.check(runner)
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
 def test_symbolic_rows(target: CpuTarget) -> None:
     rows, batch = tirx.Var("s", "int64"), tirx.Var("b", "int64")
-    w, b = weights(32, 80)
+    w, b = linear(32, 80)
     runner = Runner(
         function(
             {"x": ((batch, rows, 32), "float32")},
@@ -65,15 +38,15 @@ def test_symbolic_rows(target: CpuTarget) -> None:
     assert runner.rules == {"cpu-matmul"}
     for shape in ((1, 1), (1, 3), (1, 4), (2, 5), (1, 127), (1, 128), (1, 129), (3, 131)):
         x = normal(*shape, 32)
-        np.testing.assert_allclose(runner(x)[0], x.astype(np.float64) @ w + b, atol=ATOL, rtol=0)
+        np.testing.assert_allclose(runner(x)[0], x.astype(np.float64) @ w + b, atol=PRODUCT_ATOL, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 127, 128, 129, 256, 300])
 def test_static_rows_around_the_task_size(rows: int) -> None:
-    w, _ = weights(24, 64)
+    w, _ = linear(24, 64)
     runner = Runner(function({"x": ((rows, 24), "float32")}, lambda emit, x: emit(relax.op.matmul(x, relax.const(w)))))
     x = normal(rows, 24)
-    np.testing.assert_allclose(runner(x)[0], x.astype(np.float64) @ w, atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(x)[0], x.astype(np.float64) @ w, atol=PRODUCT_ATOL, rtol=0)
 
 
 def test_batched_product_of_two_activations() -> None:
@@ -85,11 +58,11 @@ def test_batched_product_of_two_activations() -> None:
     )
     assert runner.rules == {"cpu-matmul"}
     a, b = normal(2, 3, 9, 20), normal(2, 3, 20, 32, seed=1) / np.float32(math.sqrt(20))
-    np.testing.assert_allclose(runner(a, b)[0], a.astype(np.float64) @ b, atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(a, b)[0], a.astype(np.float64) @ b, atol=PRODUCT_ATOL, rtol=0)
 
 
 def test_one_weight_in_two_products_is_stored_once() -> None:
-    w, _ = weights(16, 16)
+    w, _ = linear(16, 16)
     shared = relax.const(w)
 
     def body(emit, x):
@@ -99,7 +72,7 @@ def test_one_weight_in_two_products_is_stored_once() -> None:
     assert [array.shape[1:] for array in runner.lowered.weights.values()] == [(16, array_width(runner))]
     x = normal(4, 16)
     want = np.maximum(x.astype(np.float64) @ w, 0) @ w
-    np.testing.assert_allclose(runner(x)[0], want, atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(x)[0], want, atol=PRODUCT_ATOL, rtol=0)
 
 
 def array_width(runner: Runner) -> int:

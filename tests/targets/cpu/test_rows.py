@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from references import PASS_ATOL, RowPasses, softmax
 from running import Runner, function, normal, targets
 from sampled_plans import SampledPlans, rule_of
 from tvm import relax, tirx
@@ -15,17 +16,6 @@ from greencc.targets.tuning.planned import PlannedTarget
 from greencc.targets.tuning.space import Space
 
 WIDTHS = (1, 5, 16, 48, 100, 333)
-ATOL = 3e-6
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    power = np.exp(x - x.max(-1, keepdims=True))
-    return power / power.sum(-1, keepdims=True)
-
-
-def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gamma + beta
 
 
 def planned(module, target: CpuTarget, seed: int) -> tuple[Runner, SampledPlans]:
@@ -37,30 +27,11 @@ def planned(module, target: CpuTarget, seed: int) -> tuple[Runner, SampledPlans]
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
 @pytest.mark.parametrize("seed", range(3))
-def test_softmax_layer_norm_and_mean_for_all_widths(target: CpuTarget, seed: int) -> None:
-    params = {f"x{n}": ((3, 7, n), "float32") for n in WIDTHS}
-    scales = {n: (normal(n, seed=n), normal(n, seed=n + 1)) for n in WIDTHS}
-
-    def body(emit, *values):
-        results = []
-        for n, x in zip(WIDTHS, values, strict=True):
-            gamma, beta = (relax.const(a) for a in scales[n])
-            results.append(emit(relax.op.nn.softmax(x)))
-            results.append(emit(relax.op.nn.layer_norm(x, gamma, beta, axes=[-1])))
-            results.append(emit(relax.op.mean(x, axis=[-1])))
-        return results
-
-    runner, _ = planned(function(params, body), target, seed)
+def test_softmax_norms_and_means_for_all_widths(target: CpuTarget, seed: int) -> None:
+    passes = RowPasses(WIDTHS)
+    runner, _ = planned(passes.module, target, seed)
     assert runner.rules == {"cpu-rows"}
-    arrays = {n: normal(3, 7, n, seed=n) * 3 + 1 for n in WIDTHS}
-    results = iter(runner(*arrays.values()))
-    for n, x in arrays.items():
-        wide = x.astype(np.float64)
-        np.testing.assert_allclose(next(results), softmax(wide), atol=ATOL, rtol=0)
-        normalized = next(results)
-        if n > 1:
-            np.testing.assert_allclose(normalized, layer_norm(wide, *scales[n]), atol=3e-5, rtol=0)
-        np.testing.assert_allclose(next(results), wide.mean(-1), atol=ATOL, rtol=0)
+    passes.check(runner)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,8 +47,8 @@ def test_symbolic_rows_and_widths(seed: int) -> None:
     for shape in ((1, 1), (3, 17), (40, 128), (33, 203)):
         x, y = normal(*shape), normal(2, shape[0], 40)
         first, second = runner(x, y)
-        np.testing.assert_allclose(first, softmax(x.astype(np.float64)), atol=ATOL, rtol=0)
-        np.testing.assert_allclose(second, y.astype(np.float64).mean(-1), atol=ATOL, rtol=0)
+        np.testing.assert_allclose(first, softmax(x.astype(np.float64)), atol=PASS_ATOL, rtol=0)
+        np.testing.assert_allclose(second, y.astype(np.float64).mean(-1), atol=PASS_ATOL, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -95,7 +66,7 @@ def test_sums_over_several_axes(seed: int) -> None:
     wide = x.astype(np.float64)
     wanted = [wide.mean((2, 3), keepdims=True), wide.sum((1, 2, 3)), wide.var((2, 3))]
     for got, want in zip(runner(x), wanted, strict=True):
-        np.testing.assert_allclose(got, want, atol=ATOL, rtol=1e-6)
+        np.testing.assert_allclose(got, want, atol=PASS_ATOL, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -110,7 +81,7 @@ def test_a_row_that_is_overwritten(seed: int) -> None:
     runner, _ = planned(function({"x": ((6, 77), "float32")}, body), targets()[0], seed)
     x = normal(6, 77)
     z = softmax(softmax(2 * x.astype(np.float64)) ** 2)
-    np.testing.assert_allclose(runner(x)[0], z * softmax(z), atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(x)[0], z * softmax(z), atol=PASS_ATOL, rtol=0)
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.cpu)
@@ -135,7 +106,7 @@ def test_maps_of_odd_and_symbolic_sizes(target: CpuTarget, seed: int) -> None:
         image, tokens, columns = normal(2, 6, 5, 11), normal(size, 37), normal(3, size)
         wanted = [np.maximum(image * factor, 0), image + bias, np.exp(2 * tokens), 1 / (1 + np.exp(-columns))]
         for got, want in zip(runner(image, tokens, columns), wanted, strict=True):
-            np.testing.assert_allclose(got, want, atol=ATOL, rtol=1e-6)
+            np.testing.assert_allclose(got, want, atol=PASS_ATOL, rtol=1e-6)
 
 
 def test_a_softmax_of_large_values_does_not_overflow() -> None:
@@ -143,7 +114,7 @@ def test_a_softmax_of_large_values_does_not_overflow() -> None:
     runner, _ = planned(
         function({"x": (x.shape, "float32")}, lambda emit, v: emit(relax.op.nn.softmax(v))), targets()[0], 0
     )
-    np.testing.assert_allclose(runner(x)[0], softmax(x.astype(np.float64)), atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(x)[0], softmax(x.astype(np.float64)), atol=PASS_ATOL, rtol=0)
 
 
 def kernel(body, *shape: int) -> tirx.PrimFunc:

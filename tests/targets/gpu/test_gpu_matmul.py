@@ -19,49 +19,22 @@ from greencc.targets.gpu.schedules.products import match_product
 from greencc.targets.gpu.schedules.sources import panel_width
 from greencc.targets.kernel import inline_tail
 from greencc.targets.lower import fuse
+from tests.targets.cpu.references import PRODUCT_ATOL, Products, gelu, linear
 from tests.targets.cpu.running import function, normal
-
-# float32 sums of up to 400 products of standard normals, scaled to unit variance.
-ATOL = 2e-5
-erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * 0.5 * (1 + erf(x / math.sqrt(2)))
-
-
-def weights(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    return normal(rows, columns, seed=1) / np.float32(math.sqrt(rows)), normal(columns, seed=2)
 
 
 # Rows for a product of few and for both kinds of tiles; depths that fill steps and vectors, and that don't.
 @pytest.mark.parametrize(("rows", "depth"), [(3, 40), (15, 37), (75, 40)])
 def test_bias_gelu_and_residual_for_all_remainders(rows: int, depth: int) -> None:
-    widths = (1, 7, 64, 70)
-    params = {"x": ((rows, depth), "float32")}
-    params |= {f"r{n}": ((rows, n), "float32") for n in widths}
-    parts = {n: weights(depth, n) for n in widths}
-
-    def body(emit, x, *residuals):
-        results = []
-        for n, residual in zip(widths, residuals, strict=True):
-            w, b = parts[n]
-            y = emit(relax.op.add(emit(relax.op.matmul(x, relax.const(w))), relax.const(b)))
-            results.append(emit(relax.op.add(emit(relax.op.nn.gelu(y)), residual)))
-        return results
-
-    runner = GpuRunner(function(params, body))
+    products = Products((rows,), depth, (1, 7, 64, 70))
+    runner = GpuRunner(products.module)
     assert runner.rules == {"gpu-matmul"}
-    x, residuals = normal(rows, depth), [normal(rows, n, seed=n) for n in widths]
-    for n, residual, got in zip(widths, residuals, runner(x, *residuals), strict=True):
-        w, b = parts[n]
-        want = gelu(x.astype(np.float64) @ w + b) + residual
-        np.testing.assert_allclose(got, want, atol=ATOL, rtol=0)
+    products.check(runner)
 
 
 def test_symbolic_rows() -> None:
     rows, batch = tirx.Var("s", "int64"), tirx.Var("b", "int64")
-    w, b = weights(32, 80)
+    w, b = linear(32, 80)
     runner = GpuRunner(
         function(
             {"x": ((batch, rows, 32), "float32"), "r": ((batch, rows, 80), "float32")},
@@ -73,7 +46,7 @@ def test_symbolic_rows() -> None:
     assert runner.rules == {"gpu-matmul"}
     for shape in ((1, 1), (1, 3), (2, 16), (1, 33), (1, 64), (2, 65), (3, 131)):
         x, r = normal(*shape, 32), normal(*shape, 80, seed=4)
-        np.testing.assert_allclose(runner(x, r)[0], x.astype(np.float64) @ w + r + b, atol=ATOL, rtol=0)
+        np.testing.assert_allclose(runner(x, r)[0], x.astype(np.float64) @ w + r + b, atol=PRODUCT_ATOL, rtol=0)
 
 
 # Name -> (subscripts of both factors and the result, their shapes).
@@ -103,7 +76,7 @@ def test_factors_in_any_arrangement(name: str) -> None:
     )
     a, b = normal(*left), normal(*right, seed=1) / np.float32(math.sqrt(20))
     want = np.maximum(np.einsum(subscripts, a.astype(np.float64), b.astype(np.float64)), 0)
-    np.testing.assert_allclose(runner(a, b)[0], want, atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(a, b)[0], want, atol=PRODUCT_ATOL, rtol=0)
     assert "gpu-matmul" in runner.rules
 
 
@@ -116,7 +89,7 @@ def test_a_batch_is_spread_over_a_factor() -> None:
     )
     assert runner.rules == {"gpu-matmul"}
     a, b = normal(2, 3, 9, 20), normal(3, 20, 32, seed=1) / np.float32(math.sqrt(20))
-    np.testing.assert_allclose(runner(a, b)[0], a.astype(np.float64) @ b, atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(a, b)[0], a.astype(np.float64) @ b, atol=PRODUCT_ATOL, rtol=0)
 
 
 def test_symbolic_depth_and_columns() -> None:
@@ -129,7 +102,7 @@ def test_symbolic_depth_and_columns() -> None:
     assert runner.rules == {"gpu-matmul"}
     for rows, depth in ((1, 5), (7, 16), (70, 33)):
         a, b = normal(2, rows, depth), normal(2, depth, rows, seed=1) / np.float32(math.sqrt(depth))
-        np.testing.assert_allclose(runner(a, b)[0], a.astype(np.float64) @ b, atol=ATOL, rtol=0)
+        np.testing.assert_allclose(runner(a, b)[0], a.astype(np.float64) @ b, atol=PRODUCT_ATOL, rtol=0)
 
 
 def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -143,7 +116,7 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("dtype", "rows"), [("float16", 2), ("float16", 40), ("bfloat16", 40)])
 def test_half_precision_is_summed_in_float32(dtype: str, rows: int) -> None:
-    w, bias = weights(200, 72)
+    w, bias = linear(200, 72)
     is_constant = dtype == "float16"  # bfloat16 is no type of a weight in an artifact
 
     def body(emit, x, *given):
@@ -209,7 +182,7 @@ def test_a_constant_is_packed_and_a_variable_is_not() -> None:
 
 @pytest.mark.parametrize(("rows", "depth"), [(40, 300), (tirx.Var("n", "int64"), 256)], ids=["static", "symbolic"])
 def test_a_deep_product_of_few_tiles_is_made_in_slices(rows: object, depth: int) -> None:
-    w, b = weights(depth, 50)
+    w, b = linear(depth, 50)
     target = replace(device(), gpu=replace(device().gpu, cores=64))
     runner = GpuRunner(
         function(
@@ -222,7 +195,7 @@ def test_a_deep_product_of_few_tiles_is_made_in_slices(rows: object, depth: int)
     )
     assert runner.rules == {"gpu-matmul"}
     x = normal(40, depth)
-    np.testing.assert_allclose(runner(x)[0], gelu(x.astype(np.float64) @ w + b), atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(x)[0], gelu(x.astype(np.float64) @ w + b), atol=PRODUCT_ATOL, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,11 @@ from gpu_running import GpuRunner
 from tvm import relax, tirx
 
 from greencc.kernels import kernel
+from tests.targets.cpu.references import PASS_ATOL, RowPasses, softmax
 from tests.targets.cpu.running import function, normal
 
 pytestmark = pytest.mark.vulkan
 WIDTHS = (1, 3, 8, 16, 17, 100, 384, 1000, 4099)
-ATOL = 3e-6
-
-
-def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    power = np.exp(x - x.max(axis, keepdims=True))
-    return power / power.sum(axis, keepdims=True)
-
-
-def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gamma + beta
 
 
 def kernels_of(runner: GpuRunner) -> list[str]:
@@ -31,33 +21,11 @@ def kernels_of(runner: GpuRunner) -> list[str]:
 
 
 def test_softmax_norms_and_means_for_all_widths() -> None:
-    params = {f"x{n}": ((3, 7, n), "float32") for n in WIDTHS}
-    scales = {n: (normal(n, seed=n), normal(n, seed=n + 1)) for n in WIDTHS}
-
-    def body(emit, *values):
-        results = []
-        for n, x in zip(WIDTHS, values, strict=True):
-            gamma, beta = (relax.const(a) for a in scales[n])
-            results.append(emit(relax.op.nn.softmax(x)))
-            results.append(emit(relax.op.nn.layer_norm(x, gamma, beta, axes=[-1])))
-            results.append(emit(relax.op.nn.rms_norm(x, gamma, axes=[-1])))
-            results.append(emit(relax.op.mean(x, axis=[-1])))
-        return results
-
-    runner = GpuRunner(function(params, body))
+    passes = RowPasses(WIDTHS)
+    runner = GpuRunner(passes.module)
     assert runner.rules == {"gpu-rowwise"}
-    assert len(kernels_of(runner)) == 4 * len(WIDTHS)  # each is one launch
-    arrays = {n: normal(3, 7, n, seed=n) * 3 + 1 for n in WIDTHS}
-    results = iter(runner(*arrays.values()))
-    for n, x in arrays.items():
-        wide = x.astype(np.float64)
-        np.testing.assert_allclose(next(results), softmax(wide), atol=ATOL, rtol=0)
-        normed = next(results)
-        if n > 1:  # the variance of one element is rounding
-            np.testing.assert_allclose(normed, layer_norm(wide, *scales[n]), atol=3e-5, rtol=0)
-        scale = np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5)
-        np.testing.assert_allclose(next(results), wide / scale * scales[n][0], atol=1e-5, rtol=0)
-        np.testing.assert_allclose(next(results), wide.mean(-1), atol=ATOL, rtol=0)
+    assert len(kernels_of(runner)) == RowPasses.KINDS * len(WIDTHS)  # each is one launch
+    passes.check(runner)
 
 
 def test_symbolic_rows_and_width() -> None:
@@ -70,7 +38,7 @@ def test_symbolic_rows_and_width() -> None:
     for shape in ((1, 1), (3, 17), (40, 128), (200, 333)):
         x = normal(*shape)
         soft, columns, total = runner(x)
-        np.testing.assert_allclose(soft, softmax(x.astype(np.float64)), atol=ATOL, rtol=0)
+        np.testing.assert_allclose(soft, softmax(x.astype(np.float64)), atol=PASS_ATOL, rtol=0)
         np.testing.assert_allclose(columns, x.sum(0, dtype=np.float64), atol=1e-4, rtol=0)
         np.testing.assert_allclose(total, x.sum(dtype=np.float64), atol=1e-3, rtol=0)
 
@@ -105,7 +73,7 @@ def test_softmax_over_another_axis_and_variance_are_one_launch_each() -> None:
     assert len(kernels_of(runner)) == 2
     x = normal(3, 50, 70)
     soft, variance = runner(x)
-    np.testing.assert_allclose(soft, softmax(x.astype(np.float64), 1), atol=ATOL, rtol=0)
+    np.testing.assert_allclose(soft, softmax(x.astype(np.float64), 1), atol=PASS_ATOL, rtol=0)
     np.testing.assert_allclose(variance, x.var(2, dtype=np.float64), atol=1e-5, rtol=0)
 
 
@@ -178,6 +146,6 @@ def test_a_reduction_spread_over_something_larger_is_not_computed_again_for_each
 
     runner = GpuRunner(function({"x": ((2, 8, 9, 9), "float32")}, body))
     x = normal(2, 8, 9, 9)
-    np.testing.assert_allclose(runner(x)[0], x * np.maximum(x.mean((2, 3), keepdims=True), 0), atol=ATOL, rtol=0)
+    np.testing.assert_allclose(runner(x)[0], x * np.maximum(x.mean((2, 3), keepdims=True), 0), atol=PASS_ATOL, rtol=0)
     operations = [call.operations for call in runner.lowered.calls]
     assert sum(operations) < 10 * x.size

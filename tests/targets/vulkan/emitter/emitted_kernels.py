@@ -157,3 +157,11 @@ def _emitter(gpu: Capabilities):
 @functools.cache
 def _library():
     return load_library()
+
+
+def with_pairs_of(special: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Random pairs of a's and b's values, and all pairs of special values."""
+    a, b = a.copy(), np.random.default_rng(1).permutation(b)
+    count = len(special)
+    a[: count**2], b[: count**2] = np.repeat(special, count), np.tile(special, count)
+    return a, b

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
-from emitted_kernels import PLAIN, evaluate, evaluate_all
+from emitted_kernels import PLAIN, evaluate, evaluate_all, with_pairs_of
 from tvm import tirx
 
 pytestmark = [pytest.mark.vulkan, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -17,6 +18,7 @@ SPECIAL = np.array(
     [0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 2, -2, 3, -3, 0.5, -0.5, 1e300, -1e300, 1e-300, 2.5, 2.0**53 + 2, 710,
      -746, 5e-324, SMALLEST, LARGEST, 1e-17]
 )  # fmt: skip
+pairs = partial(with_pairs_of, SPECIAL)
 COUNT = 1 << 14
 
 Reference = Callable[[np.ndarray], np.ndarray]
@@ -88,14 +90,6 @@ def test_functions(part: int) -> None:
     for name, x, got in zip(names, inputs, results, strict=True):
         reference, _, _, most = FUNCTIONS[name]
         check(name, got, reference(x), most)
-
-
-def pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Random pairs, and all pairs of special values."""
-    a, b = a.copy(), np.random.default_rng(1).permutation(b)
-    count = len(SPECIAL)
-    a[: count**2], b[: count**2] = np.repeat(SPECIAL, count), np.tile(SPECIAL, count)
-    return a, b
 
 
 def test_power() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
-from emitted_kernels import EVERYTHING, PLAIN, evaluate, evaluate_all
+from emitted_kernels import EVERYTHING, PLAIN, evaluate, evaluate_all, with_pairs_of
 from tvm import tirx
 
 pytestmark = [pytest.mark.vulkan, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 SPECIAL = np.array(
     [0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 2, -2, 3, -3, 0.5, -0.5, 1e30, -1e30, 1e-30, 2.5, 1e7 + 1], "float32"
 )
+pairs = partial(with_pairs_of, SPECIAL)
 COUNT = 1 << 15
 SMALLEST = 1.2e-38
 
@@ -96,14 +98,6 @@ def test_absolute_errors() -> None:
         want = getattr(np, name)(angles.astype(np.float64))
         assert np.nanmax(np.abs(got - want)) < 2.0**-23
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
-
-
-def pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Random pairs, and all pairs of special values."""
-    a, b = a.copy(), np.random.default_rng(1).permutation(b)
-    count = len(SPECIAL)
-    a[: count**2], b[: count**2] = np.repeat(SPECIAL, count), np.tile(SPECIAL, count)
-    return a, b
 
 
 def test_power() -> None:
