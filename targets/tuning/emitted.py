@@ -16,6 +16,7 @@ from greencc.targets.base import RULE_ATTR, Declined, Scheduled
 from greencc.targets.tuning.space import Plan, Space
 
 RECIPE_ATTR = "greencc.recipe"
+_FOREIGN = "no kernel of this rule"
 
 Form = TypeVar("Form")
 
@@ -49,7 +50,7 @@ class EmittedRule(ABC, Generic[Form]):
     def apply(self, func: tirx.PrimFunc, constants: frozenset[int], plan: Plan | None = None) -> Scheduled | Declined:
         """The kernel as it is, or by another plan."""
         if plan is None:
-            return Scheduled(func, self.name)
+            return Scheduled(func, self.name) if self._emitted(func) else Declined(_FOREIGN)
         form = self._form(func)
         if isinstance(form, Declined):
             return form
@@ -60,12 +61,15 @@ class EmittedRule(ABC, Generic[Form]):
         return Scheduled(self.emit(form, plan).without_attr("global_symbol"), self.name)
 
     def _form(self, func: tirx.PrimFunc) -> Form | Declined:
-        attrs = func.attrs or {}
-        if RULE_ATTR not in attrs or str(attrs[RULE_ATTR]) != self.name:
-            return Declined("no kernel of this rule")
-        if RECIPE_ATTR not in attrs:
+        if not self._emitted(func):
+            return Declined(_FOREIGN)
+        if RECIPE_ATTR not in func.attrs:
             return Declined("it has one plan")
-        return self.form(func, json.loads(str(attrs[RECIPE_ATTR])))
+        return self.form(func, json.loads(str(func.attrs[RECIPE_ATTR])))
+
+    def _emitted(self, func: tirx.PrimFunc) -> bool:
+        """Whether it is a kernel of this rule."""
+        return bool(func.attrs) and str(func.attrs.get(RULE_ATTR, "")) == self.name
 
 
 def with_recipe(func: tirx.PrimFunc, recipe: Mapping[str, Any]) -> tirx.PrimFunc:
