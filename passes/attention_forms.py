@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.ir import same_shape, shape_of
-from greencc.ops import KERNEL
+from greencc.kernels import KERNEL
 from greencc.passes.column_views import (
     Axis,
     Factor,

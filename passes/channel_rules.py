@@ -9,8 +9,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.ir import constant, shape_of, substitute
-from greencc.kernels.base import kernel_name
-from greencc.ops import KERNEL
+from greencc.kernels import KERNEL, kernel_name
 from greencc.passes.channel_axes import ChannelAxis, reshaped
 from greencc.passes.channel_trace import Axes, Bound, Filters, Trace
 from greencc.passes.matching import dims_of

@@ -23,7 +23,7 @@ from greencc.ir import (
     span_of,
     with_span,
 )
-from greencc.kernels.base import kernel
+from greencc.kernels import kernel
 from greencc.kernels.padding import TOKENS
 from greencc.ops import ATTENTION, AttentionAttrs, packed_attention
 from greencc.padding import TOKENS_SYMBOL, ElidedPadding

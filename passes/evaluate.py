@@ -11,8 +11,7 @@ import tvm
 from tvm import relax
 
 from greencc.ir import dtype_of, static_shape
-from greencc.kernels.base import kernel_name, kernel_options
-from greencc.ops import KERNEL
+from greencc.kernels import KERNEL, kernel_name, kernel_options
 from greencc.passes.no_ops import integers, permutation_of, strides_of
 
 Arrays = Sequence[np.ndarray]

@@ -11,8 +11,7 @@ import tvm
 from tvm import relax
 
 from greencc.ir import dtype_of, is_call, relax_functions, span_of, static_shape
-from greencc.kernels.base import kernel_name
-from greencc.ops import KERNEL
+from greencc.kernels import KERNEL, kernel_name
 from greencc.passes.base import Condition, Pass, PassContext, PassResult, Refusal
 from greencc.passes.common_subexpressions import makes_new_value
 from greencc.passes.constant_calls import ConstantCall, constant_call, folded_constants, tensor_types

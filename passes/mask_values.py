@@ -19,8 +19,8 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.ir import constant_array, dim_text, dtype_of, shape_of
-from greencc.kernels.base import kernel_name
-from greencc.ops import KERNEL, SHAPE_TO_TENSOR
+from greencc.kernels import KERNEL, kernel_name
+from greencc.ops import SHAPE_TO_TENSOR
 from greencc.passes.graph import Graph
 from greencc.passes.no_ops import permutation_of
 from greencc.symbolic import evaluate

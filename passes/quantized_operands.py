@@ -8,8 +8,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from greencc.ir import constant, dtype_of, is_call, shape_of
-from greencc.kernels.base import kernel_name, kernel_options
-from greencc.ops import KERNEL
+from greencc.kernels import KERNEL, kernel_name, kernel_options
 from greencc.passes.evaluate import evaluate
 from greencc.passes.graph import Graph
 from greencc.passes.matching import same_extents

@@ -11,8 +11,7 @@ import numpy as np
 from tvm import relax
 
 from greencc.ir import constant, dtype_of, is_call, substitute
-from greencc.kernels.base import kernel_name, kernel_options
-from greencc.ops import KERNEL
+from greencc.kernels import KERNEL, kernel_name, kernel_options
 from greencc.passes.base import Condition, RewritePass
 from greencc.passes.compositions import VIEWS
 from greencc.passes.graph import Builder, Graph

@@ -6,8 +6,8 @@ further sizes (symbolic ones too). The result type is that of the tensor express
 written once and can't disagree with its type.
 """
 
-from greencc.kernels.base import Kernel, kernel, kernel_name, legalize
+from greencc.kernels.base import KERNEL, Kernel, kernel_name, kernel_options
+from greencc.kernels.calls import kernel, legalize
 from greencc.kernels.table import KERNELS
-from greencc.ops import KERNEL
 
-__all__ = ["KERNEL", "KERNELS", "Kernel", "kernel", "kernel_name", "legalize"]
+__all__ = ["KERNEL", "KERNELS", "Kernel", "kernel", "kernel_name", "kernel_options", "legalize"]

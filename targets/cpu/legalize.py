@@ -7,13 +7,12 @@ from collections.abc import Callable
 import tvm
 from tvm import relax, tirx
 
-from greencc.kernels.base import kernel_name, kernel_options
-from greencc.kernels.base import legalize as legalize_kernel
+from greencc.kernels import KERNEL, kernel_name, kernel_options
+from greencc.kernels import legalize as legalize_kernel
 from greencc.ops import (
     ATTENTION,
     INTEGER_CONV2D,
     INTEGER_MATMUL,
-    KERNEL,
     PACKED_ATTENTION,
     QUANTIZED_CONV2D,
     QUANTIZED_MATMUL,

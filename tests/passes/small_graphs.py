@@ -9,7 +9,7 @@ import tvm
 from tvm import ir, relax, tirx
 
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, bindings_of, constant_array, with_span
-from greencc.kernels.base import kernel_name, kernel_options
+from greencc.kernels import kernel_name, kernel_options
 from greencc.passes.base import PassContext, PassResult
 from greencc.passes.prune_dead_nodes import PruneDeadNodes
 

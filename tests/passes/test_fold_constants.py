@@ -157,7 +157,6 @@ def test_a_call_of_a_packed_function_is_no_candidate():
 
 
 def attention(e):
-    own_ops.register_ops()
     attrs = own_ops.AttentionAttrs(heads=1, kv_heads=1, head_dim=3, value_dim=3)
     return e(own_ops.attention(const(A[None]), const(A[None]), const(A[None]), None, attrs))
 

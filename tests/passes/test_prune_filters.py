@@ -8,7 +8,7 @@ from tvm import relax
 from tvm.relax import op
 
 from greencc.ir import bindings_of, constant_array, is_call, shape_of, span_of
-from greencc.kernels.base import kernel
+from greencc.kernels import kernel
 from greencc.passes.base import PassContext
 from greencc.passes.prune_filters import PruneFilters
 

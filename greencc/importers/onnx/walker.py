@@ -27,7 +27,6 @@ from greencc.importers.onnx.reader import OnnxFile, read_onnx, subgraphs, tensor
 from greencc.importers.onnx.symbols import Implied, Symbols
 from greencc.importers.onnx.values import SUPPORTED, Value, bounded
 from greencc.ir import INPUTS_ATTR, OUTPUTS_ATTR, SYMBOL_LOWER_ATTR, SYMBOL_UPPER_ATTR, constant, with_span
-from greencc.ops import register_ops
 
 
 def import_onnx(
@@ -48,7 +47,6 @@ def import_onnx(
         UnsupportedOperators: some nodes can't be imported (all are listed).
         UserError: `shapes` or `dynamic` do not fit the model.
     """
-    register_ops()
     file = read_onnx(Path(path))
     implied = Implied()
     while True:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from tvm import relax
 
-from greencc.kernels.base import kernel_name
-from greencc.kernels.base import legalize as legalize_kernel
-from greencc.ops import KERNEL
+from greencc.kernels import KERNEL, kernel_name
+from greencc.kernels import legalize as legalize_kernel
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.kernels.emit import GpuLowering

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import relax, tirx
 from tvm.tirx.script import builder as T
 
-from greencc.kernels.base import kernel_options
+from greencc.kernels import kernel_options
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget
 from greencc.targets.gpu.kernels.emit import (

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tvm import relax, tirx
 from tvm.tirx.script import builder as T
 
-from greencc.kernels.base import kernel_options
+from greencc.kernels import kernel_options
 from greencc.kernels.shapes import element_type
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import GpuTarget

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tvm import relax, tirx
 from tvm.tirx.script import builder as T
 
-from greencc.kernels.base import kernel_options
+from greencc.kernels import kernel_options
 from greencc.kernels.indexing import combine
 from greencc.kernels.shapes import wrapped
 from greencc.targets.emitted import EmittedKernels

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from tvm import relax, tirx
 from tvm.tirx.script import builder as T
 
-from greencc.kernels.base import kernel_options
+from greencc.kernels import kernel_options
 from greencc.targets.emitted import EmittedKernels
 from greencc.targets.gpu.capabilities import Capabilities, GpuTarget
 from greencc.targets.gpu.kernels.emit import Lines, emitted_kernel, for_each, form, get, put, register, strided

@@ -8,7 +8,7 @@ from running import Runner, function, normal, targets
 from test_attention import ATOL, fused, reference
 from tvm import relax, tirx
 
-from greencc.kernels.base import kernel
+from greencc.kernels import kernel
 from greencc.ops import packed_attention
 from greencc.targets.cpu.target import CpuTarget
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from running import Runner, function, normal, targets
 from tvm import tirx
 
-from greencc.kernels.base import kernel
+from greencc.kernels import kernel
 from greencc.targets.cpu.target import CpuTarget
 
 Window = tuple[int, int, int, int]

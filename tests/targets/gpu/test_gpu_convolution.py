@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from tvm import relax, te, tirx
 
-from greencc.kernels.base import kernel
+from greencc.kernels import kernel
 from greencc.ops import Conv2dAttrs, integer_conv2d
 from greencc.targets.gpu.schedules.convolution.form import read_reduction
 from greencc.targets.gpu.schedules.convolution.plan import PLANS, Plan

@@ -12,7 +12,7 @@ from gpu_running import GpuRunner
 from onnx import TensorProto, helper
 from tvm import tirx
 
-from greencc.kernels.base import kernel
+from greencc.kernels import kernel
 from tests.targets.cpu.running import function, normal
 
 pytestmark = pytest.mark.vulkan
