@@ -33,6 +33,8 @@ def reshaped(
     The second result [rows, size of the new axis] has the channels of an axis that was split: they go by columns only
     when those of a column go together. When the axis is merged with others, it has a single row.
     """
+    if any(isinstance(dim, tirx.IntImm) and int(dim) == 0 for dim in (*before, *behind)):
+        return None  # a tensor without elements
     lead = 0
     while lead < min(source.axis, len(behind)) and same_shape([before[lead]], [behind[lead]]):
         lead += 1

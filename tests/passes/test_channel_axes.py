@@ -73,3 +73,8 @@ def test_open_dimensions_may_stand_before_and_behind():
     axis, rows = reshaped(source, [batch, *dims([6]), width], [batch, *dims([2, 3]), width])
     assert (axis.axis, rows.tolist()) == (2, [[0, 1, 2], [3, 4, 5]])
     assert reshaped(source, [batch, *dims([6]), width], [width, *dims([6]), batch]) is None
+
+
+def test_tensors_without_elements_have_no_channels_to_follow():
+    for channels, before, behind in ((0, (1, 0, 4), (1, 0)), (6, (0, 6, 2), (0, 12)), (6, (2, 6, 0), (12, 0))):
+        assert reshaped(ChannelAxis(1, np.arange(channels)), dims(before), dims(behind)) is None

@@ -40,7 +40,7 @@ def _depthwise(e, a, b, n):
 
 
 def _grouped(e, a, b, n):
-    return convolved(e, a, width(a), n, groups=2) if n % 3 == 0 else e(op.tanh(a))
+    return convolved(e, a, width(a), n, groups=2) if n % 3 == 0 and width(a) % 2 == 0 else e(op.tanh(a))
 
 
 def _sum(e, a, b, n):
@@ -62,8 +62,11 @@ def _concat(e, a, b, n):
 
 def _half(e, a, b, n):
     middle = width(a) // 2
+    if not middle:
+        return a
     if n % 2:
-        return e(op.strided_slice(a, [1], [n % 3], [n % 3 + middle]))
+        start = n % 3 % (width(a) - middle + 1)
+        return e(op.strided_slice(a, [1], [start], [start + middle]))
     parts = e(op.split(a, [middle], axis=1))
     return e(relax.TupleGetItem(parts, n // 2 % 2))
 
