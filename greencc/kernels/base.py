@@ -1,4 +1,4 @@
-"""What a kernel is, and what a call of `greencc.kernel` says of its one."""
+"""What a kernel is, and what a call of `greencc.kernel` says about its kernel."""
 
 from __future__ import annotations
 

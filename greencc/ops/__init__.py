@@ -1,7 +1,8 @@
 """The `greencc.*` operators: what Relax has no operator for, or none that lowers well.
 
-TVM knows one from its first call on. They compile, run and round-trip JSON, but TVMScript can't parse them: tests build
-their expected modules with BlockBuilder. One more is `greencc.kernel`, see greencc/kernels.
+An operator is registered with TVM when its first call is built. Calls compile, run and, in the process that built them,
+round-trip JSON, but TVMScript can't parse them: tests build their expected modules with BlockBuilder. One more operator
+is `greencc.kernel`, see greencc/kernels.
 """
 
 from greencc.ops.attention import (
@@ -26,7 +27,6 @@ from greencc.ops.products import (
     quantized_matmul,
     quantized_take,
 )
-from greencc.ops.registration import registered
 from greencc.ops.shapes import SHAPE_TO_TENSOR, shape_to_tensor
 
 __all__ = [
@@ -51,7 +51,6 @@ __all__ = [
     "quantized_conv2d",
     "quantized_matmul",
     "quantized_take",
-    "registered",
     "rotary",
     "scheme_of",
     "shape_to_tensor",

@@ -41,7 +41,7 @@ _SECOND = 0.4
 # Spaces of so many plans are tried to the last one.
 _SMALL = 2048
 _BLOCK = "kernel"
-_RULE = "greencc.rule"
+_RULE = "greencc.search.rule"
 _KNOB = "greencc.knob."
 _RANDOM = "greencc.workload"
 

@@ -40,7 +40,7 @@ class EmittedRule(ABC, Generic[Form]):
 
     @abstractmethod
     def emit(self, form: Form, plan: Plan) -> tirx.PrimFunc:
-        """It by a plan of its space."""
+        """The kernel, emitted by a plan of its space."""
 
     def space(self, func: tirx.PrimFunc, constants: frozenset[int]) -> Space | Declined:
         """See TunableRule."""
@@ -64,7 +64,7 @@ class EmittedRule(ABC, Generic[Form]):
         if not self._emitted(func):
             return Declined(_FOREIGN)
         if RECIPE_ATTR not in func.attrs:
-            return Declined("it has one plan")
+            return Declined("it can be emitted by one plan only")
         return self.form(func, json.loads(str(func.attrs[RECIPE_ATTR])))
 
     def _emitted(self, func: tirx.PrimFunc) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import reference
 from builders import const, graph, random
 from hypothesis import given, settings
@@ -72,7 +73,7 @@ def _half(e, a, b, n):
 
 
 def _shuffle(e, a, b, n):
-    if width(a) % 2:
+    if not width(a) or width(a) % 2:
         return a
     split = e(op.reshape(a, (1, 2, width(a) // 2, SIZE, SIZE)))
     return e(op.reshape(e(op.permute_dims(split, [0, 2, 1, 3, 4])), (1, width(a), SIZE, SIZE)))
@@ -89,6 +90,29 @@ def _transposed(e, a, b, n):
 STEPS: tuple[Step, ...] = (
     _convolution, _convolution, _depthwise, _grouped, _sum, _sum, _gate, _concat, _half, _shuffle, _scale, _transposed,
 )  # fmt: skip
+
+
+def check(module):
+    result = PruneFilters(0.25).run(module, PassContext())
+    assert relax.analysis.check_well_formed(result.module)
+    x = random(1, 3, SIZE, SIZE, seed=7)
+    wanted, found = (reference.evaluate(m, x)[0] for m in (masked(module, 0.25), result.module))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9 * max(1.0, float(np.abs(wanted).max())))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_channels_that_are_none(flat):
+    def body(e, x):
+        last = convolved(e, x, 8, 0)
+        none = e(op.strided_slice(last, [1], [8], [8]))
+        last = e(op.concat([last, none], axis=1))
+        if not flat:
+            return convolved(e, last, 2, 1, kernel=1)
+        rows = e(op.reshape(last, (1, 8 * SIZE * SIZE)))
+        rows = e(op.concat([rows, e(op.reshape(none, (1, 0)))], axis=1))
+        return e(op.matmul(rows, const(random(8 * SIZE * SIZE, 3))))
+
+    check(graph(body, x=(1, 3, SIZE, SIZE)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,9 +133,4 @@ def test_random_networks(steps, flat):
             return e(op.matmul(e(op.reshape(last, (1, rows))), const(random(rows, 3))))
         return convolved(e, last, 2, 1, kernel=1)
 
-    module = graph(body, x=(1, 3, SIZE, SIZE))
-    result = PruneFilters(0.25).run(module, PassContext())
-    assert relax.analysis.check_well_formed(result.module)
-    x = random(1, 3, SIZE, SIZE, seed=7)
-    wanted, found = (reference.evaluate(m, x)[0] for m in (masked(module, 0.25), result.module))
-    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9 * max(1.0, float(np.abs(wanted).max())))
+    check(graph(body, x=(1, 3, SIZE, SIZE)))

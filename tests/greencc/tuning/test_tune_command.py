@@ -93,7 +93,7 @@ def test_a_database_of_another_target_is_refused_by_name(session: Finished, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def run_cli(*arguments: object) -> int:
+def exit_code_of(*arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     code = ended.value.code
@@ -104,12 +104,12 @@ def run_cli(*arguments: object) -> int:
 def test_a_dry_run_measures_nothing_and_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = perceptron(tmp_path, rows="tokens")
     arguments = ("tune", model, "--db", tmp_path / "db", "--dynamic", "tokens=1..64", "--threads", "1", "--dry-run")
-    assert run_cli(*arguments) == 0
+    assert exit_code_of(*arguments) == 0
     shown = capfd.readouterr().out
     assert "tokensx64 * 64x64" in shown
     assert "cpu-matmul" in shown
     assert not (tmp_path / "db").exists()
-    assert run_cli(*arguments, "--json") == 0
+    assert exit_code_of(*arguments, "--json") == 0
     (line,) = capfd.readouterr().out.splitlines()
     result = json.loads(line)
     assert result["dry_run"]
@@ -120,7 +120,7 @@ def test_json_is_a_line_for_each_event_and_the_result_last(
     session: Finished, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model, folder, _, _ = session
-    assert run_cli("tune", model, "--db", folder, "--threads", 2, "--trials", TRIALS, "--json") == 0
+    assert exit_code_of("tune", model, "--db", folder, "--threads", 2, "--trials", TRIALS, "--json") == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert lines[0]["event"] == "start"
     assert lines[-1]["event"] == "result"
@@ -144,7 +144,7 @@ def test_a_wrong_request_exits_with_2_and_writes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     model = perceptron(tmp_path, layers=1, rows=8)
-    assert run_cli("tune", model, "--db", tmp_path / "db", "--threads", 1, *arguments) == 2
+    assert exit_code_of("tune", model, "--db", tmp_path / "db", "--threads", 1, *arguments) == 2
     stderr = capfd.readouterr().err
     assert message in stderr
     assert "Traceback" not in stderr
@@ -152,10 +152,10 @@ def test_a_wrong_request_exits_with_2_and_writes_nothing(
 
 
 def test_a_missing_model_or_database_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("tune", tmp_path / "no.onnx", "--db", tmp_path / "db") == 2
+    assert exit_code_of("tune", tmp_path / "no.onnx", "--db", tmp_path / "db") == 2
     assert "no.onnx: there is no such file or folder" in capfd.readouterr().err
     model = perceptron(tmp_path, layers=1, rows=8)
-    assert run_cli("compile", model, "-o", tmp_path / "out", "--tune-db", tmp_path / "none") == 2
+    assert exit_code_of("compile", model, "-o", tmp_path / "out", "--tune-db", tmp_path / "none") == 2
     assert f"{tmp_path / 'none'}: there is no such tuning database" in capfd.readouterr().err.replace("\n", " ")
 
 

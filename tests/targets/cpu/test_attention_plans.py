@@ -10,7 +10,7 @@ from test_attention import ATOL, fused, reference
 from tvm import relax, tirx
 
 from greencc.ops import AttentionAttrs, attention
-from greencc.targets.base import Declined, Scheduled
+from greencc.targets.base import RULE_ATTR, Declined, Scheduled
 from greencc.targets.cpu.schedules.attention import attention_kernel, packed_attention_kernel
 from greencc.targets.cpu.schedules.attention_rule import AttentionRule
 from greencc.targets.cpu.target import CpuTarget
@@ -131,7 +131,20 @@ def test_packed_attention_is_not_tuned() -> None:
     tokens, batch, longest = (tirx.Var(name, "int64") for name in ("n", "b", "s"))
     types = [relax.TensorType((1, tokens, 96), "float32")] * 3 + [relax.TensorType((batch, longest), "int64")]
     func = packed_attention_kernel(fused(2, 2, 16, 16), types, relax.TensorType((1, tokens, 32), "float32"), target)
-    assert isinstance(AttentionRule(target).space(func, frozenset()), Declined)
+    rule = AttentionRule(target)
+    assert rule.space(func, frozenset()) == Declined("it can be emitted by one plan only")
+    assert isinstance(rule.apply(func, frozenset()), Scheduled)
+
+
+def test_kernels_of_other_rules_are_declined() -> None:
+    target = targets()[0]
+    rule = AttentionRule(target)
+    func = kernel(*CASES["26"], {"b": 1, "s": 37}, target)
+    space = rule.space(func, frozenset())
+    assert isinstance(space, Space)
+    for foreign in (func.without_attr(RULE_ATTR), func.with_attr(RULE_ATTR, "cpu-rows")):
+        for plan in (None, space.default):
+            assert rule.apply(foreign, frozenset(), plan) == Declined("no kernel of this rule")
 
 
 class _ByQueries:

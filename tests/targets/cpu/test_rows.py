@@ -145,6 +145,42 @@ def test_what_is_read_after_the_result_was_begun_is_not_overwritten() -> None:
         assert scheduled.overwrites == wanted
 
 
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        (lambda emit, x: emit(relax.op.nn.rms_norm(x, relax.const(np.ones(50, np.float32)), axes=[-1])), (0,)),
+        (lambda emit, x: emit(relax.op.flip(emit(relax.op.strided_slice(x, [0], [0], [4])), 1)), ()),
+    ],
+    ids=["a norm", "turned rows"],
+)
+def test_copies_of_what_the_result_may_overwrite(body, wanted: tuple[int, ...]) -> None:
+    """Copies are left out: what reads them reads the parameter."""
+    func = kernel(body, 4, 50)
+    rule = rule_of(targets()[0], "cpu-rows")
+    space = rule.space(func, frozenset())
+    assert isinstance(space, Space)
+    scheduled = rule.apply(func, frozenset(), space.default)
+    assert isinstance(scheduled, Scheduled)
+    assert scheduled.overwrites == wanted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_of_what_was_computed(seed: int) -> None:
+    gain = normal(50, seed=3)
+
+    def body(emit, x):
+        y = emit(relax.op.nn.softmax(x))
+        turned = emit(relax.op.flip(emit(relax.op.strided_slice(y, [0], [0], [4])), 1))
+        z = emit(relax.op.nn.softmax(turned))
+        return [emit(relax.op.nn.rms_norm(emit(relax.op.nn.softmax(z)), relax.const(gain), axes=[-1]))]
+
+    runner, _ = planned(function({"x": ((4, 50), "float32")}, body), targets()[0], seed)
+    x = normal(4, 50)
+    y = softmax(softmax(softmax(x.astype(np.float64))[:, ::-1]))
+    want = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5) * gain
+    np.testing.assert_allclose(runner(x)[0], want, atol=PASS_ATOL, rtol=0)
+
+
 def test_without_a_plan_or_by_one_that_it_does_not_know_it_declines() -> None:
     func = kernel(lambda emit, x: emit(relax.op.nn.softmax(x)), 4, 50)
     rule = rule_of(targets()[0], "cpu-rows")

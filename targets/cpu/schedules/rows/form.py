@@ -123,9 +123,10 @@ def match_rows(func: tirx.PrimFunc) -> Rows | str:
     Sums say what a row is. Without any, as many of the last axes make one as its vectors need, if they can.
     """
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
+    # TVM's norms copy what they read to the type that they compute in, even where it is the same.
+    copies = [block for block in blocks(schedule) if _is_copy(func, schedule.get(block))]
     try:
-        # TVM's norms copy what they read to the type that they compute in, even where it is the same.
-        inline_blocks(schedule, [block for block in blocks(schedule)[:-1] if _is_copy(schedule.get(block))])
+        inline_blocks(schedule, copies)
     except InlineError as error:
         return str(error)
     nodes = [schedule.get(block) for block in blocks(schedule)]
@@ -144,11 +145,12 @@ def match_rows(func: tirx.PrimFunc) -> Rows | str:
     return found
 
 
-def _is_copy(node: s_tir.SBlock) -> bool:
-    """Whether a block stores what it reads at the same place."""
+def _is_copy(func: tirx.PrimFunc, node: s_tir.SBlock) -> bool:
+    """Whether a block stores what it reads at the same place, and not as a result."""
     store, axes = node.body, [axis.var for axis in node.iter_vars]
     return (
         isinstance(store, tirx.BufferStore)
+        and parameter_index(func, store.buffer) is None
         and is_written_in_order(node)
         and isinstance(store.value, ir.TensorLoad)
         and indexed_by(store.value, axes)
