@@ -19,16 +19,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-import onnx
 import psutil
-from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import bert_onnx
+from benchmarks.perceptrons import perceptron
 from greencc import api
 from greencc.tuning.files import load
 from greencc.tuning.records import Trial
@@ -127,7 +124,9 @@ def shared() -> bool:
     """Tune two models of which each has half its kernels from the other, and the second one from scratch."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        first, second = (_chain(folder / f"{i}.onnx", [*SHARED_WIDTHS, *own]) for i, own in enumerate(OWN_WIDTHS))
+        first, second = (
+            perceptron(folder / f"{i}.onnx", [*SHARED_WIDTHS, *own], ROWS) for i, own in enumerate(OWN_WIDTHS)
+        )
         both = folder / "both"
         sessions = {
             "the first model": api.tune(first, both),
@@ -143,30 +142,6 @@ def shared() -> bool:
     speed = after["model_ms"] / after["default_ms"] / (scratch["model_ms"] / scratch["default_ms"])
     print(f"the second model took {share:.2f} of the trials, and its kernels take {speed:.3f} of the time")
     return share <= HALF + TOLERANCE and speed <= 1 + TOLERANCE
-
-
-def _chain(path: Path, widths: Sequence[int]) -> Path:
-    """A model: x [ROWS, widths[0]] -> products by [widths[i], widths[i + 1]], each with a bias and Tanh -> y."""
-    rng = np.random.default_rng(0)
-    nodes, weights, value = [], [], "x"
-    for i, (inner, outer) in enumerate(pairwise(widths)):
-        matrix = rng.standard_normal((inner, outer)).astype("float32") / np.float32(inner**0.5)
-        weights += [numpy_helper.from_array(matrix, f"w{i}")]
-        weights += [numpy_helper.from_array(rng.standard_normal(outer).astype("float32"), f"b{i}")]
-        out = "y" if i == len(widths) - 2 else f"h{i}"
-        nodes += [
-            helper.make_node("MatMul", [value, f"w{i}"], [f"p{i}"]),
-            helper.make_node("Add", [f"p{i}", f"b{i}"], [f"s{i}"]),
-            helper.make_node("Tanh", [f"s{i}"], [out]),
-        ]
-        value = out
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [ROWS, width])
-        for name, width in (("x", widths[0]), ("y", widths[-1]))
-    ]
-    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
 
 
 def main() -> int:

@@ -21,8 +21,8 @@ from greencc.targets.cpu.schedules.elementwise import MIN_PARALLEL_ELEMENTS
 from greencc.targets.cpu.schedules.registers import registers, stack_buffer
 from greencc.targets.cpu.target import CpuTarget
 from greencc.targets.int8.levels import levels_of, padded_depth, store_scheme
+from greencc.targets.int8.rows import QuantizedRows
 from greencc.targets.tir import as_int, i64, ramp, splat, unravel, vector_type, volume, with_own_symbols
-from greencc.targets.tuning.emitted import with_recipe
 
 QUANTIZE_RULE, NORMALIZE_RULE = "cpu-quantize-rows", "cpu-normalize-rows"
 # Rows of a task: some microseconds of work.
@@ -93,7 +93,7 @@ def planned_rows_kernel(
     # square and that one's sum, two products and a sum.
     operations = 5 if epsilon is None else 12
     made = ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
-    return with_recipe(made, {"with_factors": with_factors, "epsilon": epsilon})
+    return QuantizedRows(shape, with_factors, epsilon).noted_on(made)
 
 
 class _Row:

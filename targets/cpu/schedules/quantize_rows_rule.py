@@ -12,6 +12,7 @@ from greencc.targets.base import Declined
 from greencc.targets.cpu.intrinsics.dot import dot_product
 from greencc.targets.cpu.schedules.quantize_rows import is_parallel, planned_rows_kernel
 from greencc.targets.cpu.target import CpuTarget
+from greencc.targets.int8.rows import QuantizedRows
 from greencc.targets.tir import as_int, volume
 from greencc.targets.tuning.emitted import EmittedRule
 from greencc.targets.tuning.space import Knob, Plan, Space
@@ -21,15 +22,7 @@ MAX_SERIAL = 1 << 17
 
 
 @dataclass(frozen=True)
-class _Form:
-    """Such a kernel: the shape of what it quantises, and its recipe."""
-
-    shape: list[tirx.Expr]
-    recipe: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class QuantizeRowsRule(EmittedRule[_Form]):
+class QuantizeRowsRule(EmittedRule[QuantizedRows]):
     """Chooses whether threads share rows: of a few thousand elements it depends on the machine.
 
     The name is QUANTIZE_RULE or NORMALIZE_RULE.
@@ -38,11 +31,11 @@ class QuantizeRowsRule(EmittedRule[_Form]):
     target: CpuTarget
     name: str
 
-    def form(self, func: tirx.PrimFunc, recipe: Mapping[str, Any]) -> _Form:
+    def form(self, func: tirx.PrimFunc, recipe: Mapping[str, Any]) -> QuantizedRows:
         """See EmittedRule."""
-        return _Form(list(func.params[0].ty.shape), recipe)
+        return QuantizedRows.of(func, recipe)
 
-    def space_of(self, form: _Form) -> Space | Declined:
+    def space_of(self, form: QuantizedRows) -> Space | Declined:
         """See EmittedRule."""
         elements = as_int(volume(form.shape))
         if elements is None or elements > MAX_SERIAL:
@@ -50,13 +43,13 @@ class QuantizeRowsRule(EmittedRule[_Form]):
         default: Plan = {"threads": "all" if is_parallel(form.shape) else "one"}
         return Space((Knob("threads", ("all", "one")),), default, {"elements": elements})
 
-    def emit(self, form: _Form, plan: Plan) -> tirx.PrimFunc:
+    def emit(self, form: QuantizedRows, plan: Plan) -> tirx.PrimFunc:
         """See EmittedRule."""
         return planned_rows_kernel(
             form.shape,
             self.target,
             dot_product(self.target),
-            bool(form.recipe["with_factors"]),
-            form.recipe["epsilon"],
+            form.with_factors,
+            form.epsilon,
             plan["threads"] == "all",
         )

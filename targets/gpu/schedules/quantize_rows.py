@@ -22,8 +22,8 @@ from greencc.targets.gpu.schedules.launch import barrier, power_of_two, when
 from greencc.targets.gpu.schedules.sources import BYTES
 from greencc.targets.gpu.schedules.threads import at, launch, local, put, shared
 from greencc.targets.int8.levels import Levels, levels_of, padded_depth, store_scheme
+from greencc.targets.int8.rows import QuantizedRows
 from greencc.targets.tir import i64, ramp, volume, with_own_symbols
-from greencc.targets.tuning.emitted import with_recipe
 
 QUANTIZE_RULE, NORMALIZE_RULE = "gpu-quantize-rows", "gpu-normalize-rows"
 _BITS = 8
@@ -88,7 +88,7 @@ def planned_rows_kernel(
     # square and that one's sum, two products and a sum.
     operations = 5 if epsilon is None else 12
     made = ib.get().with_attr(OPERATIONS_ATTR, rows * i64(operations * depth))
-    return with_recipe(made, {"with_factors": with_factors, "epsilon": epsilon})
+    return QuantizedRows(shape, with_factors, epsilon).noted_on(made)
 
 
 @dataclass(frozen=True)
